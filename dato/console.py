@@ -1,0 +1,61 @@
+"""What every command line shares: the console, the progress bar, and how bad input is reported."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dato.errors import DatoError
+
+out = Console()
+err = Console(stderr=True)
+
+
+def progress() -> Progress:
+    """A progress bar on standard error, so that standard output can be piped."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=err,
+    )
+
+
+def _quiet_libraries() -> None:
+    # Loading a pipeline otherwise prints bars and notices that bury the command's own output.
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def main(*commands: Callable[..., None]) -> None:
+    """Run one command with typer: bad input (`DatoError`) becomes one line and exit code 2.
+
+    Other exceptions are bugs and keep their traceback.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    for command in commands:
+        app.command()(command)
+    try:
+        _quiet_libraries()
+        app()
+    except DatoError as error:
+        err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)

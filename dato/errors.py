@@ -1,0 +1,8 @@
+"""The one exception that means "the input is wrong", as against "there is a bug"."""
+
+
+class DatoError(ValueError):
+    """Bad input: the message is one line that says what is wrong and what to do about it.
+
+    The command lines print it and leave with exit code 2; any other exception keeps its traceback.
+    """
