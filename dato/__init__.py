@@ -1,3 +1,22 @@
 """dato: search cache-and-prune schedules for UNet diffusion models, and run them."""
 
+from dato.errors import DatoError
+from dato.front import Front, Point, load_front
+from dato.patch import apply_patch, current_schedule, patched, remove_patch
+from dato.pruning import Pruning
+from dato.schedule import Schedule
+
+__all__ = [
+    "DatoError",
+    "Front",
+    "Point",
+    "Pruning",
+    "Schedule",
+    "apply_patch",
+    "current_schedule",
+    "load_front",
+    "patched",
+    "remove_patch",
+]
+
 __version__ = "0.1.0"

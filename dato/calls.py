@@ -1,0 +1,89 @@
+"""Which call of a generation is this? Read off the timestep that the sampler hands to the UNet.
+
+Samplers walk through `scheduler.timesteps`, one tensor made anew for every generation, and hand over one element of
+it at each call. That element is a view: where it begins in the tensor's storage is the index of the call. This is
+exact for samplers that use a timestep twice (PLMS, Heun), for img2img, which starts midway, and for pipelines that
+take turns; and it needs no look at the value, for which a GPU would have to stop.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Call(NamedTuple):
+    """One UNet call of a generation.
+
+    Attributes:
+        index: Position in the sampler's timesteps, from 0.
+        total: How many timesteps the sampler has; None if it cannot be known.
+        fresh: Whether nothing of earlier calls may be used: a new generation, or other shapes.
+    """
+
+    index: int
+    total: int | None
+    fresh: bool
+
+
+class CallCounter:
+    """Follows the calls of one UNet through its generations."""
+
+    def __init__(self) -> None:
+        self._timestep: Tensor | float | None = None  # keeps its storage alive, so that no other takes its address
+        self._kind: tuple | None = None
+        self._index = -1
+
+    def reset(self) -> None:
+        """The next call begins a generation."""
+        self._timestep, self._kind, self._index = None, None, -1
+
+    def next(self, timestep: Tensor | float, sample: Tensor, timesteps: Tensor | None = None, length: int = 0) -> Call:
+        """Place one call.
+
+        Args:
+            timestep: What the sampler handed to the UNet.
+            sample: The UNet's input; a change of its shape, dtype or device makes the call fresh.
+            timesteps: The scheduler's own, where the pipeline is known.
+            length: After so many calls a generation is over, where its timesteps are not known.
+        """
+        place = _place(timestep, timesteps)
+        if place is None:
+            # A bare number or a tensor of its own. Time runs downwards within a generation; anything else is taken
+            # for a new one, which costs a whole call at worst and never gives a stale value.
+            begun = not self._falls(timestep) or self._index + 1 >= length
+            index, total = (0 if begun else self._index + 1), None
+        else:
+            index, total = place
+            begun = index <= self._index or not _same_storage(timestep, self._timestep)
+        kind = (sample.shape, sample.dtype, sample.device)
+        fresh = begun or kind != self._kind
+        self._timestep, self._kind, self._index = timestep, kind, index
+        return Call(index, total, fresh)
+
+    def _falls(self, timestep: Tensor | float) -> bool:
+        if self._timestep is None or isinstance(timestep, Tensor) != isinstance(self._timestep, Tensor):
+            return False
+        return _value(timestep) < _value(self._timestep)
+
+
+def _place(timestep: Tensor | float, timesteps: Tensor | None) -> tuple[int, int] | None:
+    """(index, total) of a timestep that is a view of one element of a list of timesteps, else None."""
+    if not isinstance(timestep, Tensor) or any(timestep.stride()):
+        return None
+    if timesteps is not None and _same_storage(timestep, timesteps):
+        return timestep.storage_offset() - timesteps.storage_offset(), len(timesteps)
+    total = timestep.untyped_storage().nbytes() // timestep.element_size()
+    return (timestep.storage_offset(), total) if total > 1 else None
+
+
+def _same_storage(a: Tensor | float, b: Tensor | float | None) -> bool:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return False
+    return a.device == b.device and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def _value(timestep: Tensor | float) -> float:
+    return float(timestep.flatten()[0]) if torch.is_tensor(timestep) else float(timestep)

@@ -1,0 +1,1 @@
+"""The command lines: what the thin scripts in search/ and scripts/ run."""

@@ -1,0 +1,94 @@
+"""`generate`: one image with a schedule, stock's image beside it, and how long both took."""
+
+from __future__ import annotations
+
+import re
+import statistics as stats
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from PIL import Image
+
+from dato.cli import options as opt
+from dato.console import err, out
+from dato.errors import DatoError
+from dato.front import Front, load_strategy
+from dato.patch import apply_patch, remove_patch
+from dato.report import strip
+from dato.sampling import EMBEDDED, Generated, Sampling, generate, load_pipeline
+from dato.timing import hardware
+
+
+def generate_image(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    strategy: Annotated[str, typer.Option(help="A front or schedule: a JSON file, or the name of a shipped one.")],
+    pick: Annotated[str, typer.Option(help="Which point of a front: knee, speedup=NUMBER or quality=NUMBER.")] = "knee",
+    model: opt.Model = None,
+    steps: opt.Steps = None,
+    scheduler: opt.Scheduler = None,
+    guidance_scale: opt.Guidance = None,
+    height: opt.Height = None,
+    width: opt.Width = None,
+    seed: opt.Seed = 0,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Time each of the two this often, in turn; the median counts.")
+    ] = 3,
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder of the images.")] = Path("images"),
+) -> None:
+    """Generate an image with a schedule, and stock's from the same noise, and print both times.
+
+    Model, steps, sampler, guidance and size are those of the front, unless given.
+    """
+    loaded = load_strategy(strategy)
+    if not isinstance(loaded, Front) and pick != "knee":
+        raise DatoError(f"--pick {pick}: {strategy} is one schedule, there is nothing to pick")
+    schedule = loaded.choose(**opt.parse_pick(pick)).schedule if isinstance(loaded, Front) else loaded
+    known = loaded.conditions if isinstance(loaded, Front) else {}
+
+    where = opt.device_of(device)
+    name = model or known.get("model", EMBEDDED)
+    with err.status(f"Loading {name}"):
+        pipe = load_pipeline(
+            name, device=where, dtype=opt.dtype_of(dtype, where), scheduler=scheduler or known.get("scheduler_name")
+        )
+    # Of the front, sizes belong to its own model.
+    size = known if model in (None, known.get("model")) else {}
+    sampling = Sampling(
+        steps or known.get("steps", 50),
+        guidance_scale or known.get("guidance_scale", 3.0 if name == EMBEDDED else 7.5),
+        height or size.get("height"),
+        width or size.get("width"),
+        seed,
+        batch_size=1,
+    )
+    runs: dict[str, list[Generated]] = {"stock": [], "dato": []}
+    with err.status("Generating"):
+        for repeat in range(repeats + 1):
+            for way, results in runs.items():
+                remove_patch(pipe) if way == "stock" else apply_patch(pipe, schedule)
+                result = generate(pipe, [prompt], sampling)
+                if repeat:  # the first round warms up
+                    results.append(result)
+
+    out_folder.mkdir(parents=True, exist_ok=True)
+    stem = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "image"
+    out.print(f"{hardware(where)}; {sampling.steps} steps, median of {repeats}", highlight=False)
+    times = {way: stats.median(r.latency_ms[0] for r in results) for way, results in runs.items()}
+    for way, results in runs.items():
+        path = out_folder / f"{stem}-{seed}{'' if way == 'dato' else '-stock'}.png"
+        _save(results[-1].images[0], path)
+        ratio = f" ({times['stock'] / times['dato']:.2f}x faster)" if way == "dato" else ""
+        out.print(f"{way:>6}: {times[way]:8.1f} ms{ratio}  {path}", highlight=False, soft_wrap=True)
+    out.print(f" calls: {strip(schedule)}", highlight=False)
+
+
+def _save(image: torch.Tensor, path: Path) -> None:
+    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    try:
+        Image.fromarray(pixels).save(path)
+    except OSError as error:
+        raise DatoError(f"cannot write {path}: {error.strerror}; give another --out") from None

@@ -1,0 +1,85 @@
+"""Options that several commands share, and what their text means."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from dato.errors import DatoError
+from dato.sampling import EMBEDDED, SAMPLERS
+
+Model = Annotated[
+    str | None,
+    typer.Option(help=f"Folder or hub id of a diffusers pipeline with a UNet; '{EMBEDDED}' is the embedded model."),
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="Sampler steps.", show_default="the preset's")]
+Scheduler = Annotated[str | None, typer.Option(help=f"Sampler: {', '.join(SAMPLERS)}.", show_default="the model's own")]
+Guidance = Annotated[
+    float | None,
+    typer.Option("--guidance-scale", min=1, help="Classifier-free guidance; 1 is off.", show_default="the preset's"),
+]
+Height = Annotated[int | None, typer.Option(min=8, help="Image height in pixels.", show_default="the model's own")]
+Width = Annotated[int | None, typer.Option(min=8, help="Image width in pixels.", show_default="the model's own")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
+Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16; auto: float16 on a GPU, float32 elsewhere.")]
+Seed = Annotated[int, typer.Option(min=0, help="Fixes the noise of the images and everything random in the search.")]
+
+
+def device_of(name: str) -> torch.device:
+    """The device that a name means. Raises DatoError if this machine has none such."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DatoError(f"--device {name}: {reason}") from None
+    return device
+
+
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
+    """The dtype that a name means. Raises DatoError for an unknown one."""
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if name not in known:
+        raise DatoError(f"--dtype {name}: known are auto, {', '.join(known)}")
+    return known[name]
+
+
+def numbers(option: str, text: str | None, kind: type) -> list | None:
+    """A comma-separated list, as in "0,1,3"."""
+    if text is None:
+        return None
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise DatoError(f"{option} {text!r}: give numbers with commas between them") from None
+
+
+def parse_pick(text: str) -> dict[str, float]:
+    """Read `speedup=3` as {"speedup": 3.0}; "knee" -> {}; what `Front.choose` takes."""
+    if text == "knee":
+        return {}
+    name, _, value = text.partition("=")
+    try:
+        return {{"speedup": "speedup", "quality": "quality"}[name]: float(value)}
+    except (KeyError, ValueError):
+        raise DatoError(f"--pick {text!r}: give knee, speedup=NUMBER or quality=NUMBER") from None
+
+
+def new_folder(out: Path | None, kind: str) -> Path:
+    """The folder of a new run. Raises DatoError if it holds a run already, or cannot be written to."""
+    folder = out or Path("runs") / f"{kind}-{datetime.now():%Y%m%d-%H%M%S}"
+    if (folder / "pareto.json").exists():
+        raise DatoError(f"{folder} holds a front already; give another --out, or remove it first")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatoError(f"cannot write to {folder}: {error.strerror}; give another --out") from None
+    return folder

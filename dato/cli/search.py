@@ -1,0 +1,335 @@
+"""`search_depth` and `search_ratio`: from a model and prompts to a front on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dato import emoji_sd
+from dato.cli import options as opt
+from dato.console import err, out, progress
+from dato.errors import DatoError
+from dato.evaluation import Evaluator
+from dato.front import Front, Point, load_front, non_dominated
+from dato.pruning import SCORES, Pruning
+from dato.quality import METRICS, Setup, load_metric
+from dato.report import front_table
+from dato.sampling import EMBEDDED, Sampling, load_pipeline, read_prompts
+from dato.schedule import Schedule
+from dato.search import DEPTH_PRESETS, RATIO_PRESETS, Preset, Space, search, uniform_references
+from dato.space import DepthSpace, RatioSpace
+from dato.timing import hardware
+
+Prompts = Annotated[
+    Path | None, typer.Option(help="Text file, one prompt a line.", show_default="the embedded model's search split")
+]
+Quality = Annotated[
+    str, typer.Option(help=f"Objective beside latency: {', '.join(METRICS)}. All that need no extra file are recorded.")
+]
+MinQuality = Annotated[float | None, typer.Option(help="Constraint: the objective must be at least this.")]
+Images = Annotated[
+    int | None, typer.Option(min=1, help="Images (prompts) for each candidate.", show_default="the preset's")
+]
+Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Images per generation; latency is per image.")]
+PopSize = Annotated[int | None, typer.Option(min=2, help="Population of NSGA-II.", show_default="the preset's")]
+Generations = Annotated[int | None, typer.Option(min=1, help="Generations.", show_default="the preset's")]
+Clip = Annotated[
+    str | None,
+    typer.Option(
+        "--clip",
+        help="CLIP checkpoint (folder or hub id) for the CLIP score and features.",
+        show_default="the embedded one; openai/clip-vit-base-patch16 for other models",
+    ),
+]
+Statistics = Annotated[
+    Path | None, typer.Option(help="Statistics of real pictures for 'frechet': safetensors with mean and covariance.")
+]
+Rounds = Annotated[
+    int, typer.Option(min=0, help="After the search, time the front, references and stock again this often, in turn.")
+]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder of the run; pareto.json goes there.", show_default="runs/<kind>-<time>")
+]
+PresetName = Annotated[
+    str, typer.Option("--preset", help="quick (minutes on a CPU, embedded model) or paper (DaTo's).")
+]
+
+
+def search_depth(
+    model: opt.Model = EMBEDDED,
+    prompts: Prompts = None,
+    preset: PresetName = "quick",
+    depths: Annotated[
+        str | None,
+        typer.Option(help="Depths to choose from besides the whole UNet, as in 0,1,3.", show_default="the preset's"),
+    ] = None,
+    quality: Quality = "psnr",
+    min_quality: MinQuality = None,
+    steps: opt.Steps = None,
+    scheduler: opt.Scheduler = None,
+    guidance_scale: opt.Guidance = None,
+    height: opt.Height = None,
+    width: opt.Width = None,
+    images: Images = None,
+    batch_size: Batch = 2,
+    pop_size: PopSize = None,
+    generations: Generations = None,
+    rounds: Rounds = 3,
+    clip: Clip = None,
+    statistics: Statistics = None,
+    seed: opt.Seed = 0,
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
+    out: Out = None,
+) -> None:
+    """Search cache-depth schedules: for each UNet call how deep to run, quality against latency.
+
+    With no option at all it searches the embedded model, on a CPU, in minutes.
+    """
+    chosen = _preset(DEPTH_PRESETS, preset, steps, guidance_scale, images, pop_size, generations)
+    alphabet = opt.numbers("--depths", depths, int) or [int(d) for d in chosen.alphabet]
+    folder = opt.new_folder(out, "depth")
+    sampling = Sampling(chosen.steps, chosen.guidance_scale, height, width, seed, batch_size)
+    evaluator, conditions = _prepare(
+        model, prompts, chosen, sampling, scheduler, quality, clip, statistics, device, dtype
+    )
+    space = DepthSpace(evaluator.calls, evaluator.rungs, alphabet)
+    references = uniform_references(evaluator.calls, evaluator.rungs)
+    conditions["search"] |= {"kind": "depth", "preset": preset, "depths": space.depths, "min_quality": min_quality}
+    front = _run(space, evaluator, chosen, references, list(references.values()), seed, min_quality, rounds, conditions)
+    path = folder / "pareto.json"
+    front.save(path)
+    _finish(front, path, [f"python search/search_ratio.py --depths {path}"])
+
+
+def search_ratio(
+    depths: Annotated[
+        str | None,
+        typer.Option(
+            help="The front to build on: a file, or the name of a shipped one.",
+            show_default="the newest runs/depth-*/pareto.json",
+        ),
+    ] = None,
+    pick: Annotated[
+        str | None,
+        typer.Option(
+            help="Build on one point of it, as in the paper: knee, speedup=NUMBER or quality=NUMBER.",
+            show_default="all its points at once",
+        ),
+    ] = None,
+    preset: PresetName = "quick",
+    ratios: Annotated[
+        str | None, typer.Option(help="Ratios to choose from, as in 0,0.3,0.5,0.7.", show_default="the preset's")
+    ] = None,
+    score: Annotated[str, typer.Option(help=f"Base score of token pruning: {', '.join(SCORES)}.")] = "sito",
+    max_downsample: Annotated[
+        int | None, typer.Option(min=1, help="Prune at a downsampling of at most this.", show_default="the smallest")
+    ] = None,
+    quality: Annotated[str | None, typer.Option(help="Objective beside latency.", show_default="the front's")] = None,
+    min_quality: MinQuality = None,
+    prompts: Prompts = None,
+    model: opt.Model = None,
+    images: Images = None,
+    batch_size: Batch = 2,
+    pop_size: PopSize = None,
+    generations: Generations = None,
+    rounds: Rounds = 3,
+    clip: Clip = None,
+    statistics: Statistics = None,
+    seed: opt.Seed = 0,
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
+    out: Out = None,
+) -> None:
+    """Search prune ratios on top of a front of cache-depth schedules: for each call the share of tokens to leave out.
+
+    Model, sampler, steps, guidance and size are those of the front.
+    """
+    source = str(_newest_run()) if depths is None else depths
+    base = load_front(source)
+    found = base.conditions
+    chosen = _preset(
+        RATIO_PRESETS, preset, found.get("steps"), found.get("guidance_scale"), images, pop_size, generations
+    )
+    points = base.points if pick is None else (base.choose(**opt.parse_pick(pick)),)
+    alphabet = opt.numbers("--ratios", ratios, float) or list(chosen.alphabet)
+    pruning = Pruning(score=score, max_downsample=max_downsample)
+    space = RatioSpace([point.schedule for point in points], alphabet, pruning)
+    folder = opt.new_folder(out, "ratio")
+    size = found.get("height"), found.get("width")
+    sampling = Sampling(chosen.steps, chosen.guidance_scale, *size, seed, batch_size)
+    evaluator, conditions = _prepare(
+        model or found.get("model", EMBEDDED),
+        prompts,
+        chosen,
+        sampling,
+        found.get("scheduler_name"),
+        quality or found["quality"],
+        clip,
+        statistics,
+        device,
+        dtype,
+    )
+    if (evaluator.calls, evaluator.rungs) != (len(points[0].schedule), base.rungs):
+        raise DatoError(
+            f"{source} is for {len(points[0].schedule)} calls and {base.rungs} rungs, this model makes "
+            f"{evaluator.calls} calls and has {evaluator.rungs} rungs; search its depths first"
+        )
+    references = uniform_references(evaluator.calls, evaluator.rungs)
+    most = space.ratios[-1]
+    references[f"all whole, ratio {most:g}"] = Schedule.full(evaluator.calls, rungs=base.rungs).with_ratios(most)
+    references = {name: replace(schedule, pruning=pruning) for name, schedule in references.items()}
+    conditions["search"] |= {
+        "kind": "ratio",
+        "preset": preset,
+        "ratios": space.ratios,
+        "depths": source,
+        "pick": pick,
+        "min_quality": min_quality,
+    }
+    front = _run(space, evaluator, chosen, references, [], seed, min_quality, rounds, conditions)
+    path = folder / "pareto.json"
+    front.save(path)
+    _finish(front, path, [])
+
+
+def _preset(presets: dict[str, Preset], name: str, steps, guidance_scale, images, pop_size, generations) -> Preset:
+    if name not in presets:
+        raise DatoError(f"--preset {name!r}: known are {', '.join(presets)}")
+    given = {
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "images": images,
+        "pop_size": pop_size,
+        "generations": generations,
+    }
+    return replace(presets[name], **{key: value for key, value in given.items() if value is not None})
+
+
+def _newest_run() -> Path:
+    runs = sorted(Path("runs").glob("depth-*/pareto.json"), key=lambda p: p.stat().st_mtime)
+    if not runs:
+        raise DatoError("no runs/depth-*/pareto.json here: run search/search_depth.py first, or give --depths FRONT")
+    err.print(f"Building on {runs[-1]}", highlight=False)
+    return runs[-1]
+
+
+def _prepare(
+    model: str | None,
+    prompts: Path | None,
+    preset: Preset,
+    sampling: Sampling,
+    scheduler: str | None,
+    quality: str,
+    clip: str | None,
+    statistics: Path | None,
+    device: str,
+    dtype: str,
+) -> tuple[Evaluator, dict[str, Any]]:
+    """Load everything once; return what judges schedules, and the conditions under which it does."""
+    if model != EMBEDDED and prompts is None:
+        raise DatoError(f"give --prompts FILE for {model}: the prompts that are built in are {EMBEDDED}'s")
+    texts = read_prompts(prompts, preset.images)
+    where = opt.device_of(device)
+    kind = opt.dtype_of(dtype, where)
+    setup = Setup(
+        clip or (emoji_sd.CLIP if model == EMBEDDED else "openai/clip-vit-base-patch16"),
+        statistics or (emoji_sd.STATISTICS if model == EMBEDDED else None),
+        where,
+    )
+    # Of another model only fidelity is free; CLIP is loaded where it is asked for.
+    recorded = ["psnr", "ssim"] + (["clip-score"] if model == EMBEDDED or clip else [])
+    metrics = [load_metric(name, setup) for name in dict.fromkeys([quality, *recorded])]
+    with err.status(f"Loading {model} and generating stock's images"):
+        pipe = load_pipeline(model, device=where, dtype=kind, scheduler=scheduler)
+        evaluator = Evaluator(pipe, texts, sampling, metrics)
+    pixels = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    conditions = {
+        "model": model,
+        "dtype": str(kind).removeprefix("torch."),
+        "height": sampling.height or pixels,
+        "width": sampling.width or pixels,
+        "scheduler": type(pipe.scheduler).__name__,
+        "scheduler_name": scheduler,
+        "steps": sampling.steps,
+        "calls": evaluator.calls,
+        "guidance_scale": sampling.guidance_scale,
+        "prompts": texts,
+        "prompts_sha256": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
+        "seeds": [sampling.seed + i for i in range(len(texts))],
+        "batch_size": sampling.batch_size,
+        "quality": quality,
+        "latency": "end to end per image, median over batches; front, references and stock timed again in turn",
+        "hardware": hardware(where),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("dato", "torch", "diffusers", "transformers", "pymoo")},
+        "search": {k: v for k, v in asdict(preset).items() if k not in ("steps", "guidance_scale", "alphabet")},
+    }
+    return evaluator, conditions
+
+
+def _run(
+    space: Space,
+    evaluator: Evaluator,
+    preset: Preset,
+    references: dict[str, Schedule],
+    seeds: Sequence[Schedule],
+    seed: int,
+    min_quality: float | None,
+    rounds: int,
+    conditions: dict[str, Any],
+) -> Front:
+    """Judge the references, search, time what matters again, and put it all together."""
+    candidates: list[Schedule] = []
+    with progress() as bar:
+        task = bar.add_task("Reference schedules", total=len(references))
+        for schedule in references.values():
+            evaluator(schedule)
+            bar.advance(task)
+        task = bar.add_task("Search", total=preset.pop_size * preset.generations)
+        try:
+            for point in search(space, evaluator, preset, seed=seed, seeds=seeds, min_quality=min_quality):
+                candidates.append(point.schedule)
+                bar.advance(task)
+                best = non_dominated(evaluator.judged[s] for s in dict.fromkeys(candidates))
+                bar.update(task, description=f"Search: {len(best)} points up to {best[0].speedup:.1f}x")
+        except KeyboardInterrupt:
+            if not candidates:
+                raise
+            err.print("Interrupted: going on to write the front found so far.")
+        best = non_dominated(_feasible([evaluator.judged[s] for s in dict.fromkeys(candidates)], min_quality))
+        if not best:
+            raise DatoError(f"no schedule reached a quality of {min_quality}; lower --min-quality or search longer")
+        again = list(dict.fromkeys([*(p.schedule for p in best), *references.values()]))
+        task = bar.add_task("Timing side by side", total=rounds * (1 + len(again)))
+        baseline, points = evaluator.retime(again, rounds, lambda: bar.advance(task))
+    timed = dict(zip(again, points, strict=True))
+    conditions["search"] |= {"seed": seed, "candidates": len(evaluator.judged), "images": evaluator.images}
+    stock = replace(baseline.schedule, pruning=best[0].schedule.pruning)
+    return Front(
+        non_dominated(timed[p.schedule] for p in best),
+        replace(baseline, schedule=stock),
+        {name: timed[schedule] for name, schedule in references.items()},
+        conditions,
+    )
+
+
+def _feasible(points: list[Point], min_quality: float | None) -> list[Point]:
+    return [p for p in points if min_quality is None or p.quality >= min_quality]
+
+
+def _finish(front: Front, path: Path, more: list[str]) -> None:
+    out.print(front_table(front))
+    out.print(f"\n{len(front)} points written to [bold]{path}[/]. Next:", highlight=False)
+    fastest = max(point.speedup for point in front.points)
+    speedup = 3 if fastest >= 3 else int(fastest * 10) / 10
+    prompt = front.conditions["prompts"][0]
+    for command in [*more, f'python scripts/generate.py --strategy {path} --pick speedup={speedup:g} "{prompt}"']:
+        out.print(f"  {command}", highlight=False, soft_wrap=True)

@@ -1,0 +1,110 @@
+"""Judging schedules: the same prompts, the same noise, one pipeline and one set of metrics for all of them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from diffusers import DiffusionPipeline
+
+from dato.front import Point
+from dato.ladder import Ladder
+from dato.patch import patched, remove_patch
+from dato.quality import QualityMetric
+from dato.sampling import Generated, Sampling, generate, num_calls
+from dato.schedule import Schedule
+
+
+class Evaluator:
+    """Turns schedules into points. A schedule that was judged before is not judged again.
+
+    Making one takes the patch off the pipeline and generates stock's images, which fidelity is measured against.
+
+    Args:
+        pipe: The pipeline, on its device.
+        prompts: One image is generated for each.
+        sampling: How.
+        metrics: The first one is the objective (`Point.quality`); the others are recorded.
+        latency: Milliseconds per image of a schedule; None: measured while its images are generated (end to end, the
+            median over batches).
+
+    Attributes:
+        calls: UNet calls of one generation.
+        rungs: Rungs of the UNet.
+        baseline: Stock as a point.
+        judged: All points so far, by schedule, in the order in which they were judged.
+        images: Number of images generated so far.
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        prompts: Sequence[str],
+        sampling: Sampling,
+        metrics: Sequence[QualityMetric],
+        latency: Callable[[Schedule], float] | None = None,
+    ) -> None:
+        self.pipe, self.prompts, self.sampling, self.metrics = remove_patch(pipe), list(prompts), sampling, metrics
+        self._latency = latency
+        self.calls, self.rungs = num_calls(pipe, sampling.steps), len(Ladder(pipe.unet))
+        self.judged: dict[Schedule, Point] = {}
+        self.images = 0
+        generate(pipe, self.prompts[: sampling.batch_size], replace(sampling, steps=2))  # warm-up: not measured
+        stock = self._generate()
+        self._references = stock.images
+        self.baseline = self._point(Schedule.full(self.calls, rungs=self.rungs), stock, baseline_ms=None)
+
+    def __call__(self, schedule: Schedule) -> Point:
+        """Generate the schedule's images and judge them, or return what is known of it."""
+        if schedule not in self.judged:
+            with patched(self.pipe, schedule):
+                result = self._generate()
+            self.judged[schedule] = self._point(schedule, result, self.baseline.latency_ms)
+        return self.judged[schedule]
+
+    def retime(
+        self, schedules: Sequence[Schedule], rounds: int, progress: Callable[[], None] = lambda: None
+    ) -> tuple[Point, list[Point]]:
+        """Time stock and these schedules again, side by side, and return stock's and their points with those times.
+
+        In every round each of them generates the first batch of prompts once, one after the other, so that a machine
+        that speeds up or slows down does so for all; a candidate that was lucky once in the search is found out.
+        """
+        contenders = [None, *schedules]
+        times: list[list[Generated]] = [[] for _ in contenders]
+        for _ in range(rounds if self._latency is None else 0):
+            for schedule, measured in zip(contenders, times, strict=True):
+                measured.append(self._first_batch(schedule))
+                progress()
+        points = [self.baseline, *(self.judged[s] for s in schedules)]
+        if self._latency is None and rounds:
+            points = [
+                replace(
+                    point,
+                    latency_ms=statistics.median(g.latency_ms[0] for g in measured),
+                    metrics={**point.metrics, "unet_ms": statistics.median(g.unet_ms[0] for g in measured)},
+                )
+                for point, measured in zip(points, times, strict=True)
+            ]
+        stock = points[0].latency_ms
+        baseline, *others = [replace(point, speedup=stock / point.latency_ms) for point in points]
+        return baseline, others
+
+    def _first_batch(self, schedule: Schedule | None) -> Generated:
+        batch = self.prompts[: self.sampling.batch_size]
+        if schedule is None:
+            return generate(self.pipe, batch, self.sampling)
+        with patched(self.pipe, schedule):
+            return generate(self.pipe, batch, self.sampling)
+
+    def _generate(self) -> Generated:
+        self.images += len(self.prompts)
+        return generate(self.pipe, self.prompts, self.sampling)
+
+    def _point(self, schedule: Schedule, result: Generated, baseline_ms: float | None) -> Point:
+        scores = {m.name: m(result.images, self.prompts, self._references) for m in self.metrics}
+        latency = statistics.median(result.latency_ms) if self._latency is None else self._latency(schedule)
+        metrics = {**scores, "unet_ms": statistics.median(result.unet_ms)}
+        speedup = 1.0 if baseline_ms is None else baseline_ms / latency
+        return Point(schedule, scores[self.metrics[0].name], latency, speedup, metrics)

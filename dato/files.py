@@ -1,0 +1,58 @@
+"""Reading and writing files so that bad ones are named and half-written ones never exist."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dato.errors import DatoError
+
+
+def write_atomic(path: str | Path, data: str | bytes) -> None:
+    """Write a file so that it is either the old one or the whole new one, whatever happens in between.
+
+    Raises:
+        DatoError: if the place cannot be written to.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise DatoError(f"cannot write {path}: {error.strerror}; choose another place with --out") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files private; what we write is to be shared like any other file.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DatoError(f"cannot write {path}: {error.strerror}; choose another place with --out") from None
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file. Raises DatoError if it is missing, unreadable or not text."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise DatoError(f"{path} is not a text file (UTF-8)") from None
+    except OSError as error:
+        raise DatoError(f"cannot read {path}: {error.strerror}") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file. Raises DatoError if it is missing, unreadable or not JSON."""
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise DatoError(f"{path} is not JSON: {error}") from None

@@ -1,0 +1,285 @@
+"""A front: the schedules of one search that no other beats in both quality and latency, as data to be kept.
+
+The JSON schema, version 1 (`Front.to_dict` writes it, `Front.from_dict` reads it strictly):
+
+    format      "dato.front"
+    version     1
+    rungs       number of rungs of the UNet that the depths are meant for
+    pruning     settings that the ratios are meant with (`Pruning`)
+    front       list of points, latency ascending
+    baseline    the stock pipeline, as a point
+    references  {name: point}, uniform schedules evaluated under the same conditions
+    conditions  {name: value}, what is needed to trust and repeat it; `calls` and `quality` at least
+
+    a point     depths, ratios, orders: one entry for each call; quality: higher is better; latency_ms: per image;
+                speedup: the baseline's latency / this one's; metrics: {name: number}, further measures
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dato.errors import DatoError
+from dato.files import read_json, write_atomic
+from dato.pruning import Pruning
+from dato.schedule import FORMAT as SCHEDULE_FORMAT
+from dato.schedule import Schedule, check_version
+
+FORMAT = "dato.front"
+VERSION = 1
+_KEYS = ("rungs", "pruning", "front", "baseline", "references", "conditions")
+_POINT_KEYS = ("depths", "ratios", "orders", "quality", "latency_ms", "speedup", "metrics")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A schedule with what was measured of it.
+
+    Attributes:
+        schedule: What runs.
+        quality: The search's quality metric; higher is better.
+        latency_ms: Milliseconds per image.
+        speedup: Stock's latency divided by this one's.
+        metrics: Further measures by name.
+    """
+
+    schedule: Schedule
+    quality: float
+    latency_ms: float
+    speedup: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `rungs` and `pruning` stand once in the front."""
+        schedule = self.schedule.to_dict()
+        return {
+            **{key: schedule[key] for key in ("depths", "ratios", "orders")},
+            "quality": self.quality,
+            "latency_ms": self.latency_ms,
+            "speedup": self.speedup,
+            "metrics": dict(self.metrics),
+        }
+
+
+@dataclass(frozen=True)
+class Front:
+    """The result of one search.
+
+    Attributes:
+        points: Non-dominated points, latency ascending.
+        baseline: The stock pipeline under the same conditions.
+        references: Named uniform schedules under the same conditions.
+        conditions: Everything that is needed to repeat the search.
+
+    Raises:
+        DatoError: if there is no point, or the points' schedules differ in length or rungs.
+    """
+
+    points: tuple[Point, ...]
+    baseline: Point
+    references: Mapping[str, Point] = field(default_factory=dict)
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.points:
+            raise DatoError("front: it has no points")
+        calls = self.conditions.get("calls", len(self.baseline.schedule))
+        for name, point in self._named():
+            if len(point.schedule) != calls:
+                raise DatoError(f"front: {name} has a schedule of {len(point.schedule)} calls, the search had {calls}")
+            if point.schedule.pruning != self.baseline.schedule.pruning:
+                raise DatoError(f"front: {name} is meant with other pruning settings than the baseline")
+            if point.schedule.rungs != self.rungs:
+                raise DatoError(f"front: {name} is for {point.schedule.rungs} rungs, the baseline for {self.rungs}")
+
+    @property
+    def rungs(self) -> int:
+        """The number of rungs of the UNet that was searched."""
+        return self.baseline.schedule.rungs
+
+    def __len__(self) -> int:
+        """The number of points."""
+        return len(self.points)
+
+    def knee(self) -> Point:
+        """The point farthest above the line between the fastest and the best point, both axes scaled to 0..1."""
+        fastest, best = self.points[0], self.points[-1]
+        width = best.latency_ms - fastest.latency_ms
+        height = best.quality - fastest.quality
+        if width <= 0 or height <= 0:
+            return best
+        return max(
+            self.points,
+            key=lambda p: (p.quality - fastest.quality) / height - (p.latency_ms - fastest.latency_ms) / width,
+        )
+
+    def pick(self, *, speedup: float | None = None, quality: float | None = None) -> Point:
+        """The best point that is at least `speedup` times as fast as stock, or the fastest of at least `quality`.
+
+        Raises:
+            DatoError: if no point reaches that; the message names the nearest.
+        """
+        if (speedup is None) == (quality is None):
+            raise DatoError("pick a point by either speedup= or quality=")
+        if speedup is not None:
+            enough = [p for p in self.points if p.speedup >= speedup]
+            if not enough:
+                most = max(p.speedup for p in self.points)
+                raise DatoError(
+                    f"no point of the front is {speedup:g} times as fast as stock; the fastest is {most:.2f}x"
+                )
+            return max(enough, key=lambda p: p.quality)
+        enough = [p for p in self.points if p.quality >= quality]
+        if not enough:
+            most = max(p.quality for p in self.points)
+            raise DatoError(f"no point of the front has a quality of {quality:g}; the best has {most:.4g}")
+        return min(enough, key=lambda p: p.latency_ms)
+
+    def choose(self, *, speedup: float | None = None, quality: float | None = None) -> Point:
+        """`pick` if something is asked for, else the knee."""
+        return self.knee() if speedup is None and quality is None else self.pick(speedup=speedup, quality=quality)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as described at the top of this module."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "rungs": self.rungs,
+            "pruning": self.baseline.schedule.pruning.to_dict(),
+            "conditions": dict(self.conditions),
+            "baseline": self.baseline.to_dict(),
+            "references": {name: point.to_dict() for name, point in self.references.items()},
+            "front": [point.to_dict() for point in self.points],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Front:
+        """The inverse of `to_dict`. Raises DatoError if anything in it is not valid."""
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise DatoError(f'not a front: "format" is not "{FORMAT}"')
+        check_version(data, FORMAT, VERSION)
+        _check_keys("front", data, ("format", "version", *_KEYS))
+        if not isinstance(data["conditions"], dict):
+            raise DatoError('front: "conditions" must be an object')
+        _check_has("conditions", data["conditions"], ("calls", "quality"))
+        if not isinstance(data["front"], list) or not isinstance(data["references"], dict):
+            raise DatoError('front: "front" must be a list of points and "references" an object of them')
+        pruning = Pruning.from_dict(data["pruning"])
+
+        def point(name: str, value: Any) -> Point:
+            return _point(name, value, data["rungs"], pruning)
+
+        return cls(
+            tuple(sorted((point(f"point {i}", p) for i, p in enumerate(data["front"])), key=lambda p: p.latency_ms)),
+            point("baseline", data["baseline"]),
+            {name: point(f"reference {name!r}", p) for name, p in data["references"].items()},
+            data["conditions"],
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the front as JSON, atomically. Raises DatoError if the place cannot be written to."""
+        write_atomic(path, dumps(self.to_dict()) + "\n")
+
+    def _named(self) -> Iterable[tuple[str, Point]]:
+        yield "baseline", self.baseline
+        yield from ((f"reference {name!r}", point) for name, point in self.references.items())
+        yield from ((f"point {i}", point) for i, point in enumerate(self.points))
+
+
+def non_dominated(points: Iterable[Point]) -> tuple[Point, ...]:
+    """The points that no other one beats in quality and latency, latency ascending; one of equals is kept."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.latency_ms, -p.quality)):
+        if math.isfinite(point.quality) and (not front or point.quality > front[-1].quality):
+            front.append(point)
+    return tuple(front)
+
+
+def load_front(path_or_name: str | Path) -> Front:
+    """Load a front from a JSON file, or a shipped one by name.
+
+    Raises:
+        DatoError: if there is no such file or name, or what is in it is not a valid front.
+    """
+    loaded = load_strategy(path_or_name)
+    if isinstance(loaded, Schedule):
+        raise DatoError(f"{path_or_name} is one schedule, not a front; apply_patch takes it as it is")
+    return loaded
+
+
+def load_strategy(path_or_name: str | Path) -> Front | Schedule:
+    """Load a front or a schedule from a JSON file, or a shipped one by name. Raises DatoError as `load_front`."""
+    path = Path(path_or_name)
+    if not path.exists():
+        shipped = strategies()
+        if str(path_or_name) not in shipped:
+            raise DatoError(
+                f"no file and no shipped strategy {str(path_or_name)!r}; shipped are: {', '.join(sorted(shipped))}"
+            )
+        path = shipped[str(path_or_name)]
+    data = read_json(path)
+    kind = data.get("format") if isinstance(data, dict) else None
+    if kind not in (FORMAT, SCHEDULE_FORMAT):
+        raise DatoError(
+            f'{path}: neither a front nor a schedule: its "format" must be "{FORMAT}" or "{SCHEDULE_FORMAT}"'
+        )
+    try:
+        return Front.from_dict(data) if kind == FORMAT else Schedule.from_dict(data)
+    except DatoError as error:
+        raise DatoError(f"{path}: {error}") from None
+
+
+def strategies() -> dict[str, Path]:
+    """The shipped schedules and fronts: {name: file}."""
+    here = Path(__file__).parent
+    # In a wheel the folder lies inside the package, in a checkout beside it.
+    folder = next((f for f in (here / "strategies", here.parent / "strategies") if f.is_dir()), None)
+    return {} if folder is None else {file.stem: file for file in folder.glob("*.json")}
+
+
+def dumps(data: Any, indent: int = 0) -> str:
+    """JSON in which a list of plain values takes one line, so that a person can read a schedule."""
+    pad = " " * (indent + 1)
+    if isinstance(data, dict) and data:
+        items = [f"{pad}{json.dumps(key)}: {dumps(value, indent + 1)}" for key, value in data.items()]
+        return "{\n" + ",\n".join(items) + "\n" + " " * indent + "}"
+    if isinstance(data, list) and any(isinstance(value, (dict, list)) for value in data):
+        return "[\n" + ",\n".join(pad + dumps(value, indent + 1) for value in data) + "\n" + " " * indent + "]"
+    return json.dumps(data, ensure_ascii=False, allow_nan=False)
+
+
+def _point(name: str, data: Any, rungs: Any, pruning: Pruning) -> Point:
+    if not isinstance(data, dict):
+        raise DatoError(f"front: {name} must be an object")
+    _check_keys(name, data, _POINT_KEYS)
+    try:
+        schedule = Schedule(data["depths"], data["ratios"], data["orders"], rungs, pruning)
+    except DatoError as error:
+        raise DatoError(f"front: {name}: {error}") from None
+    if not isinstance(data["metrics"], dict):
+        raise DatoError(f"front: {name}: metrics must be an object")
+    numbers = {key: data[key] for key in ("quality", "latency_ms", "speedup")} | data["metrics"]
+    for key, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise DatoError(f"front: {name}: {key} must be a finite number, not {value!r}")
+    if data["latency_ms"] <= 0 or data["speedup"] <= 0:
+        raise DatoError(f"front: {name}: latency_ms and speedup must be above 0")
+    return Point(schedule, data["quality"], data["latency_ms"], data["speedup"], data["metrics"])
+
+
+def _check_has(name: str, data: dict[str, Any], keys: Iterable[str]) -> None:
+    missing = [key for key in keys if key not in data]
+    if missing:
+        raise DatoError(f'front: {name}: "{missing[0]}" is missing')
+
+
+def _check_keys(name: str, data: dict[str, Any], keys: Iterable[str]) -> None:
+    _check_has(name, data, [key for key in keys if key not in ("format", "version")])
+    unknown = sorted(set(data) - set(keys))
+    if unknown:
+        raise DatoError(f'front: {name}: unknown key "{unknown[0]}"')

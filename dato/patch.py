@@ -1,0 +1,257 @@
+"""Patch a diffusers pipeline so that it runs a schedule, and take the patch off again."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from diffusers.utils import scale_lora_layers, unscale_lora_layers
+from torch import Tensor
+
+from dato.calls import CallCounter
+from dato.errors import DatoError
+from dato.front import Front, Point, load_strategy
+from dato.ladder import Cache, Ladder
+from dato.pruner import TokenPruner
+from dato.pruning import SITO_KEYWORDS, Pruning
+from dato.schedule import Schedule
+
+T = TypeVar("T")
+_ATTRIBUTE = "_dato_patch"
+_FORWARD_ARGUMENTS = tuple(inspect.signature(UNet2DConditionModel.forward).parameters)[1:]
+
+
+def apply_patch(
+    pipe_or_unet: T,
+    schedule: Schedule | Point | Front | str | Path | None = None,
+    *,
+    speedup: float | None = None,
+    quality: float | None = None,
+    prune_ratio: float | None = None,
+    **pruning: Any,
+) -> T:
+    """Make a pipeline run a schedule. The pipeline is used as before; `remove_patch` undoes it bit for bit.
+
+    Args:
+        pipe_or_unet: A diffusers pipeline with a `UNet2DConditionModel`, or such a UNet. One that is patched already
+            gets the new schedule instead.
+        schedule: A `Schedule`; a `Point` or `Front`; the path of a schedule or front as JSON; or the name of a
+            shipped one. Of a front the knee is taken, unless `speedup` or `quality` says otherwise. None, with
+            `prune_ratio`: every call whole, with that ratio.
+        speedup: Of a front, the best quality that is at least this many times as fast as stock.
+        quality: Of a front, the fastest point of at least this quality.
+        prune_ratio: One ratio for all calls, instead of the schedule's own.
+        **pruning: Fields of `Pruning`, or SiTo's names for them, instead of the schedule's own.
+
+    Returns:
+        `pipe_or_unet`.
+
+    Raises:
+        DatoError: if it is no such pipeline, or the schedule cannot be loaded or does not fit the UNet.
+    """
+    unet, pipe = _unet_of(pipe_or_unet)
+    chosen = _schedule_of(schedule, speedup, quality, prune_ratio)
+    chosen = replace(chosen, pruning=_pruning_of(chosen.pruning, pruning))
+    patch = Patch(unet, chosen, pipe)
+    remove_patch(unet)
+    patch.attach()
+    return pipe_or_unet
+
+
+def remove_patch(pipe_or_unet: T) -> T:
+    """Take the patch off, if there is one: the pipeline is the stock one again, and the caches are freed."""
+    patch = getattr(_unet_of(pipe_or_unet)[0], _ATTRIBUTE, None)
+    if patch is not None:
+        patch.detach()
+    return pipe_or_unet
+
+
+@contextlib.contextmanager
+def patched(
+    pipe_or_unet: T, schedule: Schedule | Point | Front | str | Path | None = None, **options: Any
+) -> Iterator[T]:
+    """Patch within a `with` block; what was there before, stock or another patch, comes back after it.
+
+    Takes what `apply_patch` takes.
+    """
+    unet = _unet_of(pipe_or_unet)[0]
+    before = getattr(unet, _ATTRIBUTE, None)
+    apply_patch(pipe_or_unet, schedule, **options)
+    try:
+        yield pipe_or_unet
+    finally:
+        remove_patch(unet)
+        if before is not None:
+            before.attach()
+
+
+class Patch:
+    """One UNet running one schedule: its ladder, its own cache, its own place in the generation."""
+
+    def __init__(self, unet: UNet2DConditionModel, schedule: Schedule, pipe: Any = None) -> None:
+        self.unet = unet
+        self.ladder = Ladder(unet)
+        self.schedule = schedule.for_rungs(len(self.ladder))
+        if any(schedule.orders):
+            raise DatoError("schedule: orders above 0 (forecasting) are not supported by this version of dato")
+        self._pipe = None if pipe is None else weakref.ref(pipe)
+        self._cache = Cache()
+        self._calls = CallCounter()
+        self._pruner = TokenPruner(unet, schedule.pruning) if any(schedule.ratios) else None
+        self._fitted: dict[int, Schedule] = {len(schedule): self.schedule}
+        self._attached: tuple[str, Any] | None = None  # which attribute was taken, and what was in it
+
+    def attach(self) -> None:
+        """Take over the UNet's forward."""
+        unet = self.unet
+        # accelerate's offloading has wrapped `forward`; what it wraps is kept in `_old_forward`. Ours goes inside, so
+        # that the weights are on the device when it runs.
+        slot = "_old_forward" if hasattr(unet, "_hf_hook") and "_old_forward" in unet.__dict__ else "forward"
+        self._attached = (slot, unet.__dict__.get(slot))
+        setattr(unet, slot, self.forward)
+        setattr(unet, _ATTRIBUTE, self)
+        if self._pruner is not None:
+            self._pruner.attach()
+
+    def detach(self) -> None:
+        """Give the UNet's forward back and free the caches."""
+        unet, (slot, before) = self.unet, self._attached
+        if unet.__dict__.get(slot) != self.forward and unet.__dict__.get("_old_forward") == self.forward:
+            slot, before = (
+                "_old_forward",
+                UNet2DConditionModel.forward.__get__(unet),
+            )  # offloading came after us
+        if before is None:
+            delattr(unet, slot)
+        else:
+            setattr(unet, slot, before)
+        delattr(unet, _ATTRIBUTE)
+        if self._pruner is not None:
+            self._pruner.detach()
+        self._forget()
+
+    def forward(self, *args: Any, **kwargs: Any) -> UNet2DConditionOutput | tuple[Tensor]:
+        """Stands in for `UNet2DConditionModel.forward`: the same arguments, the same kind of result."""
+        arguments = dict(zip(_FORWARD_ARGUMENTS, args, strict=False), **kwargs)
+        return_dict = arguments.pop("return_dict", True)
+        sample, timestep = arguments["sample"], arguments["timestep"]
+        schedule, index, fresh = self._place(sample, timestep)
+        if fresh:
+            self._cache.clear()
+            if self._pruner is not None:
+                self._pruner.begin(sample.device)
+
+        depth, ratio, _ = schedule.entries[index]
+        if depth < len(self.ladder) and not self._cache.bears(depth):
+            depth = len(self.ladder)  # img2img starts midway; shapes may change: what is not there is computed
+        try:
+            with _lora_scale(self.unet, arguments):
+                prediction = self._run(depth, ratio, arguments)
+        except BaseException:
+            self._forget()  # whatever comes next, it does not continue this generation
+            raise
+        if index == len(schedule) - 1:
+            self._forget()
+        return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
+
+    def _run(self, depth: int, ratio: float, arguments: dict[str, Any]) -> Tensor:
+        if self._pruner is not None:
+            self._pruner.ratio = ratio
+        prediction = self.ladder.run(depth, self._cache, **arguments)
+        if self._pruner is not None and depth:
+            self._pruner.observe(prediction)
+        return prediction
+
+    def _place(self, sample: Tensor, timestep: Tensor | float) -> tuple[Schedule, int, bool]:
+        pipe = self._pipe() if self._pipe is not None else None
+        timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
+        call = self._calls.next(timestep, sample, timesteps, length=len(self.schedule))
+        total = call.total or len(self.schedule)
+        if total not in self._fitted:
+            if len(set(self.schedule.entries)) > 1:
+                warnings.warn(
+                    f"the schedule has {len(self.schedule)} calls and this run has {total}, so it is resampled; "
+                    "a schedule that was searched for this number of steps would do better",
+                    stacklevel=5,
+                )
+            self._fitted[total] = self.schedule.resampled(total)
+        return self._fitted[total], call.index, call.fresh
+
+    def _forget(self) -> None:
+        self._cache.clear()
+        self._calls.reset()
+        if self._pruner is not None:
+            self._pruner.begin(None)
+
+
+@contextlib.contextmanager
+def _lora_scale(unet: UNet2DConditionModel, arguments: dict[str, Any]) -> Iterator[None]:
+    """Do with `cross_attention_kwargs["scale"]` what the stock forward does: scale LoRA layers for this call."""
+    extra = arguments.get("cross_attention_kwargs")
+    if not extra or "scale" not in extra:
+        yield
+        return
+    arguments["cross_attention_kwargs"] = {k: v for k, v in extra.items() if k != "scale"}
+    scale_lora_layers(unet, extra["scale"])
+    try:
+        yield
+    finally:
+        unscale_lora_layers(unet, extra["scale"])
+
+
+def _unet_of(pipe_or_unet: Any) -> tuple[UNet2DConditionModel, Any]:
+    """The UNet, and the pipeline around it if there is one."""
+    if isinstance(pipe_or_unet, UNet2DConditionModel):
+        return pipe_or_unet, None
+    unet = getattr(pipe_or_unet, "unet", None)
+    if isinstance(unet, UNet2DConditionModel):
+        return unet, pipe_or_unet
+    what = (
+        type(pipe_or_unet).__name__ if unet is None else f"{type(pipe_or_unet).__name__} with a {type(unet).__name__}"
+    )
+    raise DatoError(f"cannot patch {what}: dato patches diffusers pipelines that have a UNet2DConditionModel")
+
+
+def _schedule_of(
+    schedule: Schedule | Point | Front | str | Path | None,
+    speedup: float | None,
+    quality: float | None,
+    prune_ratio: float | None,
+) -> Schedule:
+    if schedule is None:
+        if prune_ratio is None:
+            raise DatoError("apply_patch needs a schedule (or a front, a path, a name), or prune_ratio=...")
+        schedule = Schedule.full(1)
+    if isinstance(schedule, (str, Path)):
+        schedule = load_strategy(schedule)
+    if isinstance(schedule, Front):
+        schedule = schedule.choose(speedup=speedup, quality=quality)
+    elif speedup is not None or quality is not None:
+        raise DatoError("speedup= and quality= choose a point of a front, but this is one schedule")
+    if isinstance(schedule, Point):
+        schedule = schedule.schedule
+    if not isinstance(schedule, Schedule):
+        raise DatoError(f"a schedule must be a dato.Schedule, a front, a path or a name, not {type(schedule).__name__}")
+    return schedule if prune_ratio is None else schedule.with_ratios(prune_ratio)
+
+
+def _pruning_of(base: Pruning, keywords: dict[str, Any]) -> Pruning:
+    fields = {SITO_KEYWORDS.get(name, name): value for name, value in keywords.items()}
+    unknown = sorted(set(fields) - set(base.to_dict()))
+    if unknown:
+        raise DatoError(f"apply_patch: unknown option {unknown[0]!r}; token pruning has {', '.join(base.to_dict())}")
+    return replace(base, **fields)
+
+
+def current_schedule(pipe_or_unet: Any) -> Schedule | None:
+    """The schedule that a pipeline is patched with; None if it is the stock one."""
+    patch = getattr(_unet_of(pipe_or_unet)[0], _ATTRIBUTE, None)
+    return None if patch is None else patch.schedule

@@ -1,0 +1,171 @@
+"""Loading pipelines and generating images so that every schedule sees the same prompts and the same noise."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoPipelineForText2Image, DiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+
+from dato import emoji_sd
+from dato.errors import DatoError
+from dato.timing import Stopwatch, forward_times
+
+EMBEDDED = "emoji-sd"
+
+# The field's names for samplers -> diffusers' classes and what they need said.
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "dpm++2m": ("DPMSolverMultistepScheduler", {}),
+    "dpm++2m-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are generated, apart from prompts and schedule.
+
+    Attributes:
+        steps: Steps of the sampler.
+        guidance_scale: Classifier-free guidance; 1 switches it off.
+        height: Pixels; None: the model's own.
+        width: Pixels; None: the model's own.
+        seed: Image i starts from the noise of seed + i.
+        batch_size: Images per generation.
+    """
+
+    steps: int = 20
+    guidance_scale: float = 3.0
+    height: int | None = None
+    width: int | None = None
+    seed: int = 0
+    batch_size: int = 2
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What one pass over the prompts gave.
+
+    Attributes:
+        images: (n, 3, H, W) float32 in [0, 1] on the CPU.
+        latency_ms: Milliseconds per image for each batch, end to end: text encoder, sampler, VAE.
+        unet_ms: Milliseconds per image for each batch, the UNet's calls alone.
+    """
+
+    images: Tensor
+    latency_ms: list[float]
+    unet_ms: list[float]
+
+
+def load_pipeline(
+    model: str = EMBEDDED,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    scheduler: str | None = None,
+) -> DiffusionPipeline:
+    """Load a text-to-image pipeline with a UNet.
+
+    Args:
+        model: "emoji-sd" for the embedded model, else a folder or a hub id in diffusers' layout.
+        device: Where to run.
+        dtype: What to compute in.
+        scheduler: A key of `SAMPLERS`; None keeps the model's own.
+
+    Raises:
+        DatoError: if it cannot be loaded, or has no UNet.
+    """
+    path = str(emoji_sd.PIPE) if model == EMBEDDED else model
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # `torch_dtype` got a second name
+            pipe = AutoPipelineForText2Image.from_pretrained(path, torch_dtype=dtype)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DatoError(
+            f"cannot load the model {model!r}: {reason} (give a folder or hub id in diffusers' layout, or {EMBEDDED})"
+        ) from error
+    if not isinstance(getattr(pipe, "unet", None), UNet2DConditionModel):
+        raise DatoError(f"{model!r} is a {type(pipe).__name__} without a UNet2DConditionModel; dato is for UNets")
+    pipe.set_progress_bar_config(disable=True)
+    set_scheduler(pipe, scheduler)
+    return pipe.to(device)
+
+
+def set_scheduler(pipe: DiffusionPipeline, name: str | None) -> None:
+    """Give the pipeline the sampler of that name, with the noise schedule of the one it has; None changes nothing."""
+    if name is None:
+        return
+    if name not in SAMPLERS:
+        raise DatoError(f"unknown scheduler {name!r}; known are {', '.join(SAMPLERS)}")
+    kind, options = SAMPLERS[name]
+    # Samplers made by from_config take only keys that are there, and DDIM clips its latents unless told not to.
+    config = {"clip_sample": False, **pipe.scheduler.config}
+    pipe.scheduler = getattr(diffusers, kind).from_config(config, **options)
+
+
+def num_calls(pipe: DiffusionPipeline, steps: int) -> int:
+    """How many times the sampler calls the UNet in a generation of `steps` steps."""
+    if steps < 1:
+        raise DatoError(f"steps must be at least 1, not {steps}")
+    pipe.scheduler.set_timesteps(steps)
+    return len(pipe.scheduler.timesteps)
+
+
+def generate(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling) -> Generated:
+    """Generate one image for each prompt; image i of every call with the same sampling starts from the same noise."""
+    device = pipe.unet.device
+    whole = Stopwatch(device)
+    images, sizes, unet_ms = [], [], []
+    with forward_times(pipe.unet) as calls:
+        for start in range(0, len(prompts), sampling.batch_size):
+            batch = list(prompts[start : start + sampling.batch_size])
+            # The noise is drawn on the CPU, so that it is the same on every device.
+            noise = [torch.Generator().manual_seed(sampling.seed + start + i) for i in range(len(batch))]
+            whole.start()
+            result = pipe(
+                batch,
+                num_inference_steps=sampling.steps,
+                guidance_scale=sampling.guidance_scale,
+                height=sampling.height,
+                width=sampling.width,
+                generator=noise,
+                output_type="pt",
+            ).images
+            whole.stop()
+            unet_ms.append(sum(calls.read()) / len(batch))
+            sizes.append(len(batch))
+            images.append(result.float().cpu())
+    latency = [ms / size for ms, size in zip(whole.read(), sizes, strict=True)]
+    return Generated(torch.cat(images), latency, unet_ms)
+
+
+def read_prompts(source: str | Path | None, count: int) -> list[str]:
+    """The first `count` prompts of a text file with one prompt a line; None: emoji-sd's prompts for searching.
+
+    Raises:
+        DatoError: if the file is missing or holds fewer prompts.
+    """
+    if source is None:
+        prompts = emoji_sd.prompts("search")
+    else:
+        from dato.files import read_text
+
+        prompts = [line.strip() for line in read_text(source).splitlines() if line.strip()]
+    if not 1 <= count <= len(prompts):
+        where = "the embedded model's search split" if source is None else str(source)
+        raise DatoError(f"{count} prompts are asked for and {where} has {len(prompts)}; change --images or --prompts")
+    return prompts[:count]

@@ -1,0 +1,220 @@
+"""A schedule: for each call of the UNet the depth to run at, the ratio of tokens to prune, the forecast's order."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dato.errors import DatoError
+from dato.pruning import Pruning
+
+FORMAT = "dato.schedule"
+VERSION = 1
+SD_RUNGS = 12  # Stable Diffusion 1.x and 2.x; SDXL has 9
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What each UNet call of one generation computes. Immutable; equality and hash are by content.
+
+    A *call* is one forward of the UNet. At depth `rungs` the whole UNet runs. At a depth d between, only rungs
+    0..d-1 run, and what arrives at rung d-1 from below comes from the cache (DeepCache's `cache_branch_id` is
+    d - 1; Ma et al., CVPR 2024). At depth 0 nothing runs: the previous call's prediction is returned again.
+
+    Attributes:
+        depths: One entry per call, each from 0 to `rungs`; the first is `rungs`.
+        ratios: One entry per call, 0 <= ratio < 1: the share of tokens that transformer blocks leave out
+            (Zhang et al., SiTo, AAAI 2025). A single number stands for all calls; None for no pruning.
+        orders: One entry per call, 0, 1 or 2: how a cached value is brought to the present. 0 hands back the
+            last one. A single number stands for all calls.
+        rungs: The number of rungs of the UNet for which the depths are meant. Patching a UNet of another height
+            keeps whole calls whole.
+        pruning: The settings that the ratios are meant with.
+
+    Raises:
+        DatoError: if lengths differ or a value is out of range.
+    """
+
+    depths: tuple[int, ...]
+    ratios: tuple[float, ...] = None  # type: ignore[assignment]  # filled in below
+    orders: tuple[int, ...] = 0  # type: ignore[assignment]
+    rungs: int = SD_RUNGS
+    pruning: Pruning = Pruning()
+
+    def __post_init__(self) -> None:
+        if not _is_int(self.rungs) or self.rungs < 1:
+            raise DatoError(f"schedule: rungs must be a whole number of at least 1, not {self.rungs!r}")
+        depths = tuple(_sequence("depths", self.depths))
+        if not depths:
+            raise DatoError("schedule: depths is empty; it needs one entry for each UNet call")
+        calls = len(depths)
+        ratios = _per_call("ratios", 0.0 if self.ratios is None else self.ratios, calls)
+        orders = _per_call("orders", self.orders, calls)
+        for call, depth in enumerate(depths):
+            if not _is_int(depth) or not 0 <= depth <= self.rungs:
+                raise DatoError(
+                    f"schedule: depth {depth!r} of call {call} is not a whole number from 0 to {self.rungs}"
+                )
+        if depths[0] != self.rungs:
+            raise DatoError(
+                f"schedule: the first call must run the whole UNet (depth {self.rungs}), not depth {depths[0]}: "
+                "there is no cache yet"
+            )
+        for call, ratio in enumerate(ratios):
+            if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
+                raise DatoError(f"schedule: ratio {ratio!r} of call {call} is not a number from 0 to below 1")
+        for call, order in enumerate(orders):
+            if not _is_int(order) or order not in (0, 1, 2):
+                raise DatoError(f"schedule: order {order!r} of call {call} is not 0, 1 or 2")
+        if not isinstance(self.pruning, Pruning):
+            raise DatoError(f"schedule: pruning must be a dato.Pruning, not {type(self.pruning).__name__}")
+        object.__setattr__(self, "depths", tuple(int(d) for d in depths))
+        object.__setattr__(self, "ratios", tuple(float(r) for r in ratios))
+        object.__setattr__(self, "orders", tuple(int(o) for o in orders))
+
+    def __len__(self) -> int:
+        """The number of calls."""
+        return len(self.depths)
+
+    @classmethod
+    def full(cls, calls: int, *, rungs: int = SD_RUNGS) -> Schedule:
+        """The stock pipeline: every one of `calls` calls runs the whole UNet."""
+        return cls.uniform(calls, 1, 0, rungs=rungs)
+
+    @classmethod
+    def uniform(
+        cls,
+        calls: int,
+        interval: int,
+        depth: int,
+        order: int = 0,
+        *,
+        ratio: float = 0.0,
+        rungs: int = SD_RUNGS,
+    ) -> Schedule:
+        """Every `interval`-th call whole, the others at `depth`: DeepCache with `cache_branch_id = depth - 1`."""
+        if not _is_int(calls) or calls < 1:
+            raise DatoError(f"schedule: calls must be a whole number of at least 1, not {calls!r}")
+        if not _is_int(interval) or interval < 1:
+            raise DatoError(f"schedule: interval must be a whole number of at least 1, not {interval!r}")
+        depths = tuple(rungs if call % interval == 0 else depth for call in range(calls))
+        return cls(depths, ratio, order, rungs=rungs)  # type: ignore[arg-type]
+
+    @property
+    def entries(self) -> tuple[tuple[int, float, int], ...]:
+        """(depth, ratio, order) of each call."""
+        return tuple(zip(self.depths, self.ratios, self.orders, strict=True))
+
+    def with_ratios(self, ratios: float | Sequence[float]) -> Schedule:
+        """The same depths and orders with other prune ratios."""
+        return replace(self, ratios=ratios)
+
+    def resampled(self, calls: int) -> Schedule:
+        """The schedule stretched or squeezed to another number of calls.
+
+        Each new call covers a stretch of old ones and takes the entry to which most is still owed (error
+        diffusion), so that every kind of call keeps its share and its place in time; picking the nearest old call
+        instead would turn "every second call" into all or nothing. The first call stays whole.
+        """
+        if not _is_int(calls) or calls < 1:
+            raise DatoError(f"schedule: calls must be a whole number of at least 1, not {calls!r}")
+        if calls == len(self):
+            return self
+        old, span = self.entries, len(self) / calls
+        owed: Counter[tuple[int, float, int]] = Counter()
+        new: list[tuple[int, float, int]] = []
+        for call in range(calls):
+            start, stop = call * span, (call + 1) * span
+            for i in range(int(start), min(len(old), int(stop) + 1)):
+                owed[old[i]] += max(0.0, min(stop, i + 1) - max(start, i)) / span
+            # Rounding keeps ties (as in "every second call") from being decided by the last bit.
+            entry = old[0] if call == 0 else max(owed, key=lambda e: (round(owed[e], 9), e))
+            owed[entry] -= 1
+            new.append(entry)
+        depths, ratios, orders = zip(*new, strict=True)
+        return replace(self, depths=depths, ratios=ratios, orders=orders)
+
+    def for_rungs(self, rungs: int) -> Schedule:
+        """The schedule for a UNet of another height: whole calls stay whole, other depths stay what they are.
+
+        Raises:
+            DatoError: if a depth of a partial call does not exist there.
+        """
+        if rungs == self.rungs:
+            return self
+        deepest = max((d for d in self.depths if d != self.rungs), default=0)
+        if deepest >= rungs:
+            raise DatoError(
+                f"schedule: depth {deepest} does not exist in a UNet of {rungs} rungs; search a schedule for it"
+            )
+        return replace(self, depths=tuple(rungs if d == self.rungs else d for d in self.depths), rungs=rungs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, with format name and version."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "rungs": self.rungs,
+            "depths": list(self.depths),
+            "ratios": list(self.ratios),
+            "orders": list(self.orders),
+            "pruning": self.pruning.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Schedule:
+        """The inverse of `to_dict`. Raises DatoError if the format, version or a value is not valid."""
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise DatoError(f'schedule: not a schedule: "format" is not "{FORMAT}"')
+        check_version(data, FORMAT, VERSION)
+        unknown = sorted(
+            set(data) - {"format", "version", "rungs", "depths", "ratios", "orders", "pruning", "name", "source"}
+        )
+        if unknown:
+            raise DatoError(f"schedule: unknown key {unknown[0]!r}")
+        if "depths" not in data:
+            raise DatoError('schedule: "depths" is missing')
+        pruning = Pruning.from_dict(data.get("pruning", {}))
+        return cls(data["depths"], data.get("ratios"), data.get("orders", 0), data.get("rungs", SD_RUNGS), pruning)
+
+    def to_json(self) -> str:
+        """One line of JSON text."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> Schedule:
+        """The inverse of `to_json`. Raises DatoError if `text` is not a valid schedule."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise DatoError(f"schedule: not JSON: {error}") from None
+        return cls.from_dict(data)
+
+
+def check_version(data: dict[str, Any], name: str, newest: int) -> None:
+    """Raise DatoError unless `data["version"]` is one that this dato reads."""
+    version = data.get("version")
+    if not _is_int(version) or not 1 <= version <= newest:
+        raise DatoError(f"{name}: version {version!r} is not known here (newest: {newest}); a newer dato may read it")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _sequence(name: str, value: object) -> Iterable[Any]:
+    if isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable):
+        raise DatoError(f"schedule: {name} must be a list with one entry for each call, not {value!r}")
+    return value
+
+
+def _per_call(name: str, value: object, calls: int) -> tuple[Any, ...]:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return (value,) * calls
+    values = tuple(_sequence(name, value))
+    if len(values) != calls:
+        raise DatoError(f"schedule: {name} has {len(values)} entries and depths has {calls}; they must be as many")
+    return values

@@ -1,0 +1,131 @@
+"""The search: NSGA-II over a space of schedules, quality against latency.
+
+Source: Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II" (2002), in pymoo's implementation;
+DaTo searches cache depths and prune ratios with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from pymoo.algorithms.moo.nsga2 import NSGA2
+from pymoo.core.evaluator import Evaluator as PymooEvaluator
+from pymoo.core.problem import Problem
+from pymoo.operators.crossover.sbx import SBX
+from pymoo.operators.mutation.pm import PM
+from pymoo.operators.repair.rounding import RoundingRepair
+from pymoo.problems.static import StaticProblem
+
+from dato.front import Point
+from dato.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of one search.
+
+    Attributes:
+        steps: Steps of the sampler; None: the model's custom.
+        guidance_scale: Classifier-free guidance.
+        images: Prompts, one image each.
+        pop_size: Individuals of a generation.
+        generations: Generations, the initial population included.
+        crossover: Probability and eta of simulated binary crossover.
+        mutation: Probability and eta of polynomial mutation.
+        alphabet: Depths (besides the whole UNet) or ratios to choose from.
+        from_uniform: Begin from uniform schedules and variations; else as the paper does.
+    """
+
+    steps: int
+    guidance_scale: float
+    images: int
+    pop_size: int
+    generations: int
+    crossover: tuple[float, float]
+    mutation: tuple[float, float]
+    alphabet: tuple[float, ...]
+    from_uniform: bool
+
+
+DEPTH_PRESETS = {
+    "quick": Preset(20, 3.0, 6, 16, 6, (0.9, 5), (0.9, 5), (0, 1, 2, 3), from_uniform=True),
+    "paper": Preset(50, 7.5, 32, 15, 30, (0.8, 15), (0.8, 15), (0, 1), from_uniform=False),
+}
+RATIO_PRESETS = {
+    "quick": Preset(20, 3.0, 6, 16, 5, (0.9, 5), (0.9, 5), (0, 0.3, 0.5, 0.7), from_uniform=True),
+    "paper": Preset(50, 7.5, 16, 25, 100, (0.7, 7), (0.4, 15), (0.3, 0.4, 0.5, 0.6, 0.7), from_uniform=False),
+}
+
+
+class Space(Protocol):
+    """What a search needs of a space (see `dato.space`)."""
+
+    upper: np.ndarray
+
+    def decode(self, x: Sequence[int]) -> Schedule: ...
+    def initial(self, count: int, rng: np.random.Generator, seeds: Sequence[Schedule]) -> np.ndarray: ...
+    def papers_initial(self, count: int, rng: np.random.Generator) -> np.ndarray: ...
+
+
+def uniform_references(calls: int, rungs: int, steps: Sequence[tuple[int, int]] | None = None) -> dict[str, Schedule]:
+    """Uniform schedules, DeepCache's kind, that every search evaluates too: {"N=3 d=1": every 3rd call whole, ...}."""
+    steps = steps or [(2, 1), (2, 3), (3, 0), (3, 1), (5, 0), (5, 1), (7, 1), (10, 0)]
+    return {f"N={n} d={d}": Schedule.uniform(calls, n, d, rungs=rungs) for n, d in steps if d < rungs and n < calls}
+
+
+def search(
+    space: Space,
+    judge: Callable[[Schedule], Point],
+    preset: Preset,
+    *,
+    seed: int = 0,
+    seeds: Sequence[Schedule] = (),
+    min_quality: float | None = None,
+) -> Iterator[Point]:
+    """Evolve schedules and yield each one's point as soon as it is judged; their non-dominated set is the front.
+
+    Args:
+        space: What to search.
+        judge: Judges a schedule; it is asked once for each individual, so it should remember.
+        preset: Population, generations, operators.
+        seed: Fixes everything random in the search. The same seed and the same judgements give the same points.
+        seeds: Schedules to begin from.
+        min_quality: Schedules below this quality count as infeasible.
+    """
+    rng = np.random.default_rng(seed)
+    initial = (
+        space.initial(preset.pop_size, rng, seeds)
+        if preset.from_uniform
+        else space.papers_initial(preset.pop_size, rng)
+    )
+    problem = Problem(
+        n_var=len(space.upper),
+        n_obj=2,
+        n_ieq_constr=0 if min_quality is None else 1,
+        xl=np.zeros(len(space.upper)),
+        xu=space.upper,
+        vtype=int,
+    )
+    (cross, cross_eta), (mutate, mutate_eta) = preset.crossover, preset.mutation
+    algorithm = NSGA2(
+        pop_size=preset.pop_size,
+        sampling=initial,
+        crossover=SBX(prob=cross, eta=cross_eta, vtype=float, repair=RoundingRepair()),
+        mutation=PM(prob=mutate, eta=mutate_eta, vtype=float, repair=RoundingRepair()),
+        eliminate_duplicates=True,
+    )
+    algorithm.setup(problem, termination=("n_gen", preset.generations), seed=seed, verbose=False)
+    while algorithm.has_next():
+        individuals = algorithm.ask()
+        objectives, constraints = [], []
+        for x in individuals.get("X"):
+            point = judge(space.decode(x))
+            objectives.append([-point.quality, point.latency_ms])
+            constraints.append([0.0 if min_quality is None else min_quality - point.quality])
+            yield point
+        known = {"F": np.array(objectives)} | ({} if min_quality is None else {"G": np.array(constraints)})
+        PymooEvaluator().eval(StaticProblem(problem, **known), individuals)
+        algorithm.tell(infills=individuals)

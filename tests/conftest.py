@@ -1,0 +1,68 @@
+"""What the tests share: the embedded pipeline, tiny random UNets, and a way to generate."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need a hub
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+import dato
+from dato.sampling import load_pipeline
+
+PROMPTS = ["red apple on a blue background", "dog face on a pink background", "rose on a white background"]
+
+
+@pytest.fixture(scope="session")
+def _embedded():
+    return load_pipeline()
+
+
+@pytest.fixture
+def pipe(_embedded):
+    """The embedded pipeline, unpatched and with its own scheduler before and after every test."""
+    scheduler = _embedded.scheduler
+    yield _embedded
+    dato.remove_patch(_embedded)
+    _embedded.scheduler = scheduler
+
+
+def draw(pipe, steps: int = 4, images: int = 1, seed: int = 0, **options) -> Tensor:
+    """Latents (images, 4, h, w) of a generation; the same arguments give the same noise."""
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(images)]
+    options = {"guidance_scale": 3.0, "output_type": "latent"} | options
+    prompts = options.pop("prompt", PROMPTS[:images])
+    return pipe(prompts, num_inference_steps=steps, generator=generators, **options).images
+
+
+def tiny_unet(kind: str = "sd", seed: int = 0, **overrides) -> UNet2DConditionModel:
+    """A UNet with random weights in the shape of SD 1.x (12 rungs) or SDXL (9 rungs), for 16 x 16 latents."""
+    torch.manual_seed(seed)
+    if kind == "sd":
+        config = {
+            "block_out_channels": (8, 8, 16, 16),
+            "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+            "attention_head_dim": 2,
+        }
+    else:
+        config = {
+            "block_out_channels": (8, 8, 16),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2, 3),
+            "attention_head_dim": (1, 2, 4),
+            "use_linear_projection": True,
+        }
+    config |= {"sample_size": 16, "norm_num_groups": 4, "cross_attention_dim": 8} | overrides
+    return UNet2DConditionModel(**config).eval()
+
+
+def unet_inputs(batch: int = 2, size: tuple[int, int] = (16, 16), seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Latents (batch, 4, h, w) and text states (batch, 5, 8) for a `tiny_unet`."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 4, *size, generator=generator), torch.randn(batch, 5, 8, generator=generator)
