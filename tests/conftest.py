@@ -66,3 +66,20 @@ def unet_inputs(batch: int = 2, size: tuple[int, int] = (16, 16), seed: int = 0)
     """Latents (batch, 4, h, w) and text states (batch, 5, 8) for a `tiny_unet`."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, 4, *size, generator=generator), torch.randn(batch, 5, 8, generator=generator)
+
+
+@pytest.fixture(scope="session")
+def make_pipe(_embedded):
+    """Make independent pipelines with a tiny random UNet around the embedded model's other parts."""
+    import copy
+
+    from diffusers import StableDiffusionPipeline
+
+    def make(seed: int = 0) -> StableDiffusionPipeline:
+        parts = {**_embedded.components, "unet": tiny_unet(seed=seed, cross_attention_dim=128, sample_size=8)}
+        parts["scheduler"] = copy.deepcopy(_embedded.scheduler)
+        tiny = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+        tiny.set_progress_bar_config(disable=True)
+        return tiny
+
+    return make

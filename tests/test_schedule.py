@@ -1,0 +1,109 @@
+"""Schedules: what is valid, what is equal, what resampling keeps."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dato import DatoError, Pruning, Schedule
+
+
+@st.composite
+def schedules(draw):
+    rungs = draw(st.sampled_from([9, 12]))
+    rest = draw(st.lists(st.integers(0, rungs), max_size=60))
+    calls = len(rest) + 1
+    ratios = draw(st.lists(st.sampled_from([0.0, 0.3, 0.7]), min_size=calls, max_size=calls))
+    return Schedule((rungs, *rest), ratios, rungs=rungs, pruning=Pruning(score=draw(st.sampled_from(["sito", "dato"]))))
+
+
+def test_full_and_uniform():
+    assert Schedule.full(3).depths == (12, 12, 12)
+    assert Schedule.uniform(7, 3, 1).depths == (12, 1, 1, 12, 1, 1, 12)
+    assert Schedule.uniform(4, 2, 0, rungs=9).depths == (9, 0, 9, 0)
+    assert Schedule([12, 1], 0.5).ratios == (0.5, 0.5)
+    assert Schedule([12, 1], orders=1).orders == (1, 1)
+
+
+def test_equality_and_hash_are_by_content_and_it_cannot_be_changed():
+    a, b = Schedule([12, 1], [0, 0.5]), Schedule((12, 1), (0.0, 0.5))
+    assert a == b and hash(a) == hash(b) and a != Schedule([12, 2], [0, 0.5])
+    assert a != a.with_ratios(0.3)
+    with pytest.raises(AttributeError):
+        a.depths = (12, 2)
+
+
+@settings(max_examples=50, deadline=None)
+@given(schedules())
+def test_json_there_and_back(schedule):
+    assert Schedule.from_json(schedule.to_json()) == schedule
+
+
+@settings(max_examples=100, deadline=None)
+@given(schedules(), st.integers(1, 80))
+def test_resampling_keeps_shares_and_starts_whole(schedule, calls):
+    other = schedule.resampled(calls)
+    assert len(other) == calls and other.depths[0] == schedule.rungs
+    assert schedule.resampled(len(schedule)) is schedule
+    assert set(other.entries) <= set(schedule.entries)
+    for entry in set(schedule.entries):
+        share = schedule.entries.count(entry) / len(schedule)
+        # At most one call astray for each other kind of call that competes for places.
+        assert abs(other.entries.count(entry) - share * calls) <= len(set(schedule.entries))
+
+
+def test_resampling_does_not_alias():
+    every_second = Schedule.uniform(51, 2, 1).resampled(25)
+    assert every_second.depths == Schedule.uniform(25, 2, 1).depths
+    assert 10 <= Schedule.uniform(25, 5, 0).resampled(51).depths.count(12) <= 11
+
+
+def test_another_height_keeps_whole_calls_whole():
+    assert Schedule.uniform(4, 2, 1).for_rungs(9) == Schedule.uniform(4, 2, 1, rungs=9)
+    with pytest.raises(DatoError, match="depth 10 does not exist in a UNet of 9 rungs"):
+        Schedule([12, 10]).for_rungs(9)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Schedule([]), "depths is empty"),
+        (lambda: Schedule([1, 12]), "first call must run the whole UNet"),
+        (lambda: Schedule([12, 13]), "depth 13 of call 1"),
+        (lambda: Schedule([12, -1]), "depth -1 of call 1"),
+        (lambda: Schedule([12, 1.5]), "depth 1.5 of call 1"),
+        (lambda: Schedule([12, True]), "depth True of call 1"),
+        (lambda: Schedule("12"), "depths must be a list"),
+        (lambda: Schedule([12, 1], [0.5]), "ratios has 1 entries and depths has 2"),
+        (lambda: Schedule([12, 1], 1.0), "ratio 1.0 of call 0"),
+        (lambda: Schedule([12, 1], float("nan")), "ratio nan of call 0"),
+        (lambda: Schedule([12, 1], ["a", 0]), "ratio 'a' of call 0"),
+        (lambda: Schedule([12, 1], orders=3), "order 3 of call 0"),
+        (lambda: Schedule([12], rungs=0), "rungs must be"),
+        (lambda: Schedule.uniform(0, 1, 1), "calls must be"),
+        (lambda: Schedule.uniform(5, 0, 1), "interval must be"),
+        (lambda: Schedule.full(5).resampled(0), "calls must be"),
+        (lambda: Schedule.from_json("{"), "not JSON"),
+        (lambda: Schedule.from_json("[]"), '"format" is not'),
+        (
+            lambda: Schedule.from_json('{"format": "dato.schedule", "version": 2, "depths": [12]}'),
+            "version 2 is not known",
+        ),
+        (lambda: Schedule.from_json('{"format": "dato.schedule", "version": 1}'), '"depths" is missing'),
+        (
+            lambda: Schedule.from_json('{"format": "dato.schedule", "version": 1, "depths": [12], "x": 1}'),
+            "unknown key 'x'",
+        ),
+        (lambda: Schedule([12], pruning={"score": "sito"}), "pruning must be a dato.Pruning"),
+        (lambda: Pruning(score="best"), "score must be one of"),
+        (lambda: Pruning(sx=0), "sx must be a whole number"),
+        (lambda: Pruning(sx=1, sy=1), "1 x 1"),
+        (lambda: Pruning(noise_alpha="x"), "noise_alpha must be a number"),
+        (lambda: Pruning(self_attention=1), "self_attention must be true or false"),
+        (lambda: Pruning(reduction="merge", recover_from="kept"), "merge"),
+        (lambda: Pruning.from_dict({"patch": 2}), "unknown setting 'patch'"),
+    ],
+)
+def test_bad_input_is_named_in_one_line(make, message):
+    with pytest.raises(DatoError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
