@@ -14,12 +14,14 @@ import numpy as np
 from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.core.evaluator import Evaluator as PymooEvaluator
 from pymoo.core.problem import Problem
+from pymoo.operators.crossover.pntx import TwoPointCrossover
 from pymoo.operators.crossover.sbx import SBX
 from pymoo.operators.mutation.pm import PM
 from pymoo.operators.repair.rounding import RoundingRepair
 from pymoo.problems.static import StaticProblem
 
 from dato.front import Point
+from dato.operators import EditMutation
 from dato.schedule import Schedule
 
 
@@ -33,8 +35,8 @@ class Preset:
         images: Prompts, one image each.
         pop_size: Individuals of a generation.
         generations: Generations, the initial population included.
-        crossover: Probability and eta of simulated binary crossover.
-        mutation: Probability and eta of polynomial mutation.
+        crossover: Probability and eta of simulated binary crossover, rounded; None: two-point crossover.
+        mutation: Probability and eta of polynomial mutation, rounded; None: `EditMutation`.
         alphabet: Depths (besides the whole UNet) or ratios to choose from.
         from_uniform: Begin from uniform schedules and variations; else as the paper does.
     """
@@ -44,18 +46,18 @@ class Preset:
     images: int
     pop_size: int
     generations: int
-    crossover: tuple[float, float]
-    mutation: tuple[float, float]
+    crossover: tuple[float, float] | None
+    mutation: tuple[float, float] | None
     alphabet: tuple[float, ...]
     from_uniform: bool
 
 
 DEPTH_PRESETS = {
-    "quick": Preset(20, 3.0, 6, 16, 6, (0.9, 5), (0.9, 5), (0, 1, 2, 3), from_uniform=True),
+    "quick": Preset(20, 3.0, 4, 16, 6, None, None, (0, 1, 2, 3), from_uniform=True),
     "paper": Preset(50, 7.5, 32, 15, 30, (0.8, 15), (0.8, 15), (0, 1), from_uniform=False),
 }
 RATIO_PRESETS = {
-    "quick": Preset(20, 3.0, 6, 16, 5, (0.9, 5), (0.9, 5), (0, 0.3, 0.5, 0.7), from_uniform=True),
+    "quick": Preset(20, 3.0, 4, 16, 6, None, None, (0, 0.3, 0.5, 0.7), from_uniform=True),
     "paper": Preset(50, 7.5, 16, 25, 100, (0.7, 7), (0.4, 15), (0.3, 0.4, 0.5, 0.6, 0.7), from_uniform=False),
 }
 
@@ -109,12 +111,11 @@ def search(
         xu=space.upper,
         vtype=int,
     )
-    (cross, cross_eta), (mutate, mutate_eta) = preset.crossover, preset.mutation
     algorithm = NSGA2(
         pop_size=preset.pop_size,
         sampling=initial,
-        crossover=SBX(prob=cross, eta=cross_eta, vtype=float, repair=RoundingRepair()),
-        mutation=PM(prob=mutate, eta=mutate_eta, vtype=float, repair=RoundingRepair()),
+        crossover=TwoPointCrossover(prob=0.7) if preset.crossover is None else _rounded(SBX, *preset.crossover),
+        mutation=EditMutation() if preset.mutation is None else _rounded(PM, *preset.mutation),
         eliminate_duplicates=True,
     )
     algorithm.setup(problem, termination=("n_gen", preset.generations), seed=seed, verbose=False)
@@ -129,3 +130,8 @@ def search(
         known = {"F": np.array(objectives)} | ({} if min_quality is None else {"G": np.array(constraints)})
         PymooEvaluator().eval(StaticProblem(problem, **known), individuals)
         algorithm.tell(infills=individuals)
+
+
+def _rounded(operator: type, prob: float, eta: float) -> SBX | PM:
+    """A real-number operator whose children are rounded to whole numbers, as in the authors' searches."""
+    return operator(prob=prob, eta=eta, vtype=float, repair=RoundingRepair())

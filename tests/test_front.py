@@ -1,0 +1,152 @@
+"""Fronts as data: what is written is read again, and nothing else is."""
+
+import json
+
+import pytest
+
+import dato
+from dato import DatoError, Front, Point, Schedule, load_front
+from dato.front import load_strategy, non_dominated, strategies
+from dato.schedule import Schedule as PlainSchedule
+
+
+def point(quality, latency, depth=1):
+    return Point(
+        Schedule([12, depth, depth]), quality, latency, 100 / latency, {"psnr": quality, "unet_ms": latency / 2}
+    )
+
+
+@pytest.fixture
+def front():
+    stock = Point(Schedule.full(3), 100.0, 100.0, 1.0, {"psnr": 100.0})
+    return Front(
+        (point(20, 20, 0), point(35, 25), point(40, 60, 5)),
+        stock,
+        {"N=2 d=1": point(30, 50)},
+        {"calls": 3, "quality": "psnr"},
+    )
+
+
+def test_there_and_back(front, tmp_path):
+    front.save(tmp_path / "deep" / "pareto.json")
+    assert load_front(tmp_path / "deep" / "pareto.json") == front
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["pareto.json"]  # nothing temporary stays
+    text = (tmp_path / "deep" / "pareto.json").read_text()
+    assert '"depths": [12, 0, 0],' in text  # a schedule is one line that a person can read
+
+
+def test_knee_and_picks(front):
+    assert front.knee() is front.points[1]
+    assert front.pick(speedup=4) is front.points[1] and front.pick(speedup=1) is front.points[2]
+    assert front.pick(speedup=4.5) is front.points[0]
+    assert front.pick(quality=30) is front.points[1] and front.pick(quality=0) is front.points[0]
+    assert front.choose() is front.knee() and front.choose(speedup=1) is front.points[2]
+    with pytest.raises(DatoError, match=r"6 times as fast as stock; the fastest is 5.00x"):
+        front.pick(speedup=6)
+    with pytest.raises(DatoError, match="the best has 40"):
+        front.pick(quality=41)
+    with pytest.raises(DatoError, match="either"):
+        front.pick()
+
+
+def test_non_dominated_is_what_no_other_point_beats():
+    points = [point(q, t) for q, t in [(1, 10), (2, 10), (2, 20), (3, 30), (2.5, 40), (3, 30), (float("nan"), 5)]]
+    assert [(p.quality, p.latency_ms) for p in non_dominated(points)] == [(2, 10), (3, 30)]
+
+
+def edits():
+    def at(*path, value):
+        def edit(data):
+            for key in path[:-1]:
+                data = data[key]
+            data[path[-1]] = value
+
+        return edit
+
+    def drop(*path):
+        def edit(data):
+            for key in path[:-1]:
+                data = data[key]
+            del data[path[-1]]
+
+        return edit
+
+    return [
+        (at("version", value=2), "version 2 is not known here"),
+        (at("version", value="1"), "version '1' is not known here"),
+        (at("format", value="else"), '"format" must be'),
+        (at("front", value=[]), "no points"),
+        (at("front", value={}), '"front" must be a list'),
+        (at("extra", value=1), 'unknown key "extra"'),
+        (at("rungs", value=0), "rungs must be"),
+        (at("pruning", "sx", value=0), "sx must be"),
+        (at("pruning", value=[]), "pruning must be an object"),
+        (at("conditions", value=[]), '"conditions" must be an object'),
+        (at("conditions", "calls", value=4), "has a schedule of 3 calls, the search had 4"),
+        (at("front", 1, "depths", value=[12, 1]), "ratios has 3 entries and depths has 2"),
+        (at("front", 1, "depths", value=[12, 1, 13]), "point 1: schedule: depth 13 of call 2"),
+        (at("front", 1, "depths", value=[1, 1, 1]), "first call must run the whole UNet"),
+        (at("front", 1, "ratios", value=[0, 0, 1]), "ratio 1 of call 2"),
+        (at("front", 1, "orders", value=[0, 0, 3]), "order 3 of call 2"),
+        (at("front", 1, "latency_ms", value=0), "above 0"),
+        (at("front", 1, "quality", value="good"), "quality must be a finite number"),
+        (at("front", 1, "metrics", "psnr", value=None), "psnr must be a finite number"),
+        (at("front", 1, value=7), "point 1 must be an object"),
+        (at("front", 1, "extra", value=7), 'point 1: unknown key "extra"'),
+        (at("references", value=[]), '"references" an object'),
+        (drop("baseline"), '"baseline" is missing'),
+        (drop("conditions", "quality"), '"quality" is missing'),
+        (drop("front", 0, "orders"), '"orders" is missing'),
+    ]
+
+
+@pytest.mark.parametrize(("edit", "message"), edits())
+def test_a_front_with_a_fault_is_refused_in_one_line_that_names_file_and_fault(front, tmp_path, edit, message):
+    data = json.loads(json.dumps(front.to_dict()))
+    edit(data)
+    path = tmp_path / "front.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(DatoError) as caught:
+        load_front(path)
+    assert message in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_is_no_front_is_refused(front, tmp_path):
+    for text, message in [("{", "not JSON"), ("[1]", "neither a front nor a schedule"), ("", "not JSON")]:
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(DatoError, match=message):
+            load_front(tmp_path / "x.json")
+    (tmp_path / "x.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DatoError, match="not a text file"):
+        load_front(tmp_path / "x.json")
+    with pytest.raises(DatoError, match="no file and no shipped strategy"):
+        load_front(tmp_path / "missing.json")
+    with pytest.raises(DatoError, match="cannot read"):
+        load_front(tmp_path)
+    (tmp_path / "s.json").write_text(Schedule.full(3).to_json())
+    with pytest.raises(DatoError, match="one schedule, not a front"):
+        load_front(tmp_path / "s.json")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DatoError, match="cannot write"):
+        front.save(tmp_path / "file" / "pareto.json")
+
+
+def test_every_shipped_strategy_loads_by_name_and_patches_its_model(pipe):
+    shipped = strategies()
+    assert {"emoji-sd-depth", "emoji-sd-ratio", "dato-published", "sd15-uniform-n3-d1"} <= set(shipped)
+    for name in shipped:
+        loaded = load_strategy(name)
+        dato.apply_patch(pipe, name)
+        if isinstance(loaded, PlainSchedule):
+            assert dato.current_schedule(pipe) == loaded
+        else:
+            assert dato.current_schedule(pipe) == loaded.knee().schedule
+            assert loaded.conditions["model"] == "emoji-sd"
+
+
+def test_the_published_vector_is_the_authors():
+    """DaTo's own: the first call whole, then 50 entries in which 2 and above stand for the whole UNet."""
+    theirs = "0 1 1 1 1 1 11 1 1 1 1 1 1 1 0 0 11 1 1 1 0 11 1 0 1 1 1 1 1 11 0 0 1 1 1 1 1 1 1 1 11 1 1 1 1 1 1 1 1 1"
+    schedule = load_strategy("dato-published")
+    assert schedule.depths == (12, *(12 if d >= 2 else d for d in map(int, theirs.split())))
+    assert (schedule.depths.count(12), schedule.depths.count(1), schedule.depths.count(0)) == (6, 38, 7)

@@ -1,0 +1,189 @@
+"""The search itself, on a judge that costs nothing: reproducible, within its space, and better than chance."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from pymoo.indicators.hv import HV
+
+from dato import DatoError, Point, Pruning, Schedule
+from dato.evaluation import Evaluator
+from dato.front import non_dominated
+from dato.quality import Setup, load_metric
+from dato.sampling import Sampling, num_calls, read_prompts, set_scheduler
+from dato.search import DEPTH_PRESETS, RATIO_PRESETS, search, uniform_references
+from dato.space import DepthSpace, RatioSpace
+from dato.timing import Stopwatch, forward_times, measure
+
+SMALL = replace(DEPTH_PRESETS["quick"], pop_size=12, generations=12)
+
+
+class Judge:
+    """Quality falls with the age of the cache, more so late; latency is the depth's. Counts what it is asked."""
+
+    def __init__(self):
+        self.judged = {}
+
+    def __call__(self, schedule):
+        if schedule not in self.judged:
+            age, loss = 0, 0.0
+            for call, (depth, ratio, _) in enumerate(schedule.entries):
+                age = 0 if depth == schedule.rungs else age + 1
+                loss += age * (1 + call / 10) / (1 + depth) + ratio
+            cost = sum(1 + 8 * d * (1 - r / 2) for d, r, _ in schedule.entries)
+            self.judged[schedule] = Point(schedule, -loss, cost, 1.0)
+        return self.judged[schedule]
+
+
+@pytest.mark.parametrize("presets", [DEPTH_PRESETS, RATIO_PRESETS])
+@pytest.mark.parametrize("name", ["quick", "paper"])
+def test_the_same_seed_gives_the_same_points(presets, name):
+    preset = replace(presets[name], pop_size=10, generations=4)
+    if presets is DEPTH_PRESETS:
+        space = DepthSpace(12, 12, [int(d) for d in preset.alphabet])
+    else:
+        bases = [Schedule.uniform(12, 3, 1), Schedule.uniform(12, 4, 0)]
+        space = RatioSpace(bases, preset.alphabet, Pruning(score="dato"))
+    runs = [[p.schedule for p in search(space, Judge(), preset, seed=seed)] for seed in (1, 1, 2)]
+    assert runs[0] == runs[1] and runs[0] != runs[2]
+    assert len(runs[0]) <= 40 and len(set(runs[0])) > 10
+    for schedule in runs[0]:
+        if presets is DEPTH_PRESETS:
+            assert set(schedule.depths) <= {*map(int, preset.alphabet), 12}
+        else:
+            assert schedule.depths in {base.depths for base in bases} and schedule.pruning.score == "dato"
+            assert set(schedule.ratios) <= {0.0, *preset.alphabet}
+            assert all(r == 0 for d, r, _ in schedule.entries if d == 0)
+
+
+def hypervolume(points):
+    """The area between the points and a corner that all of them beat (quality -400, latency 2500)."""
+    return HV(ref_point=np.array([400.0, 2500.0]))(np.array([[-p.quality, p.latency_ms] for p in points]))
+
+
+@pytest.mark.parametrize("operators", ["quick", "paper"])
+def test_the_search_beats_its_first_schedules_and_as_many_random_ones(operators):
+    space, judge = DepthSpace(21, 12, [0, 1, 3]), Judge()
+    seeds = [s for s in uniform_references(21, 12).values() if space.encode(s) is not None]
+    chosen = DEPTH_PRESETS[operators]
+    preset = replace(SMALL, generations=20, crossover=chosen.crossover, mutation=chosen.mutation)
+    found = list(search(space, judge, preset, seeds=seeds))
+    assert len({p.schedule for p in found}) > 200
+    random = [judge(space.decode(x)) for x in space.initial(len(found), np.random.default_rng(1), [])]
+    begun = [judge(s) for s in seeds]
+    # Every schedule that it began with is matched in both objectives, and the front as a whole is further out.
+    assert all(any(f.quality >= b.quality and f.latency_ms <= b.latency_ms for f in found) for b in begun)
+    assert hypervolume(found) > max(hypervolume(begun), hypervolume(random))
+
+
+def test_a_floor_of_quality_moves_the_population_above_it():
+    space, floor = DepthSpace(21, 12, [0, 1]), -60.0
+    preset = replace(SMALL, generations=30)
+    last = [[p.quality >= floor for p in search(space, Judge(), preset, min_quality=m)][-60:] for m in (None, floor)]
+    assert np.mean(last[1]) > np.mean(last[0])
+
+
+def test_spaces_encode_what_they_decode_and_refuse_nonsense():
+    space = DepthSpace(6, 9, [0, 2])
+    schedule = Schedule([9, 0, 2, 9, 2, 0], rungs=9)
+    assert space.decode(space.encode(schedule)) == schedule
+    assert space.encode(Schedule([9, 1, 2, 9, 2, 0], rungs=9)) is None
+    for make, message in [
+        (lambda: DepthSpace(6, 9, [10]), "depths of this UNet are 0 to 9"),
+        (lambda: DepthSpace(6, 9, [9]), "something to choose"),
+        (lambda: DepthSpace(1, 9, [0]), "at least two UNet calls"),
+        (lambda: RatioSpace([schedule], [0, 0.8], Pruning()), "ratios go from 0 to 0.75, not 0.8"),
+        (lambda: RatioSpace([schedule], [0.5], Pruning()), "at least two"),
+    ]:
+        with pytest.raises(DatoError, match=message):
+            make()
+
+
+def test_papers_initial_schedules_have_few_whole_calls():
+    space = DepthSpace(51, 12, [0, 1])
+    for genes in space.papers_initial(200, np.random.default_rng(0)):
+        depths = np.array(space.decode(genes).depths)[1:]
+        assert [
+            (part == 12).sum() <= most for part, most in zip(np.split(depths, [15, 35]), (1, 2, 1), strict=True)
+        ] == [True] * 3
+        assert set(depths) <= {0, 1, 12}
+
+
+@pytest.fixture(scope="module")
+def judge_of(_embedded):
+    def make(latency=None):
+        metrics = [load_metric(name, Setup()) for name in ("psnr", "clip-score")]
+        return Evaluator(_embedded, read_prompts(None, 3), Sampling(steps=3), metrics, latency)
+
+    return make
+
+
+def test_candidates_see_the_same_prompts_and_noise(judge_of):
+    judge, again = judge_of(), judge_of()
+    assert judge.baseline.quality == 100 and judge.baseline.speedup == 1 and judge.calls == 4
+    assert judge(Schedule.full(4)).quality == 100  # the same noise as stock's, so the same images
+    schedule = Schedule.uniform(4, 2, 1)
+    first = judge(schedule)
+    images = judge.images
+    assert judge(schedule) is first and judge.images == images  # not generated again
+    assert again(schedule).metrics | {"unet_ms": 0} == first.metrics | {"unet_ms": 0}
+    assert 0 < first.quality < 100 and first.metrics["unet_ms"] < first.latency_ms
+
+
+def test_given_latencies_are_used_as_they_are(judge_of):
+    judge = judge_of(lambda schedule: sum(schedule.depths) + 1.0)
+    schedule = Schedule.uniform(4, 2, 1)
+    assert judge(schedule).latency_ms == 27 and judge(schedule).speedup == pytest.approx(49 / 27)
+    space = DepthSpace(4, 12, [0, 1])
+    preset = replace(SMALL, pop_size=4, generations=2)
+    fronts = [non_dominated(search(space, judge_of(lambda s: sum(s.depths) + 1.0), preset, seed=3)) for _ in range(2)]
+    assert [(p.schedule, p.quality, p.latency_ms) for p in fronts[0]] == [
+        (p.schedule, p.quality, p.latency_ms) for p in fronts[1]
+    ]
+    baseline, [point] = judge.retime([schedule], 2)
+    assert (baseline.latency_ms, point.latency_ms) == (49, 27)
+
+
+def test_timing_again_goes_in_turn_and_gives_ratios_of_one_run(judge_of):
+    judge, ticks = judge_of(), []
+    schedules = [Schedule.uniform(4, 4, 0), Schedule.uniform(4, 2, 3)]
+    points = [judge(s) for s in schedules]
+    baseline, again = judge.retime(schedules, 2, lambda: ticks.append(1))
+    assert len(ticks) == 6
+    assert [p.schedule for p in again] == schedules and [p.quality for p in again] == [p.quality for p in points]
+    assert baseline.speedup == 1
+    assert all(p.speedup == pytest.approx(baseline.latency_ms / p.latency_ms) for p in again)
+
+
+def test_prompts_come_from_a_file_or_the_search_split(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat\n\n  a dog \n", encoding="utf-8")
+    assert read_prompts(path, 2) == ["a cat", "a dog"]
+    for count, source, message in [(3, path, "3 prompts are asked for"), (1, tmp_path / "none.txt", "cannot read")]:
+        with pytest.raises(DatoError, match=message):
+            read_prompts(source, count)
+    assert len(read_prompts(None, 74)) == 74
+
+
+def test_samplers_by_name(pipe):
+    set_scheduler(pipe, "ddim")
+    assert type(pipe.scheduler).__name__ == "DDIMScheduler" and not pipe.scheduler.config.clip_sample
+    assert num_calls(pipe, 10) == 10
+    set_scheduler(pipe, "plms")
+    assert num_calls(pipe, 10) == 11
+    with pytest.raises(DatoError, match="unknown scheduler 'fast'"):
+        set_scheduler(pipe, "fast")
+
+
+def test_clocks():
+    watch, runs = Stopwatch("cpu"), []
+    watch.start()
+    watch.stop()
+    assert len(watch.read()) == 1 and watch.read() == []
+    assert measure(lambda: runs.append(1), "cpu", repeats=3, warmup=2) >= 0 and len(runs) == 5
+    layer = torch.nn.Linear(2, 2)
+    with forward_times(layer) as times:
+        layer(torch.ones(1, 2))
+        layer(torch.ones(1, 2))
+    assert len(times.read()) == 2 and not layer._forward_hooks and not layer._forward_pre_hooks
