@@ -1,5 +1,6 @@
 """dato: search cache-and-prune schedules for UNet diffusion models, and run them."""
 
+from dato import emoji_sd
 from dato.errors import DatoError
 from dato.front import Front, Point, load_front
 from dato.patch import apply_patch, current_schedule, patched, remove_patch
@@ -14,6 +15,7 @@ __all__ = [
     "Schedule",
     "apply_patch",
     "current_schedule",
+    "emoji_sd",
     "load_front",
     "patched",
     "remove_patch",

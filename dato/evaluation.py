@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from diffusers import DiffusionPipeline
+from torch import Tensor
 
 from dato.front import Point
 from dato.ladder import Ladder
@@ -91,12 +93,14 @@ class Evaluator:
         baseline, *others = [replace(point, speedup=stock / point.latency_ms) for point in points]
         return baseline, others
 
+    def images_of(self, schedule: Schedule | None, count: int) -> Tensor:
+        """The images (count, 3, H, W) of a schedule (None: stock) for the first prompts, to be looked at."""
+        with contextlib.nullcontext() if schedule is None else patched(self.pipe, schedule):
+            return generate(self.pipe, self.prompts[:count], self.sampling).images
+
     def _first_batch(self, schedule: Schedule | None) -> Generated:
-        batch = self.prompts[: self.sampling.batch_size]
-        if schedule is None:
-            return generate(self.pipe, batch, self.sampling)
-        with patched(self.pipe, schedule):
-            return generate(self.pipe, batch, self.sampling)
+        with contextlib.nullcontext() if schedule is None else patched(self.pipe, schedule):
+            return generate(self.pipe, self.prompts[: self.sampling.batch_size], self.sampling)
 
     def _generate(self) -> Generated:
         self.images += len(self.prompts)

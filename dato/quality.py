@@ -1,12 +1,12 @@
 """Quality metrics: images, prompts and reference images in, one number out, higher is better.
 
-Every metric is an entry of `METRICS`, made by a function that takes a `Setup`. ImageReward and Inception-FID are to
+Every metric is an entry of `METRICS`, a class that is made from a `Setup`. ImageReward and Inception-FID are to
 be two more entries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,8 @@ class QualityMetric(Protocol):
 
     name: str
     lower_is_better: bool
+
+    def __init__(self, setup: Setup) -> None: ...
 
     def __call__(self, images: Tensor, prompts: Sequence[str], references: Tensor) -> float:
         """Judge images (n, 3, H, W) in [0, 1], made for `prompts`, beside stock's `references` of the same shape."""
@@ -131,9 +133,7 @@ class FrechetDistance:
         return -100 * float(calculate_frechet_distance(mean, covariance, self._mean, self._covariance))
 
 
-METRICS: dict[str, Callable[[Setup], QualityMetric]] = {
-    metric.name: metric for metric in (ClipScore, Psnr, Ssim, FrechetDistance)
-}
+METRICS: dict[str, type[QualityMetric]] = {metric.name: metric for metric in (ClipScore, Psnr, Ssim, FrechetDistance)}
 
 
 def load_metric(name: str, setup: Setup) -> QualityMetric:
@@ -143,6 +143,6 @@ def load_metric(name: str, setup: Setup) -> QualityMetric:
     return METRICS[name](setup)
 
 
-def shown(metric: QualityMetric, value: float) -> float:
+def shown(metric: QualityMetric | type[QualityMetric], value: float) -> float:
     """A value as the field writes it: a distance positive."""
     return -value if metric.lower_is_better else value

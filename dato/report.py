@@ -1,14 +1,20 @@
-"""What a person sees of a front: a table for the terminal."""
+"""What a person sees of a front: a table for the terminal, and pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
 
+from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
+from torch import Tensor
 
+from dato.files import write_atomic
 from dato.front import Front, Point
-from dato.quality import METRICS
+from dato.quality import METRICS, shown
 from dato.schedule import Schedule
 
 FULL, NOTHING = "█", "·"
@@ -52,6 +58,27 @@ def front_table(front: Front) -> Table:
     return table
 
 
+def image_grid(rows: Mapping[str, Tensor], prompts: Sequence[str], path: str | Path) -> None:
+    """Write a PNG with one labelled row of images (n, 3, H, W) in [0, 1] for each name, a column for each prompt.
+
+    Raises:
+        DatoError: if the place cannot be written to.
+    """
+    figure = Figure(figsize=(1.3 * len(prompts) + 1.2, 1.3 * len(rows) + 0.5), layout="constrained")
+    axes = figure.subplots(len(rows), len(prompts), squeeze=False)
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        for axis, image in zip(line, images, strict=True):
+            axis.imshow(image.permute(1, 2, 0).numpy())
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+    for axis, prompt in zip(axes[0], prompts, strict=True):
+        axis.set_title(fill(prompt, 16), fontsize=7)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    write_atomic(path, data.getvalue())
+
+
 def _rows(front: Front) -> Iterator[tuple[str, str, Point]]:
     knee = front.knee()
     for number, point in enumerate(front.points):
@@ -64,5 +91,5 @@ def _rows(front: Front) -> Iterator[tuple[str, str, Point]]:
 def _shown(metric: str, value: float | None) -> str:
     if value is None:
         return ""
-    value = -value if METRICS[metric].lower_is_better else value  # type: ignore[attr-defined]
+    value = shown(METRICS[metric], value)
     return f"{value:.4f}" if abs(value) <= 1 else f"{value:.2f}"

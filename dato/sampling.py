@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dato import emoji_sd
 from dato.errors import DatoError
+from dato.files import read_text
 from dato.timing import Stopwatch, forward_times
 
 EMBEDDED = "emoji-sd"
@@ -153,19 +154,19 @@ def generate(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling
     return Generated(torch.cat(images), latency, unet_ms)
 
 
-def read_prompts(source: str | Path | None, count: int) -> list[str]:
-    """The first `count` prompts of a text file with one prompt a line; None: emoji-sd's prompts for searching.
+def read_prompts(source: str | Path | None, count: int | None) -> list[str]:
+    """The first `count` (None: all) prompts of a text file, one a line; of no file: emoji-sd's for searching.
 
     Raises:
         DatoError: if the file is missing or holds fewer prompts.
     """
     if source is None:
-        prompts = emoji_sd.prompts("search")
+        prompts, where = emoji_sd.prompts("search"), "the embedded model's search split"
     else:
-        from dato.files import read_text
-
-        prompts = [line.strip() for line in read_text(source).splitlines() if line.strip()]
+        prompts, where = [line.strip() for line in read_text(source).splitlines() if line.strip()], str(source)
+    count = len(prompts) if count is None else count
+    if not prompts:
+        raise DatoError(f"{where} holds no prompts: write one a line")
     if not 1 <= count <= len(prompts):
-        where = "the embedded model's search split" if source is None else str(source)
         raise DatoError(f"{count} prompts are asked for and {where} has {len(prompts)}; change --images or --prompts")
     return prompts[:count]

@@ -53,11 +53,11 @@ class Preset:
 
 
 DEPTH_PRESETS = {
-    "quick": Preset(20, 3.0, 4, 16, 6, None, None, (0, 1, 2, 3), from_uniform=True),
+    "quick": Preset(20, 3.0, 4, 14, 6, None, None, (0, 1, 2, 3), from_uniform=True),
     "paper": Preset(50, 7.5, 32, 15, 30, (0.8, 15), (0.8, 15), (0, 1), from_uniform=False),
 }
 RATIO_PRESETS = {
-    "quick": Preset(20, 3.0, 4, 16, 6, None, None, (0, 0.3, 0.5, 0.7), from_uniform=True),
+    "quick": Preset(20, 3.0, 4, 14, 6, None, None, (0, 0.3, 0.5, 0.7), from_uniform=True),
     "paper": Preset(50, 7.5, 16, 25, 100, (0.7, 7), (0.4, 15), (0.3, 0.4, 0.5, 0.6, 0.7), from_uniform=False),
 }
 

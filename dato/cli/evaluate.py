@@ -1,0 +1,134 @@
+"""`evaluate`: fronts and schedules on prompts that no search has seen, beside stock and uniform schedules."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+
+from dato import emoji_sd
+from dato.cli import options as opt
+from dato.console import err, out, progress
+from dato.errors import DatoError
+from dato.evaluation import Evaluator
+from dato.files import write_atomic
+from dato.front import Front, Point, dumps, load_strategy
+from dato.quality import METRICS, Setup, load_metric, shown
+from dato.report import image_grid, strip
+from dato.sampling import EMBEDDED, Sampling, load_pipeline, read_prompts
+from dato.schedule import Schedule
+from dato.search import uniform_references
+from dato.timing import hardware
+
+NAMES = ("clip-score", "frechet", "psnr", "ssim")
+
+
+def evaluate(
+    strategies: Annotated[list[str], typer.Argument(help="Fronts or schedules: JSON files, or names of shipped ones.")],
+    model: opt.Model = EMBEDDED,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Text file, one prompt a line.", show_default="the embedded model's evaluation split"),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampler steps.", show_default="the first front's")] = None,
+    scheduler: opt.Scheduler = None,
+    guidance_scale: opt.Guidance = 3.0,
+    images: Annotated[int | None, typer.Option(min=2, help="How many prompts.", show_default="all")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per generation.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Time all of them this often, in turn; the median counts.")] = 5,
+    clip: Annotated[str | None, typer.Option(help="CLIP checkpoint.", show_default="the embedded one")] = None,
+    statistics: Annotated[
+        Path | None, typer.Option(help="Statistics of real pictures.", show_default="the embedded ones")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Image i starts from the noise of seed + i.")] = 1000,
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
+    out_file: Annotated[Path | None, typer.Option("--out", help="Write the table as JSON, too.")] = None,
+    grid: Annotated[
+        Path | None, typer.Option(help="Write a PNG, too: the first eight prompts' images by stock and every schedule.")
+    ] = None,
+) -> None:
+    """Evaluate schedules on held-out prompts, beside stock and uniform (DeepCache) schedules.
+
+    Quality is that of all images; the times of all contenders are measured in turn in the same run.
+    """
+    loaded = {name: load_strategy(name) for name in strategies}
+    known: dict[str, Any] = next((s.conditions for s in loaded.values() if isinstance(s, Front)), {})
+    if model == EMBEDDED and prompts is None:
+        texts = emoji_sd.prompts("evaluation")[:images]
+    elif prompts is None:
+        raise DatoError(f"give --prompts FILE for {model}: the prompts that are built in are {EMBEDDED}'s")
+    else:
+        texts = read_prompts(prompts, images)
+    where = opt.device_of(device)
+    setup = Setup(clip or emoji_sd.CLIP, statistics or emoji_sd.STATISTICS, where)
+    if model != EMBEDDED and not (clip and statistics):
+        raise DatoError(f"give --clip and --statistics for {model}: the built-in ones know only {EMBEDDED}'s pictures")
+    metrics = [load_metric(name, setup) for name in NAMES]
+    sampling = Sampling(steps or known.get("steps", 50), guidance_scale, seed=seed, batch_size=batch_size)
+    with err.status(f"Loading {model} and generating stock's images"):
+        pipe = load_pipeline(model, device=where, dtype=opt.dtype_of(dtype, where), scheduler=scheduler)
+        judge = Evaluator(pipe, texts, sampling, metrics)
+
+    contenders = {f"uniform {name}": s for name, s in uniform_references(judge.calls, judge.rungs).items()}
+    for name, strategy in loaded.items():
+        label = Path(name).parent.name if Path(name).name == "pareto.json" else Path(name).stem
+        points = strategy.points if isinstance(strategy, Front) else [strategy]
+        for number, point in enumerate(points):
+            schedule = point if isinstance(point, Schedule) else point.schedule
+            contenders[f"{label} {number}" if isinstance(strategy, Front) else label] = schedule.resampled(judge.calls)
+    unique = list(dict.fromkeys(contenders.values()))
+    with progress() as bar:
+        task = bar.add_task("Images", total=len(unique))
+        for schedule in unique:
+            judge(schedule)
+            bar.advance(task)
+        task = bar.add_task("Timing side by side", total=rounds * (1 + len(unique)))
+        stock, timed = judge.retime(unique, rounds, lambda: bar.advance(task))
+    by_schedule = dict(zip(unique, timed, strict=True))
+    rows = {"stock": stock} | {name: by_schedule[schedule] for name, schedule in contenders.items()}
+    _print(rows, len(texts))
+    if grid is not None:
+        shown_rows = {n: r for n, r in rows.items() if not n.startswith("uniform")}
+        columns = {
+            f"{name}\n{row.speedup:.1f}x": judge.images_of(None if name == "stock" else row.schedule, 8)
+            for name, row in shown_rows.items()
+        }
+        image_grid(columns, texts[:8], grid)
+        out.print(f"written to {grid}", highlight=False)
+    if out_file is not None:
+        conditions = {
+            "model": model,
+            "images": len(texts),
+            "steps": sampling.steps,
+            "scheduler": type(pipe.scheduler).__name__,
+            "guidance_scale": guidance_scale,
+            "seed": seed,
+            "batch_size": batch_size,
+            "rounds": rounds,
+            "hardware": hardware(where),
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in ("dato", "torch", "diffusers")},
+        }
+        write_atomic(out_file, dumps({**conditions, "rows": {n: p.to_dict() for n, p in rows.items()}}) + "\n")
+        out.print(f"written to {out_file}", highlight=False)
+
+
+def _print(rows: dict[str, Point], images: int) -> None:
+    table = Table(title=f"{images} held-out prompts", title_justify="left", box=box.SIMPLE, header_style="bold")
+    table.add_column("", no_wrap=True)
+    for column in ("speed-up", "ms", *NAMES):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("depth by call", overflow="fold")
+    for name, point in sorted(rows.items(), key=lambda row: row[1].latency_ms):
+        values = [f"{shown(METRICS[n], point.metrics[n]):.{3 if n == 'ssim' else 2}f}" for n in NAMES]
+        style = "dim" if name.startswith("uniform") else "bold" if name == "stock" else ""
+        table.add_row(
+            name, f"{point.speedup:.2f}x", f"{point.latency_ms:.0f}", *values, strip(point.schedule), style=style
+        )
+    out.print(table)

@@ -1,0 +1,198 @@
+"""The whole path as a user walks it: both searches, the fronts they write, generation with them; and bad input."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import draw
+from PIL import Image
+
+import dato
+from dato import Schedule, load_front
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run one of the scripts as a user would; (exit code, standard output, standard error)."""
+
+    def call(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        printed = capsys.readouterr()
+        return left.value.code or 0, printed.out, printed.err
+
+    return call
+
+
+SMALL = ("--images", 2, "--pop-size", 4, "--generations", 2, "--rounds", 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+def resnets_run(unet, schedule):
+    """How many resnets a schedule runs: those of its rungs, down and up, and the mid block's two in whole calls."""
+    downsamplers = {3, 6, 9}
+    total = 0
+    for depth in schedule.depths:
+        down = sum(1 for rung in range(1, depth) if rung not in downsamplers)
+        total += down + depth + (2 if depth == 12 else 0)
+    return total
+
+
+def test_1_search_depths(run, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    code, printed, _ = run("search/search_depth.py", *SMALL, "--steps", 4, "--out", "runs/depth-1")
+    assert code == 0
+    assert "python search/search_ratio.py --depths runs/depth-1/pareto.json" in printed
+    assert "python scripts/generate.py --strategy runs/depth-1/pareto.json --pick speedup=" in printed
+    front = load_front("runs/depth-1/pareto.json")
+    conditions = front.conditions
+    assert conditions["calls"] == 5 and conditions["steps"] == 4 and conditions["quality"] == "psnr"
+    assert len(conditions["prompts"]) == 2 and conditions["model"] == "emoji-sd"
+    for key in ("dtype", "height", "scheduler", "guidance_scale", "prompts_sha256", "seeds", "latency", "hardware"):
+        assert conditions[key]
+    assert conditions["search"]["candidates"] >= 4 and conditions["search"]["images"] >= 8
+    assert front.baseline.schedule.depths == (12,) * 5 and front.baseline.speedup == 1
+    assert "N=2 d=1" in front.references and front.references["N=2 d=1"].schedule.depths == (12, 1, 12, 1, 12)
+    for faster, better in zip(front.points, front.points[1:], strict=False):
+        assert faster.latency_ms < better.latency_ms and faster.quality < better.quality
+    assert all({"psnr", "ssim", "clip-score", "unet_ms"} <= set(p.metrics) for p in front.points)
+
+
+def test_2_search_ratios_on_top(run, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    code, _, errors = run("search/search_ratio.py", *SMALL, "--score", "dato", "--out", "runs/ratio-1")
+    assert code == 0 and "Building on runs/depth-1/pareto.json" in errors.replace("\n", "")
+    depth, ratio = load_front("runs/depth-1/pareto.json"), load_front("runs/ratio-1/pareto.json")
+    assert {p.schedule.depths for p in ratio.points} <= {p.schedule.depths for p in depth.points}
+    assert ratio.points[0].schedule.pruning.score == "dato" and ratio.conditions["calls"] == 5
+    assert "all whole, ratio 0.7" in ratio.references
+    code, _, _ = run(
+        "search/search_ratio.py",
+        *SMALL,
+        "--depths",
+        "runs/depth-1/pareto.json",
+        "--pick",
+        "knee",
+        "--out",
+        "runs/ratio-2",
+    )
+    assert code == 0
+    assert {p.schedule.depths for p in load_front("runs/ratio-2/pareto.json").points} == {depth.knee().schedule.depths}
+
+
+def test_3_generate_with_a_found_schedule(run, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    code, printed, _ = run(
+        "scripts/generate.py",
+        "--strategy",
+        "runs/ratio-1/pareto.json",
+        "--repeats",
+        1,
+        "Red apple on a blue background",
+    )
+    assert code == 0 and "stock:" in printed and "faster" in printed
+    for name in ("red-apple-on-a-blue-background-0.png", "red-apple-on-a-blue-background-0-stock.png"):
+        assert Image.open(Path("images") / name).size == (64, 64)
+
+
+def test_4_a_loaded_front_runs_its_share_of_the_unet(pipe, folder):
+    path = folder / "runs" / "depth-1" / "pareto.json"
+    for point in load_front(path).points:
+        dato.apply_patch(pipe, path, quality=point.quality)
+        assert dato.current_schedule(pipe) == point.schedule
+        count = []
+        handles = [
+            module.register_forward_hook(lambda *_, count=count: count.append(1))
+            for module in pipe.unet.modules()
+            if type(module).__name__ == "ResnetBlock2D"
+        ]
+        draw(pipe, 4)
+        for handle in handles:
+            handle.remove()
+        assert len(count) == resnets_run(pipe.unet, point.schedule)
+    assert len(count) < resnets_run(pipe.unet, Schedule.full(5))
+
+
+def test_5_evaluate_on_held_out_prompts(run, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    code, printed, _ = run(
+        "scripts/evaluate.py", "runs/depth-1/pareto.json", "--images", 2, "--rounds", 1, "--out", "table.json"
+    )
+    assert code == 0 and "stock" in printed and "depth-1 0" in printed and "uniform N=2 d=1" in printed
+    table = json.loads(Path("table.json").read_text())
+    assert table["images"] == 2 and table["rows"]["stock"]["metrics"]["psnr"] == 100
+    assert set(table["rows"]["depth-1 0"]["metrics"]) >= {"clip-score", "frechet", "psnr", "ssim"}
+
+
+def test_three_lines_of_python_do_the_same(folder):
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(dato.emoji_sd.PIPE, torch_dtype=torch.float32)
+    dato.apply_patch(pipe, folder / "runs" / "depth-1" / "pareto.json", speedup=0.01)
+    image = pipe("rose on a white background", num_inference_steps=4).images[0]
+    dato.remove_patch(pipe)
+    assert image.size == (64, 64)
+
+
+BAD = [
+    ("search/search_depth.py", ("--prompts", "none.txt"), "cannot read none.txt"),
+    ("search/search_depth.py", ("--prompts", "empty.txt"), "holds no prompts"),
+    ("search/search_depth.py", ("--images", "75"), "75 prompts are asked for"),
+    ("search/search_depth.py", ("--quality", "beauty"), "unknown quality metric 'beauty'"),
+    ("search/search_depth.py", ("--preset", "slow"), "--preset 'slow'"),
+    ("search/search_depth.py", ("--depths", "a"), "--depths 'a'"),
+    ("search/search_depth.py", ("--depths", "0,13"), "depths of this UNet are 0 to 12"),
+    ("search/search_depth.py", ("--model", "nowhere"), "give --prompts FILE for nowhere"),
+    (
+        "search/search_depth.py",
+        ("--model", "nowhere", "--prompts", "one.txt", "--images", "1"),
+        "cannot load the model",
+    ),
+    ("search/search_depth.py", ("--scheduler", "fast"), "unknown scheduler 'fast'"),
+    ("search/search_depth.py", ("--device", "gpu9"), "--device gpu9"),
+    ("search/search_depth.py", ("--dtype", "int8"), "--dtype int8"),
+    ("search/search_depth.py", ("--out", "full"), "holds a front already"),
+    ("search/search_depth.py", ("--out", "one.txt/run"), "cannot write to one.txt/run"),
+    ("search/search_ratio.py", (), "run search/search_depth.py first"),
+    ("search/search_ratio.py", ("--depths", "none.json"), "no file and no shipped strategy"),
+    ("search/search_ratio.py", ("--depths", "emoji-sd-depth", "--ratios", "0,0.9"), "ratios go from 0 to 0.75"),
+    ("search/search_ratio.py", ("--depths", "emoji-sd-depth", "--score", "x"), "score must be one of"),
+    ("search/search_ratio.py", ("--depths", "emoji-sd-depth", "--pick", "best"), "--pick 'best'"),
+    ("scripts/generate.py", ("--strategy", "one.txt", "rose"), "one.txt is not JSON"),
+    ("scripts/generate.py", ("--strategy", "emoji-sd-depth", "--pick", "speedup=1000", "rose"), "1000 times as fast"),
+    ("scripts/generate.py", ("--strategy", "dato-published", "--pick", "speedup=2", "rose"), "nothing to pick"),
+    ("scripts/evaluate.py", ("none.json",), "no file and no shipped strategy"),
+    ("scripts/evaluate.py", ("dato-published", "--model", "nowhere"), "give --prompts FILE for nowhere"),
+]
+
+
+@pytest.mark.parametrize(("script", "arguments", "message"), BAD)
+def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, monkeypatch, script, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.txt").write_text("a prompt\n")
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "pareto.json").write_text("kept")
+    code, printed, errors = run(script, *arguments)
+    lines = [line for line in errors.splitlines() if line.strip()]
+    assert code == 2 and "Traceback" not in errors and printed == ""
+    assert lines[-1].startswith("error: ") and message in lines[-1], errors
+    assert (tmp_path / "full" / "pareto.json").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "script", ["search/search_depth.py", "search/search_ratio.py", "scripts/generate.py", "scripts/evaluate.py"]
+)
+def test_help_is_there(run, script):
+    code, printed, _ = run(script, "--help")
+    assert code == 0 and "Usage" in printed and "--model" in printed
