@@ -6,6 +6,7 @@ import contextlib
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from diffusers import DiffusionPipeline
 from torch import Tensor
@@ -21,7 +22,7 @@ from dato.schedule import Schedule
 class Evaluator:
     """Turns schedules into points. A schedule that was judged before is not judged again.
 
-    Making one takes the patch off the pipeline and generates stock's images, which fidelity is measured against.
+    Making one takes the patch off the pipeline; stock's images are generated when they are first needed.
 
     Args:
         pipe: The pipeline, on its device.
@@ -34,7 +35,6 @@ class Evaluator:
     Attributes:
         calls: UNet calls of one generation.
         rungs: Rungs of the UNet.
-        baseline: Stock as a point.
         judged: All points so far, by schedule, in the order in which they were judged.
         images: Number of images generated so far.
     """
@@ -52,17 +52,23 @@ class Evaluator:
         self.calls, self.rungs = num_calls(pipe, sampling.steps), len(Ladder(pipe.unet))
         self.judged: dict[Schedule, Point] = {}
         self.images = 0
-        generate(pipe, self.prompts[: sampling.batch_size], replace(sampling, steps=2))  # warm-up: not measured
+
+    @cached_property
+    def baseline(self) -> Point:
+        """Stock as a point; its images, which are generated now, are what fidelity is measured against."""
+        warm_up = replace(self.sampling, steps=2)
+        generate(self.pipe, self.prompts[: self.sampling.batch_size], warm_up)
         stock = self._generate()
         self._references = stock.images
-        self.baseline = self._point(Schedule.full(self.calls, rungs=self.rungs), stock, baseline_ms=None)
+        return self._point(Schedule.full(self.calls, rungs=self.rungs), stock, baseline_ms=None)
 
     def __call__(self, schedule: Schedule) -> Point:
         """Generate the schedule's images and judge them, or return what is known of it."""
         if schedule not in self.judged:
+            stock_ms = self.baseline.latency_ms
             with patched(self.pipe, schedule):
                 result = self._generate()
-            self.judged[schedule] = self._point(schedule, result, self.baseline.latency_ms)
+            self.judged[schedule] = self._point(schedule, result, stock_ms)
         return self.judged[schedule]
 
     def retime(

@@ -71,7 +71,7 @@ def evaluate(
         raise DatoError(f"give --clip and --statistics for {model}: the built-in ones know only {EMBEDDED}'s pictures")
     metrics = [load_metric(name, setup) for name in NAMES]
     sampling = Sampling(steps or known.get("steps", 50), guidance_scale, seed=seed, batch_size=batch_size)
-    with err.status(f"Loading {model} and generating stock's images"):
+    with err.status(f"Loading {model}"):
         pipe = load_pipeline(model, device=where, dtype=opt.dtype_of(dtype, where), scheduler=scheduler)
         judge = Evaluator(pipe, texts, sampling, metrics)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -95,10 +95,13 @@ def search_depth(
     """
     chosen = _preset(DEPTH_PRESETS, preset, steps, guidance_scale, images, pop_size, generations)
     alphabet = opt.numbers("--depths", depths, int) or [int(d) for d in chosen.alphabet]
+    if model != EMBEDDED and prompts is None:
+        raise DatoError(f"give --prompts FILE for {model}: the prompts that are built in are {EMBEDDED}'s")
+    texts = read_prompts(prompts, chosen.images)
     folder = opt.new_folder(out, "depth")
     sampling = Sampling(chosen.steps, chosen.guidance_scale, height, width, seed, batch_size)
     evaluator, conditions = _prepare(
-        model, prompts, chosen, sampling, scheduler, quality, clip, statistics, device, dtype
+        model, texts, chosen, sampling, scheduler, quality, clip, statistics, device, dtype
     )
     space = DepthSpace(evaluator.calls, evaluator.rungs, alphabet)
     references = uniform_references(evaluator.calls, evaluator.rungs)
@@ -134,7 +137,9 @@ def search_ratio(
     ] = None,
     quality: Annotated[str | None, typer.Option(help="Objective beside latency.", show_default="the front's")] = None,
     min_quality: MinQuality = None,
-    prompts: Prompts = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file, one prompt a line.", show_default="the front's own prompts")
+    ] = None,
     model: opt.Model = None,
     images: Images = None,
     batch_size: Batch = 2,
@@ -150,7 +155,7 @@ def search_ratio(
 ) -> None:
     """Search prune ratios on top of a front of cache-depth schedules: for each call the share of tokens to leave out.
 
-    Model, sampler, steps, guidance and size are those of the front.
+    Model, prompts, sampler, steps, guidance and size are those of the front.
     """
     source = str(_newest_run()) if depths is None else depths
     base = load_front(source)
@@ -162,12 +167,14 @@ def search_ratio(
     alphabet = opt.numbers("--ratios", ratios, float) or list(chosen.alphabet)
     pruning = Pruning(score=score, max_downsample=max_downsample)
     space = RatioSpace([point.schedule for point in points], alphabet, pruning)
+    name = model or found.get("model", EMBEDDED)
+    texts = _prompts_of(found, prompts, name, chosen.images)
     folder = opt.new_folder(out, "ratio")
     size = found.get("height"), found.get("width")
     sampling = Sampling(chosen.steps, chosen.guidance_scale, *size, seed, batch_size)
     evaluator, conditions = _prepare(
-        model or found.get("model", EMBEDDED),
-        prompts,
+        name,
+        texts,
         chosen,
         sampling,
         found.get("scheduler_name"),
@@ -221,9 +228,19 @@ def _newest_run() -> Path:
     return runs[-1]
 
 
+def _prompts_of(conditions: Mapping[str, Any], prompts: Path | None, model: str, count: int) -> list[str]:
+    """The prompts to search ratios with: given ones, else the front's, else the embedded model's."""
+    known = conditions.get("prompts", [])
+    if prompts is None and len(known) >= count:
+        return known[:count]
+    if prompts is None and model != EMBEDDED:
+        raise DatoError(f"the front has {len(known)} prompts and the preset wants {count}: give --prompts or --images")
+    return read_prompts(prompts, count)
+
+
 def _prepare(
-    model: str | None,
-    prompts: Path | None,
+    model: str,
+    texts: list[str],
     preset: Preset,
     sampling: Sampling,
     scheduler: str | None,
@@ -234,9 +251,6 @@ def _prepare(
     dtype: str,
 ) -> tuple[Evaluator, dict[str, Any]]:
     """Load everything once; return what judges schedules, and the conditions under which it does."""
-    if model != EMBEDDED and prompts is None:
-        raise DatoError(f"give --prompts FILE for {model}: the prompts that are built in are {EMBEDDED}'s")
-    texts = read_prompts(prompts, preset.images)
     where = opt.device_of(device)
     kind = opt.dtype_of(dtype, where)
     setup = Setup(
@@ -247,7 +261,7 @@ def _prepare(
     # Of another model only fidelity is free; CLIP is loaded where it is asked for.
     recorded = ["psnr", "ssim"] + (["clip-score"] if model == EMBEDDED or clip else [])
     metrics = [load_metric(name, setup) for name in dict.fromkeys([quality, *recorded])]
-    with err.status(f"Loading {model} and generating stock's images"):
+    with err.status(f"Loading {model}"):
         pipe = load_pipeline(model, device=where, dtype=kind, scheduler=scheduler)
         evaluator = Evaluator(pipe, texts, sampling, metrics)
     pixels = pipe.unet.config.sample_size * pipe.vae_scale_factor
@@ -288,6 +302,9 @@ def _run(
 ) -> Front:
     """Judge the references, search, time what matters again, and put it all together."""
     candidates: list[Schedule] = []
+    with err.status("Generating stock's images"):
+        stock = evaluator.baseline
+    err.print(f"Stock takes {stock.latency_ms:.0f} ms for an image.", highlight=False)
     with progress() as bar:
         task = bar.add_task("Reference schedules", total=len(references))
         for schedule in references.values():
@@ -312,10 +329,10 @@ def _run(
         baseline, points = evaluator.retime(again, rounds, lambda: bar.advance(task))
     timed = dict(zip(again, points, strict=True))
     conditions["search"] |= {"seed": seed, "candidates": len(evaluator.judged), "images": evaluator.images}
-    stock = replace(baseline.schedule, pruning=best[0].schedule.pruning)
+    whole = replace(baseline.schedule, pruning=best[0].schedule.pruning)
     return Front(
         non_dominated(timed[p.schedule] for p in best),
-        replace(baseline, schedule=stock),
+        replace(baseline, schedule=whole),
         {name: timed[schedule] for name, schedule in references.items()},
         conditions,
     )
