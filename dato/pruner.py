@@ -23,13 +23,10 @@ class TokenPruner:
     Args:
         unet: The UNet; hooks are put on its transformer blocks by `attach` and taken off by `detach`.
         pruning: What to prune and how.
-
-    Attributes:
-        ratio: Share of tokens to prune in the coming call; 0 lets every layer see all tokens.
     """
 
     def __init__(self, unet: UNet2DConditionModel, pruning: Pruning) -> None:
-        self.ratio = 0.0
+        self._ratio = 0.0
         self._pruning = pruning
         self._transformers = _transformers(unet, pruning.max_downsample)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -38,6 +35,17 @@ class TokenPruner:
         self._difference: Tensor | None = None  # (B, 1, H, W): DaTo's D, from the last two predictions
         self._grid = (0, 0)
         self._selection: TokenSelection | None = None
+        self._chosen: dict[tuple[int, int], TokenSelection] = {}  # of this call, by grid
+
+    @property
+    def ratio(self) -> float:
+        """Share of tokens to prune in the coming call; 0 lets every layer see all tokens."""
+        return self._ratio
+
+    @ratio.setter
+    def ratio(self, value: float) -> None:
+        self._ratio = value
+        self._chosen.clear()
 
     def attach(self) -> None:
         """Put the hooks on."""
@@ -59,6 +67,7 @@ class TokenPruner:
     def begin(self, device: torch.device | None) -> None:
         """A generation begins (on `device`): nothing is known of earlier predictions, and the noise starts anew."""
         self._last = self._difference = self._selection = None
+        self._chosen.clear()
         # A generator of our own: the pipeline's random numbers must not depend on whether it is patched.
         self._generator = None if device is None else torch.Generator(device).manual_seed(self._pruning.seed)
 
@@ -81,10 +90,16 @@ class TokenPruner:
     def _on_block(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         x = args[0] if args else kwargs["hidden_states"]
         k = int(x.shape[1] * self.ratio)
-        self._selection = None if k == 0 else self._select(x, k)
+        selection = None if k == 0 else self._chosen.get(self._grid)
+        if selection is None and k:
+            selection = self._select(x, k)
+            if self._pruning.shared:
+                self._chosen[self._grid] = selection
+        self._selection = selection
 
     def _select(self, x: Tensor, k: int) -> TokenSelection:
         p = self._pruning
+        x = x.contiguous()  # a transposed view of the image arrives here, and norms along its stride are slow
         difference = None
         if self._difference is not None:
             difference = F.adaptive_avg_pool2d(self._difference, self._grid).flatten(1)

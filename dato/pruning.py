@@ -34,6 +34,8 @@ class Pruning:
             similar "kept" token (the authors' code).
         reduction: "prune" drops tokens, "merge" averages them into their most similar base token (ToMeSD).
         align_cfg: Both halves of a classifier-free-guidance batch use the first half's base tokens.
+        shared: The tokens that the first block of a call chooses are those of all its blocks on the same grid; off,
+            every block chooses anew (the papers).
         seed: Seed of the pruning's own random generator, set anew for every generation.
 
     Raises:
@@ -53,6 +55,7 @@ class Pruning:
     recover_from: str = "base"
     reduction: str = "prune"
     align_cfg: bool = False
+    shared: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,7 +74,7 @@ class Pruning:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
                 raise DatoError(f"pruning: {name} must be a number, not {value!r}")
-        for name in ("self_attention", "cross_attention", "feed_forward", "align_cfg"):
+        for name in ("self_attention", "cross_attention", "feed_forward", "align_cfg", "shared"):
             if not isinstance(getattr(self, name), bool):
                 raise DatoError(f"pruning: {name} must be true or false, not {getattr(self, name)!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):

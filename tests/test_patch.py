@@ -65,6 +65,7 @@ def test_every_option_of_pruning_runs_and_is_repeatable(make_pipe):
         {"recover_from": "kept"},
         {"reduction": "merge"},
         {"align_cfg": True},
+        {"shared": False},
         {"noise_alpha": 100.0},
         {"noise_alpha": 100.0, "seed": 1},
     ]:
@@ -75,6 +76,17 @@ def test_every_option_of_pruning_runs_and_is_repeatable(make_pipe):
     for i, result in enumerate(results):
         assert torch.isfinite(result).all() and not torch.equal(result, stock)
         assert not any(torch.equal(result, other) for other in results[:i]), i
+
+
+@pytest.mark.parametrize(("shared", "max_downsample", "selections"), [(True, 1, 1), (False, 1, 5), (True, 2, 2)])
+def test_blocks_of_a_call_share_one_selection_a_grid(make_pipe, monkeypatch, shared, max_downsample, selections):
+    import dato.pruner
+
+    count, select = [], dato.pruner.select_tokens
+    monkeypatch.setattr(dato.pruner, "select_tokens", lambda *a, **k: count.append(1) or select(*a, **k))
+    pipe = dato.apply_patch(make_pipe(), prune_ratio=0.5, shared=shared, max_downsample=max_downsample)
+    draw(pipe, 4)
+    assert len(count) == 5 * selections  # 4 PLMS steps make 5 calls; SD has 5 blocks at the highest resolution
 
 
 def test_pruning_leaves_the_pipelines_random_numbers_alone(make_pipe):
