@@ -64,7 +64,7 @@ def test_every_option_of_pruning_runs_and_is_repeatable(make_pipe):
         {"sx": 4, "sy": 1},
         {"recover_from": "kept"},
         {"reduction": "merge"},
-        {"align_cfg": True},
+        {"align_cfg": True, "shared": False},
         {"shared": False},
         {"noise_alpha": 100.0},
         {"noise_alpha": 100.0, "seed": 1},
