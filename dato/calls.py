@@ -35,10 +35,11 @@ class CallCounter:
         self._timestep: Tensor | float | None = None  # keeps its storage alive, so that no other takes its address
         self._kind: tuple | None = None
         self._index = -1
+        self._repeated = False
 
     def reset(self) -> None:
         """The next call begins a generation."""
-        self._timestep, self._kind, self._index = None, None, -1
+        self._timestep, self._kind, self._index, self._repeated = None, None, -1, False
 
     def next(self, timestep: Tensor | float, sample: Tensor, timesteps: Tensor | None = None, length: int = 0) -> Call:
         """Place one call.
@@ -52,12 +53,17 @@ class CallCounter:
         place = _place(timestep, timesteps)
         if place is None:
             # A bare number or a tensor of its own. Time runs downwards within a generation; anything else is taken
-            # for a new one, which costs a whole call at worst and never gives a stale value.
+            # for a new one. A generation that was cut short and one that begins below where it stopped cannot be told
+            # apart here: `reset` is for loops that do that.
             begun = not self._falls(timestep) or self._index + 1 >= length
             index, total = (0 if begun else self._index + 1), None
         else:
             index, total = place
-            begun = index <= self._index or not _same_storage(timestep, self._timestep)
+            same = _same_storage(timestep, self._timestep)
+            # Some pipelines call the UNet more than once at a step, for tiles or for guidance of other kinds. Which
+            # cache belongs to which call is then unknown, so none is used until the timesteps are others.
+            self._repeated = same and (self._repeated or index == self._index)
+            begun = self._repeated or index <= self._index or not same
         kind = (sample.shape, sample.dtype, sample.device)
         fresh = begun or kind != self._kind
         self._timestep, self._kind, self._index = timestep, kind, index

@@ -11,6 +11,7 @@ from functools import cached_property
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from dato.errors import DatoError
 from dato.front import Point
 from dato.ladder import Ladder
 from dato.patch import patched, remove_patch
@@ -22,7 +23,8 @@ from dato.schedule import Schedule
 class Evaluator:
     """Turns schedules into points. A schedule that was judged before is not judged again.
 
-    Making one takes the patch off the pipeline; stock's images are generated when they are first needed.
+    Making one takes the patch and the safety checker off the pipeline; stock's images are generated when they are
+    first needed.
 
     Args:
         pipe: The pipeline, on its device.
@@ -47,6 +49,8 @@ class Evaluator:
         metrics: Sequence[QualityMetric],
         latency: Callable[[Schedule], float] | None = None,
     ) -> None:
+        if getattr(pipe, "safety_checker", None) is not None:
+            pipe.safety_checker = None  # a picture turned black says nothing about a schedule, and takes time
         self.pipe, self.prompts, self.sampling, self.metrics = remove_patch(pipe), list(prompts), sampling, metrics
         self._latency = latency
         self.calls, self.rungs = num_calls(pipe, sampling.steps), len(Ladder(pipe.unet))
@@ -59,6 +63,8 @@ class Evaluator:
         warm_up = replace(self.sampling, steps=2)
         generate(self.pipe, self.prompts[: self.sampling.batch_size], warm_up)
         stock = self._generate()
+        if not stock.images.isfinite().all():
+            raise DatoError("stock's images are not finite numbers: give --dtype float32 or bfloat16")
         self._references = stock.images
         return self._point(Schedule.full(self.calls, rungs=self.rungs), stock, baseline_ms=None)
 

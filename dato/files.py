@@ -43,7 +43,7 @@ def write_atomic(path: str | Path, data: str | bytes) -> None:
 def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file. Raises DatoError if it is missing, unreadable or not text."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise DatoError(f"{path} is not a text file (UTF-8)") from None
     except OSError as error:
@@ -52,7 +52,8 @@ def read_text(path: str | Path) -> str:
 
 def read_json(path: str | Path) -> Any:
     """The value in a JSON file. Raises DatoError if it is missing, unreadable or not JSON."""
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise DatoError(f"{path} is not JSON: {error}") from None

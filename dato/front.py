@@ -33,6 +33,22 @@ from dato.schedule import Schedule, check_version
 FORMAT = "dato.front"
 VERSION = 1
 _KEYS = ("rungs", "pruning", "front", "baseline", "references", "conditions")
+# What the tools read of the conditions.
+_CONDITIONS: dict[str, tuple[type, ...]] = {
+    "calls": (int,),
+    "quality": (str,),
+    "model": (str, type(None)),
+    "dtype": (str, type(None)),
+    "height": (int, type(None)),
+    "width": (int, type(None)),
+    "steps": (int, type(None)),
+    "batch_size": (int, type(None)),
+    "guidance_scale": (int, float, type(None)),
+    "scheduler_name": (str, type(None)),
+    "prompts": (list, type(None)),
+    "clip": (str, type(None)),
+    "statistics": (str, type(None)),
+}
 _POINT_KEYS = ("depths", "ratios", "orders", "quality", "latency_ms", "speedup", "metrics")
 
 
@@ -167,6 +183,9 @@ class Front:
         if not isinstance(data["conditions"], dict):
             raise DatoError('front: "conditions" must be an object')
         _check_has("conditions", data["conditions"], ("calls", "quality"))
+        for key, kinds in _CONDITIONS.items():
+            if not isinstance(data["conditions"].get(key), kinds):
+                raise DatoError(f"front: conditions: {key} cannot be {data['conditions'][key]!r}")
         if not isinstance(data["front"], list) or not isinstance(data["references"], dict):
             raise DatoError('front: "front" must be a list of points and "references" an object of them')
         pruning = Pruning.from_dict(data["pruning"])
@@ -265,7 +284,7 @@ def _point(name: str, data: Any, rungs: Any, pruning: Pruning) -> Point:
         raise DatoError(f"front: {name}: metrics must be an object")
     numbers = {key: data[key] for key in ("quality", "latency_ms", "speedup")} | data["metrics"]
     for key, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e300 < value < 1e300:
             raise DatoError(f"front: {name}: {key} must be a finite number, not {value!r}")
     if data["latency_ms"] <= 0 or data["speedup"] <= 0:
         raise DatoError(f"front: {name}: latency_ms and speedup must be above 0")

@@ -115,7 +115,7 @@ class Ladder:
         """
         if depth == 0:
             assert cache.prediction is not None
-            return cache.prediction
+            return cache.prediction.clone()
         unet, full = self.unet, len(self.rungs)
 
         # Of a size that halving does not divide, each upsampling has to be told what to come out at.
@@ -181,7 +181,7 @@ class Ladder:
         if unet.conv_norm_out:
             h = unet.conv_act(unet.conv_norm_out(h))
         h = unet.conv_out(h)
-        cache.prediction = h.detach()
+        cache.prediction = h.detach().clone()  # the pipeline may change what it is given
         return h
 
     def _embed(self, sample, timestep, timestep_cond, class_labels, encoder_hidden_states, added_cond_kwargs):

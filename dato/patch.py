@@ -6,14 +6,14 @@ import contextlib
 import inspect
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from diffusers import UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from diffusers.utils import scale_lora_layers, unscale_lora_layers
+from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
 from torch import Tensor
 
 from dato.calls import CallCounter
@@ -109,6 +109,10 @@ class Patch:
         self._fitted: dict[int, Schedule] = {len(schedule): self.schedule}
         self._attached: tuple[str, Any] | None = None  # which attribute was taken, and what was in it
 
+    @property
+    def _stock(self) -> Callable[..., Any]:
+        return type(self.unet).forward.__get__(self.unet)
+
     def attach(self) -> None:
         """Take over the UNet's forward."""
         unet = self.unet
@@ -123,23 +127,26 @@ class Patch:
 
     def detach(self) -> None:
         """Give the UNet's forward back and free the caches."""
-        unet, (slot, before) = self.unet, self._attached
-        if unet.__dict__.get(slot) != self.forward and unet.__dict__.get("_old_forward") == self.forward:
-            slot, before = (
-                "_old_forward",
-                UNet2DConditionModel.forward.__get__(unet),
-            )  # offloading came after us
-        if before is None:
-            delattr(unet, slot)
-        else:
-            setattr(unet, slot, before)
-        delattr(unet, _ATTRIBUTE)
+        taken, before = self._attached
+        for slot in ("forward", "_old_forward"):  # offloading may have come or gone since, and moved ours
+            if self.unet.__dict__.get(slot) == self.forward:
+                if slot == taken and before is not None:
+                    setattr(self.unet, slot, before)
+                elif slot == "forward":
+                    delattr(self.unet, slot)
+                else:
+                    setattr(self.unet, slot, self._stock)
+        # Where somebody else's forward calls ours, that one stays, and ours only passes on.
+        self._attached = None
+        delattr(self.unet, _ATTRIBUTE)
         if self._pruner is not None:
             self._pruner.detach()
         self._forget()
 
     def forward(self, *args: Any, **kwargs: Any) -> UNet2DConditionOutput | tuple[Tensor]:
         """Stands in for `UNet2DConditionModel.forward`: the same arguments, the same kind of result."""
+        if self._attached is None:
+            return self._stock(*args, **kwargs)
         arguments = dict(zip(_FORWARD_ARGUMENTS, args, strict=False), **kwargs)
         return_dict = arguments.pop("return_dict", True)
         sample, timestep = arguments["sample"], arguments["timestep"]
@@ -200,6 +207,9 @@ def _lora_scale(unet: UNet2DConditionModel, arguments: dict[str, Any]) -> Iterat
         yield
         return
     arguments["cross_attention_kwargs"] = {k: v for k, v in extra.items() if k != "scale"}
+    if not USE_PEFT_BACKEND:
+        yield
+        return
     scale_lora_layers(unet, extra["scale"])
     try:
         yield

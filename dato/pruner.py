@@ -75,9 +75,10 @@ class TokenPruner:
         """Take note of a computed prediction (B, C, H, W), for DaTo's score."""
         if self._pruning.score != "dato":
             return
+        prediction = prediction.detach()
         if self._last is not None:
             self._difference = (prediction - self._last).abs().mean(dim=1, keepdim=True)
-        self._last = prediction.detach()
+        self._last = prediction
 
     def _layers(self, block: BasicTransformerBlock) -> list[nn.Module]:
         p = self._pruning

@@ -33,7 +33,8 @@ class Pruning:
         recover_from: A pruned token gets the output of its most similar "base" token (the paper) or of its most
             similar "kept" token (the authors' code).
         reduction: "prune" drops tokens, "merge" averages them into their most similar base token (ToMeSD).
-        align_cfg: Both halves of a classifier-free-guidance batch use the first half's base tokens.
+        align_cfg: Both halves of a classifier-free-guidance batch use the first half's base tokens. Only for runs
+            with guidance: without it the halves are different images.
         shared: The tokens that the first block of a call chooses are those of all its blocks on the same grid; off,
             every block chooses anew (the papers).
         seed: Seed of the pruning's own random generator, set anew for every generation.

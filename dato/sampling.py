@@ -122,12 +122,19 @@ def num_calls(pipe: DiffusionPipeline, steps: int) -> int:
     """How many times the sampler calls the UNet in a generation of `steps` steps."""
     if steps < 1:
         raise DatoError(f"steps must be at least 1, not {steps}")
-    pipe.scheduler.set_timesteps(steps)
+    try:
+        pipe.scheduler.set_timesteps(steps)
+    except ValueError as error:
+        raise DatoError(f"{type(pipe.scheduler).__name__} cannot do {steps} steps: {error}") from None
     return len(pipe.scheduler.timesteps)
 
 
 def generate(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling) -> Generated:
     """Generate one image for each prompt; image i of every call with the same sampling starts from the same noise."""
+    for name in ("height", "width"):
+        # Every diffusers pipeline of this kind asks for multiples of 8, whatever its VAE does.
+        if (getattr(sampling, name) or 8) % 8:
+            raise DatoError(f"{name} must be a multiple of 8, not {getattr(sampling, name)}")
     device = pipe.unet.device
     whole = Stopwatch(device)
     images, sizes, unet_ms = [], [], []

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 from dato.errors import DatoError
@@ -64,7 +65,7 @@ class Schedule:
                 "there is no cache yet"
             )
         for call, ratio in enumerate(ratios):
-            if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
+            if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 <= ratio < 1:
                 raise DatoError(f"schedule: ratio {ratio!r} of call {call} is not a number from 0 to below 1")
         for call, order in enumerate(orders):
             if not _is_int(order) or order not in (0, 1, 2):
@@ -202,7 +203,7 @@ def check_version(data: dict[str, Any], name: str, newest: int) -> None:
 
 
 def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _sequence(name: str, value: object) -> Iterable[Any]:
@@ -212,7 +213,7 @@ def _sequence(name: str, value: object) -> Iterable[Any]:
 
 
 def _per_call(name: str, value: object, calls: int) -> tuple[Any, ...]:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, Real) and not isinstance(value, bool):
         return (value,) * calls
     values = tuple(_sequence(name, value))
     if len(values) != calls:

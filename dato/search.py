@@ -6,6 +6,7 @@ DaTo searches cache depths and prune ratios with it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,13 +25,15 @@ from dato.front import Point
 from dato.operators import EditMutation
 from dato.schedule import Schedule
 
+WORST = -1e9  # stands for a quality that is no number, as that of images that overflowed
+
 
 @dataclass(frozen=True)
 class Preset:
     """Settings of one search.
 
     Attributes:
-        steps: Steps of the sampler; None: the model's custom.
+        steps: Steps of the sampler.
         guidance_scale: Classifier-free guidance.
         images: Prompts, one image each.
         pop_size: Individuals of a generation.
@@ -53,11 +56,11 @@ class Preset:
 
 
 DEPTH_PRESETS = {
-    "quick": Preset(20, 3.0, 4, 14, 6, None, None, (0, 1, 2, 3), from_uniform=True),
+    "quick": Preset(20, 3.0, 4, 16, 6, None, None, (0, 1, 2, 3), from_uniform=True),
     "paper": Preset(50, 7.5, 32, 15, 30, (0.8, 15), (0.8, 15), (0, 1), from_uniform=False),
 }
 RATIO_PRESETS = {
-    "quick": Preset(20, 3.0, 4, 14, 6, None, None, (0, 0.3, 0.5, 0.7), from_uniform=True),
+    "quick": Preset(20, 3.0, 4, 16, 6, None, None, (0, 0.3, 0.5, 0.7), from_uniform=True),
     "paper": Preset(50, 7.5, 16, 25, 100, (0.7, 7), (0.4, 15), (0.3, 0.4, 0.5, 0.6, 0.7), from_uniform=False),
 }
 
@@ -121,11 +124,14 @@ def search(
     algorithm.setup(problem, termination=("n_gen", preset.generations), seed=seed, verbose=False)
     while algorithm.has_next():
         individuals = algorithm.ask()
+        if individuals is None:  # everything there is has been tried
+            return
         objectives, constraints = [], []
         for x in individuals.get("X"):
             point = judge(space.decode(x))
-            objectives.append([-point.quality, point.latency_ms])
-            constraints.append([0.0 if min_quality is None else min_quality - point.quality])
+            quality = point.quality if math.isfinite(point.quality) else WORST
+            objectives.append([-quality, point.latency_ms])
+            constraints.append([0.0 if min_quality is None else min_quality - quality])
             yield point
         known = {"F": np.array(objectives)} | ({} if min_quality is None else {"G": np.array(constraints)})
         PymooEvaluator().eval(StaticProblem(problem, **known), individuals)

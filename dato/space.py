@@ -25,8 +25,9 @@ class DepthSpace:
     """
 
     def __init__(self, calls: int, rungs: int, depths: Sequence[int]) -> None:
-        if any(not 0 <= d <= rungs for d in depths):
-            raise DatoError(f"--depths: the depths of this UNet are 0 to {rungs}, not {max(depths)}")
+        for depth in depths:
+            if not 0 <= depth <= rungs:
+                raise DatoError(f"--depths: the depths of this UNet are 0 to {rungs}, not {depth}")
         self.rungs = rungs
         self.depths = sorted({*depths, rungs})
         if len(self.depths) < 2:
@@ -46,18 +47,24 @@ class DepthSpace:
         return np.array([self.depths.index(d) for d in schedule.depths[1:]])
 
     def initial(self, count: int, rng: np.random.Generator, seeds: Sequence[Schedule]) -> np.ndarray:
-        """(count, n) genes to begin with: the seeds, then whole calls at random places among shallow ones.
+        """(count, n) genes to begin with: the seeds, then one seed up to a random call and another from there on.
 
         Args:
             count: Size of the population.
             rng: Source of randomness.
-            seeds: Known schedules to begin from, as far as the alphabet has them.
+            seeds: Known schedules, as far as the alphabet has them; of fewer than two, whole calls come at random
+                places among shallow ones.
         """
-        population = [genes for seed in seeds if (genes := self.encode(seed)) is not None][:count]
-        n = len(self.upper)
+        known = [genes for seed in seeds if (genes := self.encode(seed)) is not None]
+        population, n = known[:count], len(self.upper)
         while len(population) < count:
-            genes = np.full(n, rng.integers(0, self.upper[0]))
-            genes[rng.random(n) < rng.uniform(0.05, 0.5)] = self.upper[0]
+            if len(known) > 1:
+                early, late = rng.choice(len(known), 2, replace=False)
+                cut = rng.integers(1, n)
+                genes = np.concatenate([known[early][:cut], known[late][cut:]])
+            else:
+                genes = np.full(n, rng.integers(0, self.upper[0]))
+                genes[rng.random(n) < rng.uniform(0.05, 0.5)] = self.upper[0]
             population.append(genes)
         return np.array(population)
 
@@ -95,11 +102,10 @@ class RatioSpace:
         self.bases = [replace(base, pruning=pruning) for base in bases]
         self.ratios = sorted(set(ratios))
         bound = 1 - 1 / (pruning.sx * pruning.sy)
-        if any(not 0 <= r <= bound for r in self.ratios):
-            raise DatoError(
-                f"--ratios: with patches of {pruning.sy} x {pruning.sx}, ratios go from 0 to {bound:g}, "
-                f"not {max(self.ratios, key=lambda r: abs(r - bound / 2)):g}"
-            )
+        for ratio in self.ratios:
+            if not 0 <= ratio <= bound:
+                patch = f"{pruning.sy} x {pruning.sx}"
+                raise DatoError(f"--ratios: with patches of {patch}, ratios go from 0 to {bound:g}, not {ratio:g}")
         if len(self.ratios) < 2:
             raise DatoError("--ratios: there must be at least two to choose from")
         calls = len(self.bases[0])

@@ -1,11 +1,10 @@
-"""Latency: CUDA events on a GPU, `time.perf_counter` elsewhere; medians after a warm-up."""
+"""Latency: CUDA events on a GPU, `time.perf_counter` elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -19,7 +18,8 @@ class Stopwatch:
     """
 
     def __init__(self, device: torch.device | str) -> None:
-        self._cuda = torch.device(device).type == "cuda"
+        self._device = torch.device(device)
+        self._cuda = self._device.type == "cuda"
         self._marks: list[tuple] = []
         self._start: object = None
 
@@ -36,14 +36,15 @@ class Stopwatch:
         marks, self._marks = self._marks, []
         if not self._cuda:
             return [1000 * (end - begin) for begin, end in marks]
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(self._device)
         return [begin.elapsed_time(end) for begin, end in marks]
 
     def _mark(self) -> object:
         if not self._cuda:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        with torch.cuda.device(self._device):  # not every GPU is the current one
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
         return event
 
 
@@ -60,18 +61,6 @@ def forward_times(module: nn.Module) -> Iterator[Stopwatch]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def measure(run: Callable[[], object], device: torch.device | str, *, repeats: int = 5, warmup: int = 1) -> float:
-    """Median milliseconds of `run()` over `repeats` runs, after `warmup` runs that do not count."""
-    watch = Stopwatch(device)
-    for _ in range(warmup):
-        run()
-    for _ in range(repeats):
-        watch.start()
-        run()
-        watch.stop()
-    return statistics.median(watch.read())
 
 
 def hardware(device: torch.device | str) -> str:

@@ -90,6 +90,28 @@ def test_2_search_ratios_on_top(run, folder, monkeypatch):
     assert {p.schedule.depths for p in load_front("runs/ratio-2/pareto.json").points} == {depth.knee().schedule.depths}
 
 
+def test_2b_a_distance_is_given_as_the_field_writes_it(run, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    options = ("--steps", 3, "--quality", "frechet", "--min-quality", 1e6, "--out", "runs/frechet")
+    code, printed, errors = run("search/search_depth.py", *SMALL, *options)
+    assert code == 0 and "warning" not in errors and "frechet" in printed
+    front = load_front("runs/frechet/pareto.json")
+    assert all(p.quality < 0 and p.metrics["frechet"] == p.quality for p in front.points)
+    assert front.conditions["search"]["min_quality"] == 1e6
+    worst = -min(p.quality for p in front.points)
+    code, _, errors = run(
+        "scripts/generate.py",
+        "--strategy",
+        "runs/frechet/pareto.json",
+        "--pick",
+        f"quality={worst + 1}",
+        "--repeats",
+        1,
+        "owl",
+    )
+    assert code == 0, errors
+
+
 def test_3_generate_with_a_found_schedule(run, folder, monkeypatch):
     monkeypatch.chdir(folder)
     code, printed, _ = run(
@@ -134,6 +156,24 @@ def test_5_evaluate_on_held_out_prompts(run, folder, monkeypatch):
     assert set(table["rows"]["depth-1 0"]["metrics"]) >= {"clip-score", "frechet", "psnr", "ssim"}
 
 
+def test_an_interrupted_search_writes_the_front_so_far(run, folder, monkeypatch):
+    import dato.cli.search as command
+
+    monkeypatch.chdir(folder)
+    plain = command.search
+
+    def interrupted(*arguments, **options):
+        for number, point in enumerate(plain(*arguments, **options)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield point
+
+    monkeypatch.setattr(command, "search", interrupted)
+    code, _, errors = run("search/search_depth.py", *SMALL, "--steps", 3, "--out", "runs/cut")
+    assert code == 0 and "Interrupted" in errors
+    assert 1 <= len(load_front("runs/cut/pareto.json")) <= 3
+
+
 def test_three_lines_of_python_do_the_same(folder):
     from diffusers import StableDiffusionPipeline
 
@@ -171,8 +211,19 @@ BAD = [
     ("scripts/generate.py", ("--strategy", "one.txt", "rose"), "one.txt is not JSON"),
     ("scripts/generate.py", ("--strategy", "emoji-sd-depth", "--pick", "speedup=1000", "rose"), "1000 times as fast"),
     ("scripts/generate.py", ("--strategy", "dato-published", "--pick", "speedup=2", "rose"), "nothing to pick"),
+    ("scripts/generate.py", ("--strategy", "dato-published", "--out", "one.txt", "rose"), "cannot write to one.txt"),
+    (
+        "scripts/generate.py",
+        ("--strategy", "dato-published", "--height", "20", "rose"),
+        "height must be a multiple of 8",
+    ),
+    ("scripts/generate.py", ("--strategy", "[/x]", "rose"), "no shipped strategy '[/x]'"),
     ("scripts/evaluate.py", ("none.json",), "no file and no shipped strategy"),
-    ("scripts/evaluate.py", ("dato-published", "--model", "nowhere"), "give --prompts FILE for nowhere"),
+    (
+        "scripts/evaluate.py",
+        ("dato-published", "--model", "nowhere"),
+        "give --prompts, --clip and --statistics",
+    ),
 ]
 
 

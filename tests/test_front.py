@@ -83,6 +83,9 @@ def edits():
         (at("pruning", value=[]), "pruning must be an object"),
         (at("conditions", value=[]), '"conditions" must be an object'),
         (at("conditions", "calls", value=4), "has a schedule of 3 calls, the search had 4"),
+        (at("conditions", "steps", value="20"), "steps cannot be '20'"),
+        (at("conditions", "prompts", value=5), "prompts cannot be 5"),
+        (at("front", 1, "quality", value=10**400), "quality must be a finite number"),
         (at("front", 1, "depths", value=[12, 1]), "ratios has 3 entries and depths has 2"),
         (at("front", 1, "depths", value=[12, 1, 13]), "point 1: schedule: depth 13 of call 2"),
         (at("front", 1, "depths", value=[1, 1, 1]), "first call must run the whole UNet"),
@@ -142,6 +145,11 @@ def test_every_shipped_strategy_loads_by_name_and_patches_its_model(pipe):
         else:
             assert dato.current_schedule(pipe) == loaded.knee().schedule
             assert loaded.conditions["model"] == "emoji-sd"
+
+
+def test_shipped_fronts_are_what_they_are_called():
+    assert load_front("emoji-sd-depth").conditions["search"]["kind"] == "depth"
+    assert load_front("emoji-sd-ratio").conditions["search"]["kind"] == "ratio"
 
 
 def test_the_published_vector_is_the_authors():

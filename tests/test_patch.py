@@ -5,14 +5,16 @@ import gc
 import warnings
 import weakref
 
+import diffusers
 import pytest
 import torch
 from conftest import draw, tiny_unet, unet_inputs
 from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers.schedulers import KarrasDiffusionSchedulers
 
 import dato
 from dato import Schedule
-from dato.sampling import SAMPLERS, num_calls, set_scheduler
+from dato.sampling import num_calls, set_scheduler
 
 MIXED = Schedule([12, 1, 0, 3, 12, 2, 0, 1, 5], [0, 0.5, 0, 0.3, 0.5, 0.7, 0, 0, 0.5])  # 8 PLMS steps
 
@@ -100,11 +102,19 @@ def test_pruning_leaves_the_pipelines_random_numbers_alone(make_pipe):
     assert torch.equal(torch.rand(1), expected)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+def every_sampler():
+    """All samplers that diffusers counts among those of Stable Diffusion, and two of distilled models."""
+    names = [sampler.name for sampler in KarrasDiffusionSchedulers] + ["LCMScheduler", "TCDScheduler"]
+    # Needs the package torchsde, which is not ours.
+    return [name for name in names if name != "DPMSolverSDEScheduler"]
+
+
+@pytest.mark.parametrize("sampler", every_sampler())
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_the_call_is_known_for_every_sampler(make_pipe, sampler, steps):
     pipe = make_pipe()
-    set_scheduler(pipe, sampler)
+    config = {"clip_sample": False, **pipe.scheduler.config}
+    pipe.scheduler = getattr(diffusers, sampler).from_config(config)
     calls = num_calls(pipe, steps)
     seen = []
     pipe.unet.register_forward_hook(lambda *_: seen.append(1))
@@ -354,6 +364,65 @@ def test_offloading_hooks_before_or_after(make_pipe, fresh):
     assert torch.equal(draw(pipe, 8), stock) and len(entered) == 36
     remove_hook_from_module(pipe.unet)
     assert torch.equal(draw(pipe, 8), stock) and len(entered) == 36
+
+
+@pytest.mark.parametrize("order", ["hook patch remove_hook remove_patch", "patch hook remove_hook remove_patch"])
+def test_offloading_may_be_switched_off_before_the_patch_is_removed(make_pipe, fresh, order):
+    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+
+    pipe = make_pipe()
+    stock = draw(pipe, 8)
+    for step in order.split():
+        match step:
+            case "hook":
+                add_hook_to_module(pipe.unet, ModelHook())
+            case "patch":
+                dato.apply_patch(pipe, MIXED)
+            case "remove_hook":
+                assert torch.equal(draw(pipe, 8), fresh())
+                remove_hook_from_module(pipe.unet)
+                assert torch.equal(draw(pipe, 8), fresh())
+            case "remove_patch":
+                dato.remove_patch(pipe)
+    assert torch.equal(draw(pipe, 8), stock)
+    assert dato.current_schedule(pipe) is None
+
+
+def test_a_wrapper_around_the_patch_stays_and_runs_stock_afterwards(make_pipe):
+    pipe, entered = make_pipe(), []
+    stock = draw(pipe, 8)
+    dato.apply_patch(pipe, MIXED)
+    inner = pipe.unet.forward
+    pipe.unet.forward = lambda *args, **kwargs: entered.append(1) or inner(*args, **kwargs)
+    dato.remove_patch(pipe)
+    assert torch.equal(draw(pipe, 8), stock) and len(entered) == 9
+
+
+def test_several_calls_at_one_step_never_see_each_others_cache():
+    """Tiled pipelines call the UNet once for each tile, with equal shapes, at every step."""
+    unet = tiny_unet()
+    tiles, text = [unet_inputs(seed=seed)[0] for seed in range(3)], unet_inputs()[1]
+    timesteps = torch.arange(990, 0, -110)
+    with torch.no_grad():
+        stock = [unet(tile, t, text).sample for t in timesteps for tile in tiles]
+        dato.apply_patch(unet, Schedule.uniform(9, 3, 1))
+        ours = [unet(tile, t, text).sample for t in timesteps for tile in tiles]
+    assert all(map(torch.equal, ours, stock))
+
+
+def test_a_prediction_that_is_changed_in_place_does_not_change_the_cache():
+    unet = tiny_unet()
+    x, text = unet_inputs()
+    timesteps = torch.arange(990, 0, -330)
+    dato.apply_patch(unet, Schedule([12, 0, 0]))
+    with torch.no_grad():
+        first = unet(x, timesteps[0], text).sample
+        kept = first.clone()
+        first.zero_()
+        second = unet(x, timesteps[1], text).sample
+        assert torch.equal(second, kept)
+        second.zero_()
+        assert torch.equal(unet(x, timesteps[2], text).sample, kept)
 
 
 def test_caches_are_freed_at_the_end_of_a_generation(make_pipe):

@@ -1,5 +1,6 @@
 """Schedules: what is valid, what is equal, what resampling keeps."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ def test_full_and_uniform():
     assert Schedule.uniform(4, 2, 0, rungs=9).depths == (9, 0, 9, 0)
     assert Schedule([12, 1], 0.5).ratios == (0.5, 0.5)
     assert Schedule([12, 1], orders=1).orders == (1, 1)
+    assert Schedule(np.array([12, 1]), np.array([0, 0.5])) == Schedule([12, 1], [0, 0.5])
 
 
 def test_equality_and_hash_are_by_content_and_it_cannot_be_changed():

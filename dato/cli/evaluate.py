@@ -20,8 +20,7 @@ from dato.files import write_atomic
 from dato.front import Front, Point, dumps, load_strategy
 from dato.quality import METRICS, Setup, load_metric, shown
 from dato.report import image_grid, strip
-from dato.sampling import EMBEDDED, Sampling, load_pipeline, read_prompts
-from dato.schedule import Schedule
+from dato.sampling import EMBEDDED, SAMPLERS, Sampling, load_pipeline, read_prompts
 from dato.search import uniform_references
 from dato.timing import hardware
 
@@ -30,14 +29,20 @@ NAMES = ("clip-score", "frechet", "psnr", "ssim")
 
 def evaluate(
     strategies: Annotated[list[str], typer.Argument(help="Fronts or schedules: JSON files, or names of shipped ones.")],
-    model: opt.Model = EMBEDDED,
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub id of a diffusers pipeline.", show_default="the first front's")
+    ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(help="Text file, one prompt a line.", show_default="the embedded model's evaluation split"),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Sampler steps.", show_default="the first front's")] = None,
-    scheduler: opt.Scheduler = None,
-    guidance_scale: opt.Guidance = 3.0,
+    scheduler: Annotated[
+        str | None, typer.Option(help=f"Sampler: {', '.join(SAMPLERS)}.", show_default="the first front's")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(min=1, help="Classifier-free guidance; 1 is off.", show_default="the first front's")
+    ] = None,
     images: Annotated[int | None, typer.Option(min=2, help="How many prompts.", show_default="all")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per generation.")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Time all of them this often, in turn; the median counts.")] = 5,
@@ -59,29 +64,35 @@ def evaluate(
     """
     loaded = {name: load_strategy(name) for name in strategies}
     known: dict[str, Any] = next((s.conditions for s in loaded.values() if isinstance(s, Front)), {})
-    if model == EMBEDDED and prompts is None:
-        texts = emoji_sd.prompts("evaluation")[:images]
-    elif prompts is None:
-        raise DatoError(f"give --prompts FILE for {model}: the prompts that are built in are {EMBEDDED}'s")
-    else:
-        texts = read_prompts(prompts, images)
+    model = model or known.get("model", EMBEDDED)
+    if model != EMBEDDED and not (prompts and clip and statistics):
+        raise DatoError(f"give --prompts, --clip and --statistics for {model}: the built-in ones are {EMBEDDED}'s")
+    texts = emoji_sd.prompts("evaluation")[:images] if prompts is None else read_prompts(prompts, images)
     where = opt.device_of(device)
     setup = Setup(clip or emoji_sd.CLIP, statistics or emoji_sd.STATISTICS, where)
-    if model != EMBEDDED and not (clip and statistics):
-        raise DatoError(f"give --clip and --statistics for {model}: the built-in ones know only {EMBEDDED}'s pictures")
     metrics = [load_metric(name, setup) for name in NAMES]
-    sampling = Sampling(steps or known.get("steps", 50), guidance_scale, seed=seed, batch_size=batch_size)
+    guidance = guidance_scale or known.get("guidance_scale", 3.0)
+    size = known.get("height"), known.get("width")
+    sampling = Sampling(steps or known.get("steps", 50), guidance, *size, seed=seed, batch_size=batch_size)
+    sampler = scheduler or known.get("scheduler_name")
     with err.status(f"Loading {model}"):
-        pipe = load_pipeline(model, device=where, dtype=opt.dtype_of(dtype, where), scheduler=scheduler)
+        pipe = load_pipeline(model, device=where, dtype=opt.dtype_of(dtype, where), scheduler=sampler)
         judge = Evaluator(pipe, texts, sampling, metrics)
 
     contenders = {f"uniform {name}": s for name, s in uniform_references(judge.calls, judge.rungs).items()}
     for name, strategy in loaded.items():
-        label = Path(name).parent.name if Path(name).name == "pareto.json" else Path(name).stem
-        points = strategy.points if isinstance(strategy, Front) else [strategy]
-        for number, point in enumerate(points):
-            schedule = point if isinstance(point, Schedule) else point.schedule
-            contenders[f"{label} {number}" if isinstance(strategy, Front) else label] = schedule.resampled(judge.calls)
+        path = Path(name)
+        label = path.parent.name if path.name == "pareto.json" else path.stem
+        if isinstance(strategy, Front):
+            found = {f"{label} {number}": point.schedule for number, point in enumerate(strategy.points)}
+        else:
+            found = {label: strategy}
+        for title, schedule in found.items():
+            if len(schedule) != judge.calls:
+                title += f" ({len(schedule)} calls resampled)"
+            if title in contenders:
+                raise DatoError(f"two strategies are called {label}: rename one of the files")
+            contenders[title] = schedule.resampled(judge.calls).for_rungs(judge.rungs)
     unique = list(dict.fromkeys(contenders.values()))
     with progress() as bar:
         task = bar.add_task("Images", total=len(unique))
@@ -107,7 +118,7 @@ def evaluate(
             "images": len(texts),
             "steps": sampling.steps,
             "scheduler": type(pipe.scheduler).__name__,
-            "guidance_scale": guidance_scale,
+            "guidance_scale": guidance,
             "seed": seed,
             "batch_size": batch_size,
             "rounds": rounds,

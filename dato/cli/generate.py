@@ -36,7 +36,9 @@ def generate_image(
         int, typer.Option(min=1, help="Time each of the two this often, in turn; the median counts.")
     ] = 3,
     device: opt.Device = "auto",
-    dtype: opt.Dtype = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16, bfloat16 or auto.", show_default="the front's")
+    ] = None,
     out_folder: Annotated[Path, typer.Option("--out", help="Folder of the images.")] = Path("images"),
 ) -> None:
     """Generate an image with a schedule, and stock's from the same noise, and print both times.
@@ -46,15 +48,18 @@ def generate_image(
     loaded = load_strategy(strategy)
     if not isinstance(loaded, Front) and pick != "knee":
         raise DatoError(f"--pick {pick}: {strategy} is one schedule, there is nothing to pick")
-    schedule = loaded.choose(**opt.parse_pick(pick)).schedule if isinstance(loaded, Front) else loaded
+    schedule = opt.pick_point(loaded, pick).schedule if isinstance(loaded, Front) else loaded
     known = loaded.conditions if isinstance(loaded, Front) else {}
 
+    try:
+        out_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatoError(f"cannot write to {out_folder}: {error.strerror}; give another --out") from None
     where = opt.device_of(device)
     name = model or known.get("model", EMBEDDED)
     with err.status(f"Loading {name}"):
-        pipe = load_pipeline(
-            name, device=where, dtype=opt.dtype_of(dtype, where), scheduler=scheduler or known.get("scheduler_name")
-        )
+        kind = opt.dtype_of(dtype, where, known.get("dtype", "auto"))
+        pipe = load_pipeline(name, device=where, dtype=kind, scheduler=scheduler or known.get("scheduler_name"))
     # Of the front, sizes belong to its own model.
     size = known if model in (None, known.get("model")) else {}
     sampling = Sampling(
@@ -74,7 +79,6 @@ def generate_image(
                 if repeat:  # the first round warms up
                     results.append(result)
 
-    out_folder.mkdir(parents=True, exist_ok=True)
     stem = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "image"
     out.print(f"{hardware(where)}; {sampling.steps} steps, median of {repeats}", highlight=False)
     times = {way: stats.median(r.latency_ms[0] for r in results) for way, results in runs.items()}
@@ -82,7 +86,7 @@ def generate_image(
         path = out_folder / f"{stem}-{seed}{'' if way == 'dato' else '-stock'}.png"
         _save(results[-1].images[0], path)
         ratio = f" ({times['stock'] / times['dato']:.2f}x faster)" if way == "dato" else ""
-        out.print(f"{way:>6}: {times[way]:8.1f} ms{ratio}  {path}", highlight=False, soft_wrap=True)
+        out.print(f"{way:>6}: {times[way]:8.1f} ms{ratio}  {path}", highlight=False, soft_wrap=True, markup=False)
     out.print(f" calls: {strip(schedule)}", highlight=False)
 
 

@@ -10,6 +10,8 @@ import torch
 import typer
 
 from dato.errors import DatoError
+from dato.front import Front, Point
+from dato.quality import METRICS, shown
 from dato.sampling import EMBEDDED, SAMPLERS
 
 Model = Annotated[
@@ -22,8 +24,8 @@ Guidance = Annotated[
     float | None,
     typer.Option("--guidance-scale", min=1, help="Classifier-free guidance; 1 is off.", show_default="the preset's"),
 ]
-Height = Annotated[int | None, typer.Option(min=8, help="Image height in pixels.", show_default="the model's own")]
-Width = Annotated[int | None, typer.Option(min=8, help="Image width in pixels.", show_default="the model's own")]
+Height = Annotated[int | None, typer.Option(min=16, help="Image height in pixels.", show_default="the model's own")]
+Width = Annotated[int | None, typer.Option(min=16, help="Image width in pixels.", show_default="the model's own")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16; auto: float16 on a GPU, float32 elsewhere.")]
 Seed = Annotated[int, typer.Option(min=0, help="Fixes the noise of the images and everything random in the search.")]
@@ -35,6 +37,8 @@ def device_of(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise DatoError(f"--device {name}: dato measures on cpu and cuda")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -42,8 +46,9 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def dtype_of(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that a name means. Raises DatoError for an unknown one."""
+def dtype_of(name: str | None, device: torch.device, front: str = "auto") -> torch.dtype:
+    """The dtype that a name means; None: a front's own on a GPU, else auto. Raises DatoError for an unknown one."""
+    name = name or (front if device.type == "cuda" else "auto")
     if name == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
     known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -62,15 +67,25 @@ def numbers(option: str, text: str | None, kind: type) -> list | None:
         raise DatoError(f"{option} {text!r}: give numbers with commas between them") from None
 
 
-def parse_pick(text: str) -> dict[str, float]:
-    """Read `speedup=3` as {"speedup": 3.0}; "knee" -> {}; what `Front.choose` takes."""
+def pick_point(front: Front, text: str) -> Point:
+    """The point of a front that `--pick` means: knee, speedup=NUMBER or quality=NUMBER."""
     if text == "knee":
-        return {}
+        return front.knee()
     name, _, value = text.partition("=")
     try:
-        return {{"speedup": "speedup", "quality": "quality"}[name]: float(value)}
-    except (KeyError, ValueError):
-        raise DatoError(f"--pick {text!r}: give knee, speedup=NUMBER or quality=NUMBER") from None
+        number = float(value)
+    except ValueError:
+        name = ""
+    if name == "speedup":
+        return front.pick(speedup=number)
+    if name == "quality":
+        return front.pick(quality=floor_of(front.conditions["quality"], number))
+    raise DatoError(f"--pick {text!r}: give knee, speedup=NUMBER or quality=NUMBER")
+
+
+def floor_of(metric: str, value: float | None) -> float | None:
+    """What the user calls a quality, as `Point.quality` counts it: of a distance, higher is better there too."""
+    return value if value is None or metric not in METRICS else shown(METRICS[metric], value)
 
 
 def new_folder(out: Path | None, kind: str) -> Path:

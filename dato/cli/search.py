@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -19,7 +21,7 @@ from dato.errors import DatoError
 from dato.evaluation import Evaluator
 from dato.front import Front, Point, load_front, non_dominated
 from dato.pruning import SCORES, Pruning
-from dato.quality import METRICS, Setup, load_metric
+from dato.quality import METRICS, Setup, load_metric, shown
 from dato.report import front_table
 from dato.sampling import EMBEDDED, Sampling, load_pipeline, read_prompts
 from dato.schedule import Schedule
@@ -33,7 +35,10 @@ Prompts = Annotated[
 Quality = Annotated[
     str, typer.Option(help=f"Objective beside latency: {', '.join(METRICS)}. All that need no extra file are recorded.")
 ]
-MinQuality = Annotated[float | None, typer.Option(help="Constraint: the objective must be at least this.")]
+MinQuality = Annotated[
+    float | None,
+    typer.Option(help="Constraint: the objective must be at least this (a distance, as frechet: at most)."),
+]
 Images = Annotated[
     int | None, typer.Option(min=1, help="Images (prompts) for each candidate.", show_default="the preset's")
 ]
@@ -81,7 +86,7 @@ def search_depth(
     batch_size: Batch = 2,
     pop_size: PopSize = None,
     generations: Generations = None,
-    rounds: Rounds = 2,
+    rounds: Rounds = 3,
     clip: Clip = None,
     statistics: Statistics = None,
     seed: opt.Seed = 0,
@@ -105,11 +110,12 @@ def search_depth(
     )
     space = DepthSpace(evaluator.calls, evaluator.rungs, alphabet)
     references = uniform_references(evaluator.calls, evaluator.rungs)
+    floor = opt.floor_of(quality, min_quality)
     conditions["search"] |= {"kind": "depth", "preset": preset, "depths": space.depths, "min_quality": min_quality}
-    front = _run(space, evaluator, chosen, references, list(references.values()), seed, min_quality, rounds, conditions)
+    front = _run(space, evaluator, chosen, references, list(references.values()), seed, floor, rounds, conditions)
     path = folder / "pareto.json"
     front.save(path)
-    _finish(front, path, [f"python search/search_ratio.py --depths {path}"])
+    _finish(front, path, [["python", "search/search_ratio.py", "--depths", str(path)]])
 
 
 def search_ratio(
@@ -142,15 +148,19 @@ def search_ratio(
     ] = None,
     model: opt.Model = None,
     images: Images = None,
-    batch_size: Batch = 2,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Images per generation.", show_default="the front's")
+    ] = None,
     pop_size: PopSize = None,
     generations: Generations = None,
-    rounds: Rounds = 2,
+    rounds: Rounds = 3,
     clip: Clip = None,
     statistics: Statistics = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
-    dtype: opt.Dtype = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16, bfloat16 or auto.", show_default="the front's")
+    ] = None,
     out: Out = None,
 ) -> None:
     """Search prune ratios on top of a front of cache-depth schedules: for each call the share of tokens to leave out.
@@ -163,15 +173,19 @@ def search_ratio(
     chosen = _preset(
         RATIO_PRESETS, preset, found.get("steps"), found.get("guidance_scale"), images, pop_size, generations
     )
-    points = base.points if pick is None else (base.choose(**opt.parse_pick(pick)),)
+    points = base.points if pick is None else (opt.pick_point(base, pick),)
     alphabet = opt.numbers("--ratios", ratios, float) or list(chosen.alphabet)
-    pruning = Pruning(score=score, max_downsample=max_downsample)
+    # In the papers every block chooses its own tokens.
+    pruning = Pruning(score=score, max_downsample=max_downsample, shared=preset != "paper")
     space = RatioSpace([point.schedule for point in points], alphabet, pruning)
     name = model or found.get("model", EMBEDDED)
     texts = _prompts_of(found, prompts, name, chosen.images)
     folder = opt.new_folder(out, "ratio")
     size = found.get("height"), found.get("width")
+    batch_size = batch_size or found.get("batch_size", 2)
     sampling = Sampling(chosen.steps, chosen.guidance_scale, *size, seed, batch_size)
+    if statistics is None and found.get("statistics"):
+        statistics = Path(found["statistics"])
     evaluator, conditions = _prepare(
         name,
         texts,
@@ -179,10 +193,11 @@ def search_ratio(
         sampling,
         found.get("scheduler_name"),
         quality or found["quality"],
-        clip,
+        clip or found.get("clip"),
         statistics,
         device,
         dtype,
+        found.get("dtype", "auto"),
     )
     if (evaluator.calls, evaluator.rungs) != (len(points[0].schedule), base.rungs):
         raise DatoError(
@@ -193,6 +208,7 @@ def search_ratio(
     most = space.ratios[-1]
     references[f"all whole, ratio {most:g}"] = Schedule.full(evaluator.calls, rungs=base.rungs).with_ratios(most)
     references = {name: replace(schedule, pruning=pruning) for name, schedule in references.items()}
+    floor = opt.floor_of(conditions["quality"], min_quality)
     conditions["search"] |= {
         "kind": "ratio",
         "preset": preset,
@@ -201,7 +217,7 @@ def search_ratio(
         "pick": pick,
         "min_quality": min_quality,
     }
-    front = _run(space, evaluator, chosen, references, [], seed, min_quality, rounds, conditions)
+    front = _run(space, evaluator, chosen, references, [], seed, floor, rounds, conditions)
     path = folder / "pareto.json"
     front.save(path)
     _finish(front, path, [])
@@ -248,11 +264,12 @@ def _prepare(
     clip: str | None,
     statistics: Path | None,
     device: str,
-    dtype: str,
+    dtype: str | None,
+    dtype_of_front: str = "auto",
 ) -> tuple[Evaluator, dict[str, Any]]:
     """Load everything once; return what judges schedules, and the conditions under which it does."""
     where = opt.device_of(device)
-    kind = opt.dtype_of(dtype, where)
+    kind = opt.dtype_of(dtype, where, dtype_of_front)
     setup = Setup(
         clip or (emoji_sd.CLIP if model == EMBEDDED else "openai/clip-vit-base-patch16"),
         statistics or (emoji_sd.STATISTICS if model == EMBEDDED else None),
@@ -279,7 +296,10 @@ def _prepare(
         "prompts_sha256": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
         "seeds": [sampling.seed + i for i in range(len(texts))],
         "batch_size": sampling.batch_size,
+        "safety_checker": False,
         "quality": quality,
+        "clip": clip,
+        "statistics": None if statistics is None else str(statistics),
         "latency": "end to end per image, median over batches; front, references and stock timed again in turn",
         "hardware": hardware(where),
         "versions": {"python": platform.python_version()}
@@ -302,6 +322,7 @@ def _run(
 ) -> Front:
     """Judge the references, search, time what matters again, and put it all together."""
     candidates: list[Schedule] = []
+    metric = METRICS[conditions["quality"]]
     with err.status("Generating stock's images"):
         stock = evaluator.baseline
     err.print(f"Stock takes {stock.latency_ms:.0f} ms for an image.", highlight=False)
@@ -316,24 +337,37 @@ def _run(
                 candidates.append(point.schedule)
                 bar.advance(task)
                 best = non_dominated(evaluator.judged[s] for s in dict.fromkeys(candidates))
-                bar.update(task, description=f"Search: {len(best)} points up to {best[0].speedup:.1f}x")
+                most = max((p.speedup for p in best), default=1.0)
+                bar.update(task, description=f"Search: {len(best)} points up to {most:.1f}x")
         except KeyboardInterrupt:
             if not candidates:
                 raise
             err.print("Interrupted: going on to write the front found so far.")
-        best = non_dominated(_feasible([evaluator.judged[s] for s in dict.fromkeys(candidates)], min_quality))
+        every = [evaluator.judged[s] for s in dict.fromkeys(candidates)]
+        best = non_dominated(_feasible(every, min_quality)) or non_dominated(every)
         if not best:
-            raise DatoError(f"no schedule reached a quality of {min_quality}; lower --min-quality or search longer")
+            raise DatoError("no schedule gave finite images: give --dtype float32 or bfloat16")
+        if min_quality is not None and best[-1].quality < min_quality:
+            err.print(f"warning: no schedule reached --min-quality; the best has {shown(metric, best[-1].quality):g}")
         again = list(dict.fromkeys([*(p.schedule for p in best), *references.values()]))
         task = bar.add_task("Timing side by side", total=rounds * (1 + len(again)))
-        baseline, points = evaluator.retime(again, rounds, lambda: bar.advance(task))
+        try:
+            baseline, points = evaluator.retime(again, rounds, lambda: bar.advance(task))
+        except KeyboardInterrupt:
+            err.print("Interrupted: the front keeps the times of the search.")
+            baseline, points = evaluator.baseline, [evaluator.judged[schedule] for schedule in again]
     timed = dict(zip(again, points, strict=True))
-    conditions["search"] |= {"seed": seed, "candidates": len(evaluator.judged), "images": evaluator.images}
+    conditions["search"] |= {
+        "rounds": rounds,
+        "seed": seed,
+        "candidates": len(evaluator.judged),
+        "images": evaluator.images,
+    }
     whole = replace(baseline.schedule, pruning=best[0].schedule.pruning)
     return Front(
         non_dominated(timed[p.schedule] for p in best),
         replace(baseline, schedule=whole),
-        {name: timed[schedule] for name, schedule in references.items()},
+        {name: timed[s] for name, s in references.items() if math.isfinite(timed[s].quality)},
         conditions,
     )
 
@@ -342,11 +376,12 @@ def _feasible(points: list[Point], min_quality: float | None) -> list[Point]:
     return [p for p in points if min_quality is None or p.quality >= min_quality]
 
 
-def _finish(front: Front, path: Path, more: list[str]) -> None:
+def _finish(front: Front, path: Path, more: list[list[str]]) -> None:
     out.print(front_table(front))
-    out.print(f"\n{len(front)} points written to [bold]{path}[/]. Next:", highlight=False)
+    out.print(f"\n{len(front)} points written to {path}. Next:", highlight=False, markup=False, soft_wrap=True)
     fastest = max(point.speedup for point in front.points)
     speedup = 3 if fastest >= 3 else int(fastest * 10) / 10
     prompt = front.conditions["prompts"][0]
-    for command in [*more, f'python scripts/generate.py --strategy {path} --pick speedup={speedup:g} "{prompt}"']:
-        out.print(f"  {command}", highlight=False, soft_wrap=True)
+    draw = ["python", "scripts/generate.py", "--strategy", str(path), "--pick", f"speedup={speedup:g}", prompt]
+    for command in [*more, draw]:
+        out.print(f"  {shlex.join(command)}", highlight=False, soft_wrap=True, markup=False)
