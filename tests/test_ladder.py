@@ -7,6 +7,7 @@ from DeepCache import DeepCacheSDHelper
 from diffusers import UNet2DConditionModel
 
 import dato
+from dato import Schedule
 from dato.ladder import Cache, Ladder
 
 
@@ -132,6 +133,34 @@ def test_control_and_adapter_residuals_are_exact(kind):
         stock = unet(x, 500, text, down_intrablock_additional_residuals=[e.clone() for e in ends]).sample
         ours = ladder.run(len(ladder), Cache(), x, 500, text, down_intrablock_additional_residuals=ends)
         assert torch.equal(ours, stock)
+
+
+def test_the_conditioning_of_sdxl_is_exact():
+    unet = tiny_unet(
+        "sdxl",
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=8 + 6 * 4,
+    )
+    x, text = unet_inputs()
+    extra = {"added_cond_kwargs": {"text_embeds": torch.randn(2, 8), "time_ids": torch.rand(2, 6)}}
+    mask = {"encoder_attention_mask": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])}
+    ladder = Ladder(unet)
+    with torch.no_grad():
+        stock = unet(x, 500, text, **extra, **mask).sample
+        assert torch.equal(ladder.run(9, Cache(), x, 500, text, **extra, **mask), stock)
+        assert not torch.equal(ladder.run(9, Cache(), x, 500, text, **extra), stock)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_exact_too(dtype):
+    unet = tiny_unet().to(dtype)
+    x, text = (tensor.to(dtype) for tensor in unet_inputs())
+    with torch.no_grad():
+        stock = unet(x, 500, text).sample
+        assert stock.dtype == dtype and torch.equal(Ladder(unet).run(12, Cache(), x, 500, text), stock)
+        dato.apply_patch(unet, Schedule.uniform(3, 3, 1, ratio=0.5))
+        assert torch.isfinite(unet(x, 500, text).sample).all()
 
 
 def test_a_unet_that_is_no_ladder_is_refused_with_its_block():
