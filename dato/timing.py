@@ -61,13 +61,3 @@ def forward_times(module: nn.Module) -> Iterator[Stopwatch]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def hardware(device: torch.device | str) -> str:
-    """The name of what computes: the GPU's, or the processor's and its number of threads."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = "CPU"
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
-    return f"{name}, {torch.get_num_threads()} threads"

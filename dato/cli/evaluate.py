@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +12,7 @@ from rich.table import Table
 from dato import emoji_sd
 from dato.cli import options as opt
 from dato.console import err, out, progress
+from dato.environment import hardware, versions
 from dato.errors import DatoError
 from dato.evaluation import Evaluator
 from dato.files import write_atomic
@@ -22,7 +21,6 @@ from dato.quality import METRICS, Setup, load_metric, shown
 from dato.report import image_grid, strip
 from dato.sampling import EMBEDDED, SAMPLERS, Sampling, load_pipeline, read_prompts
 from dato.search import uniform_references
-from dato.timing import hardware
 
 NAMES = ("clip-score", "frechet", "psnr", "ssim")
 
@@ -105,10 +103,11 @@ def evaluate(
     rows = {"stock": stock} | {name: by_schedule[schedule] for name, schedule in contenders.items()}
     _print(rows, len(texts))
     if grid is not None:
-        shown_rows = {n: r for n, r in rows.items() if not n.startswith("uniform")}
+        # A schedule that two fronts share is drawn once, under the first one's name.
+        drawn = {row.schedule: (name, row) for name, row in reversed(rows.items()) if not name.startswith("uniform")}
         columns = {
             f"{name}\n{row.speedup:.1f}x": judge.images_of(None if name == "stock" else row.schedule, 8)
-            for name, row in shown_rows.items()
+            for name, row in sorted(drawn.values(), key=lambda item: -item[1].latency_ms)
         }
         image_grid(columns, texts[:8], grid)
         out.print(f"written to {grid}", highlight=False)
@@ -123,8 +122,7 @@ def evaluate(
             "batch_size": batch_size,
             "rounds": rounds,
             "hardware": hardware(where),
-            "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in ("dato", "torch", "diffusers")},
+            "versions": versions("dato", "torch", "diffusers", "transformers"),
         }
         write_atomic(out_file, dumps({**conditions, "rows": {n: p.to_dict() for n, p in rows.items()}}) + "\n")
         out.print(f"written to {out_file}", highlight=False)

@@ -13,12 +13,12 @@ from PIL import Image
 
 from dato.cli import options as opt
 from dato.console import err, out
+from dato.environment import hardware
 from dato.errors import DatoError
 from dato.front import Front, load_strategy
 from dato.patch import apply_patch, remove_patch
 from dato.report import strip
 from dato.sampling import EMBEDDED, Generated, Sampling, generate, load_pipeline
-from dato.timing import hardware
 
 
 def generate_image(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import platform
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +15,7 @@ import typer
 from dato import emoji_sd
 from dato.cli import options as opt
 from dato.console import err, out, progress
+from dato.environment import hardware, versions
 from dato.errors import DatoError
 from dato.evaluation import Evaluator
 from dato.front import Front, Point, load_front, non_dominated
@@ -27,7 +26,6 @@ from dato.sampling import EMBEDDED, Sampling, load_pipeline, read_prompts
 from dato.schedule import Schedule
 from dato.search import DEPTH_PRESETS, RATIO_PRESETS, Preset, Space, search, uniform_references
 from dato.space import DepthSpace, RatioSpace
-from dato.timing import hardware
 
 Prompts = Annotated[
     Path | None, typer.Option(help="Text file, one prompt a line.", show_default="the embedded model's search split")
@@ -302,8 +300,7 @@ def _prepare(
         "statistics": None if statistics is None else str(statistics),
         "latency": "end to end per image, median over batches; front, references and stock timed again in turn",
         "hardware": hardware(where),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("dato", "torch", "diffusers", "transformers", "pymoo")},
+        "versions": versions("dato", "torch", "diffusers", "transformers", "pymoo"),
         "search": {k: v for k, v in asdict(preset).items() if k not in ("steps", "guidance_scale", "alphabet")},
     }
     return evaluator, conditions

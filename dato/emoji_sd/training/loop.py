@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from dato.console import progress
 from dato.emoji_sd.training.folders import whole_folder
 from dato.emoji_sd.training.recipe import Fit
-from dato.emoji_sd.training.workspace import Workspace, hardware, versions
+from dato.emoji_sd.training.workspace import Workspace
+from dato.environment import hardware, versions
 from dato.errors import DatoError
 from dato.files import read_json, write_atomic
 
@@ -142,7 +143,7 @@ def fit(
         "losses": progressed["losses"],
         "hardware": hardware(work.device),
         "precision": "bf16 autocast" if work.bf16 else "float32",
-        "versions": versions(),
+        "versions": versions("torch", "diffusers", "transformers"),
     }
 
 

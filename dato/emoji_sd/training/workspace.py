@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,19 +94,3 @@ def choose_precision(name: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-
-
-def hardware(device: torch.device) -> str:
-    """The device in words, for the log."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def versions() -> dict[str, str]:
-    """The libraries that decide the result, for the log."""
-    import diffusers
-    import transformers
-
-    modules = {"torch": torch, "diffusers": diffusers, "transformers": transformers}
-    return {"python": platform.python_version()} | {name: module.__version__ for name, module in modules.items()}
