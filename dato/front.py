@@ -37,15 +37,15 @@ _KEYS = ("rungs", "pruning", "front", "baseline", "references", "conditions")
 _CONDITIONS: dict[str, tuple[type, ...]] = {
     "calls": (int,),
     "quality": (str,),
-    "model": (str, type(None)),
-    "dtype": (str, type(None)),
-    "height": (int, type(None)),
-    "width": (int, type(None)),
-    "steps": (int, type(None)),
-    "batch_size": (int, type(None)),
-    "guidance_scale": (int, float, type(None)),
+    "model": (str,),
+    "dtype": (str,),
+    "height": (int,),
+    "width": (int,),
+    "steps": (int,),
+    "batch_size": (int,),
+    "guidance_scale": (int, float),
     "scheduler_name": (str, type(None)),
-    "prompts": (list, type(None)),
+    "prompts": (list,),
     "clip": (str, type(None)),
     "statistics": (str, type(None)),
 }
@@ -184,7 +184,7 @@ class Front:
             raise DatoError('front: "conditions" must be an object')
         _check_has("conditions", data["conditions"], ("calls", "quality"))
         for key, kinds in _CONDITIONS.items():
-            if not isinstance(data["conditions"].get(key), kinds):
+            if key in data["conditions"] and not isinstance(data["conditions"][key], kinds):
                 raise DatoError(f"front: conditions: {key} cannot be {data['conditions'][key]!r}")
         if not isinstance(data["front"], list) or not isinstance(data["references"], dict):
             raise DatoError('front: "front" must be a list of points and "references" an object of them')

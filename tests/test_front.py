@@ -85,6 +85,7 @@ def edits():
         (at("conditions", "calls", value=4), "has a schedule of 3 calls, the search had 4"),
         (at("conditions", "steps", value="20"), "steps cannot be '20'"),
         (at("conditions", "prompts", value=5), "prompts cannot be 5"),
+        (at("conditions", "batch_size", value=None), "batch_size cannot be None"),
         (at("front", 1, "quality", value=10**400), "quality must be a finite number"),
         (at("front", 1, "depths", value=[12, 1]), "ratios has 3 entries and depths has 2"),
         (at("front", 1, "depths", value=[12, 1, 13]), "point 1: schedule: depth 13 of call 2"),
