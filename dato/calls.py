@@ -3,7 +3,8 @@
 Samplers walk through `scheduler.timesteps`, one tensor made anew for every generation, and hand over one element of
 it at each call. That element is a view: where it begins in the tensor's storage is the index of the call. This is
 exact for samplers that use a timestep twice (PLMS, Heun), for img2img, which starts midway, and for pipelines that
-take turns; and it needs no look at the value, for which a GPU would have to stop.
+take turns; and it needs no look at the value, for which a GPU would have to stop. The values, which forecasts need,
+are read once a generation, all at once.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ class Call(NamedTuple):
         index: Position in the sampler's timesteps, from 0.
         total: How many timesteps the sampler has; None if it cannot be known.
         fresh: Whether nothing of earlier calls may be used: a new generation, or other shapes.
+        time: The timestep.
+        times: All timesteps of the sampler; None if they cannot be known.
     """
 
     index: int
     total: int | None
     fresh: bool
+    time: float
+    times: tuple[float, ...] | None
 
 
 class CallCounter:
@@ -36,10 +41,11 @@ class CallCounter:
         self._kind: tuple | None = None
         self._index = -1
         self._repeated = False
+        self._times: tuple[float, ...] | None = None
 
     def reset(self) -> None:
         """The next call begins a generation."""
-        self._timestep, self._kind, self._index, self._repeated = None, None, -1, False
+        self._timestep, self._kind, self._index, self._repeated, self._times = None, None, -1, False, None
 
     def next(self, timestep: Tensor | float, sample: Tensor, timesteps: Tensor | None = None, length: int = 0) -> Call:
         """Place one call.
@@ -57,9 +63,14 @@ class CallCounter:
             # apart here: `reset` is for loops that do that.
             begun = not self._falls(timestep) or self._index + 1 >= length
             index, total = (0 if begun else self._index + 1), None
+            self._times, time = None, _value(timestep)
         else:
-            index, total = place
+            index, listed = place
+            total = len(listed)
             same = _same_storage(timestep, self._timestep)
+            if self._times is None or not same:
+                self._times = tuple(float(t) for t in listed.tolist())
+            time = self._times[index]
             # Some pipelines call the UNet more than once at a step, for tiles or for guidance of other kinds. Which
             # cache belongs to which call is then unknown, so none is used until the timesteps are others.
             self._repeated = same and (self._repeated or index == self._index)
@@ -67,7 +78,7 @@ class CallCounter:
         kind = (sample.shape, sample.dtype, sample.device)
         fresh = begun or kind != self._kind
         self._timestep, self._kind, self._index = timestep, kind, index
-        return Call(index, total, fresh)
+        return Call(index, total, fresh, time, self._times)
 
     def _falls(self, timestep: Tensor | float) -> bool:
         if self._timestep is None or isinstance(timestep, Tensor) != isinstance(self._timestep, Tensor):
@@ -75,14 +86,16 @@ class CallCounter:
         return _value(timestep) < _value(self._timestep)
 
 
-def _place(timestep: Tensor | float, timesteps: Tensor | None) -> tuple[int, int] | None:
-    """(index, total) of a timestep that is a view of one element of a list of timesteps, else None."""
+def _place(timestep: Tensor | float, timesteps: Tensor | None) -> tuple[int, Tensor] | None:
+    """Where a timestep stands in which list, if it is a view of one element of a list of timesteps, else None."""
     if not isinstance(timestep, Tensor) or any(timestep.stride()):
         return None
     if timesteps is not None and _same_storage(timestep, timesteps):
-        return timestep.storage_offset() - timesteps.storage_offset(), len(timesteps)
+        return timestep.storage_offset() - timesteps.storage_offset(), timesteps
     total = timestep.untyped_storage().nbytes() // timestep.element_size()
-    return (timestep.storage_offset(), total) if total > 1 else None
+    if total <= 1:
+        return None
+    return timestep.storage_offset(), timestep.detach().as_strided((total,), (1,), 0)
 
 
 def _same_storage(a: Tensor | float, b: Tensor | float | None) -> bool:

@@ -10,7 +10,7 @@ end of an up block belongs to that block's last resnet. What lies below the lowe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,39 +18,11 @@ from diffusers import UNet2DConditionModel
 from diffusers.utils.torch_utils import apply_freeu
 from torch import Tensor, nn
 
+from dato.cache import LAST, Cache
 from dato.errors import DatoError
 
 DOWN_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D")
 UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
-
-
-@dataclass
-class Cache:
-    """What arrived at each rung from below, and the prediction, when they were last computed.
-
-    This is the one place that knows how a value of the past is brought to the present: `recall` hands back the last
-    one. Forecasting from the last few values belongs here and nowhere else.
-    """
-
-    arrived: dict[int, Tensor] = field(default_factory=dict)
-    prediction: Tensor | None = None
-
-    def clear(self) -> None:
-        """Forget everything: a new generation begins."""
-        self.arrived.clear()
-        self.prediction = None
-
-    def store(self, rung: int, value: Tensor) -> None:
-        """Keep what arrived at `rung` at this call."""
-        self.arrived[rung] = value.detach()
-
-    def recall(self, rung: int) -> Tensor:
-        """What arrives at `rung`, from the past."""
-        return self.arrived[rung]
-
-    def bears(self, depth: int) -> bool:
-        """Whether a call of `depth` (below full) finds here what it needs."""
-        return self.prediction is not None and (depth == 0 or depth - 1 in self.arrived)
 
 
 @dataclass(frozen=True)
@@ -105,8 +77,8 @@ class Ladder:
         """One call at `depth`; the arguments after `cache` are those of `UNet2DConditionModel.forward`.
 
         Args:
-            depth: 0 returns the last prediction; 0 < depth < D runs rungs 0..depth-1 and takes what arrives at rung
-                depth-1 from `cache`; D runs everything.
+            depth: 0 takes the prediction from `cache`; 0 < depth < D runs rungs 0..depth-1 and takes what arrives at
+                rung depth-1 from it; D runs everything.
             cache: Read at depth < D, and refreshed with what this call computes.
             sample: (B, C, H, W) noisy latents.
 
@@ -114,8 +86,8 @@ class Ladder:
             (B, C_out, H, W), the prediction.
         """
         if depth == 0:
-            assert cache.prediction is not None
-            return cache.prediction.clone()
+            last = cache.recall(LAST)
+            return self._head(last) if cache.last_feature else last.clone()
         unet, full = self.unet, len(self.rungs)
 
         # Of a size that halving does not divide, each upsampling has to be told what to come out at.
@@ -164,9 +136,8 @@ class Ladder:
             h = self._mid(h, emb, attend, adapter)
             if controlled:
                 h = h + mid_block_additional_residual
-            cache.store(full - 1, h)
         else:
-            h = cache.recall(depth - 1)
+            h = cache.recall(depth - 1, skips[depth - 1])
 
         # Up.
         for index in range(depth - 1, -1, -1):
@@ -176,13 +147,20 @@ class Ladder:
             if rung.upsampler is not None:
                 h = rung.upsampler(h, skips[index - 1].shape[2:] if odd else None)
             if index:
-                cache.store(index - 1, h)
+                cache.store(index - 1, h, skips[index - 1])
 
+        if cache.last_feature:
+            cache.store(LAST, h)
+            return self._head(h)
+        prediction = self._head(h)
+        cache.store(LAST, prediction.clone())  # the pipeline may change what it is given
+        return prediction
+
+    def _head(self, h: Tensor) -> Tensor:
+        unet = self.unet
         if unet.conv_norm_out:
             h = unet.conv_act(unet.conv_norm_out(h))
-        h = unet.conv_out(h)
-        cache.prediction = h.detach().clone()  # the pipeline may change what it is given
-        return h
+        return unet.conv_out(h)
 
     def _embed(self, sample, timestep, timestep_cond, class_labels, encoder_hidden_states, added_cond_kwargs):
         unet = self.unet

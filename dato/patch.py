@@ -16,10 +16,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
 from torch import Tensor
 
-from dato.calls import CallCounter
+from dato.cache import Cache, Present, retention
+from dato.calls import Call, CallCounter
 from dato.errors import DatoError
 from dato.front import Front, Point, load_strategy
-from dato.ladder import Cache, Ladder
+from dato.ladder import Ladder
 from dato.pruner import TokenPruner
 from dato.pruning import SITO_KEYWORDS, Pruning
 from dato.schedule import Schedule
@@ -100,10 +101,9 @@ class Patch:
         self.unet = unet
         self.ladder = Ladder(unet)
         self.schedule = schedule.for_rungs(len(self.ladder))
-        if any(schedule.orders):
-            raise DatoError("schedule: orders above 0 (forecasting) are not supported by this version of dato")
         self._pipe = None if pipe is None else weakref.ref(pipe)
         self._cache = Cache()
+        self._keep: tuple[dict[int, int], ...] = ()
         self._calls = CallCounter()
         self._pruner = TokenPruner(unet, schedule.pruning) if any(schedule.ratios) else None
         self._fitted: dict[int, Schedule] = {len(schedule): self.schedule}
@@ -150,13 +150,15 @@ class Patch:
         arguments = dict(zip(_FORWARD_ARGUMENTS, args, strict=False), **kwargs)
         return_dict = arguments.pop("return_dict", True)
         sample, timestep = arguments["sample"], arguments["timestep"]
-        schedule, index, fresh = self._place(sample, timestep)
-        if fresh:
-            self._cache.clear()
+        schedule, call = self._place(sample, timestep)
+        if call.fresh:
+            self._cache = Cache(schedule.forecast, len(schedule))
+            self._keep = retention(schedule, call.times)
             if self._pruner is not None:
                 self._pruner.begin(sample.device)
 
-        depth, ratio, _ = schedule.entries[index]
+        depth, ratio, order = schedule.entries[call.index]
+        self._cache.begin(Present(call.index, call.time, order, self._keep[call.index]))
         if depth < len(self.ladder) and not self._cache.bears(depth):
             depth = len(self.ladder)  # img2img starts midway; shapes may change: what is not there is computed
         try:
@@ -165,7 +167,8 @@ class Patch:
         except BaseException:
             self._forget()  # whatever comes next, it does not continue this generation
             raise
-        if index == len(schedule) - 1:
+        self._cache.end()
+        if call.index == len(schedule) - 1:
             self._forget()
         return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
 
@@ -177,7 +180,7 @@ class Patch:
             self._pruner.observe(prediction)
         return prediction
 
-    def _place(self, sample: Tensor, timestep: Tensor | float) -> tuple[Schedule, int, bool]:
+    def _place(self, sample: Tensor, timestep: Tensor | float) -> tuple[Schedule, Call]:
         pipe = self._pipe() if self._pipe is not None else None
         timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
         call = self._calls.next(timestep, sample, timesteps, length=len(self.schedule))
@@ -190,7 +193,7 @@ class Patch:
                     stacklevel=5,
                 )
             self._fitted[total] = self.schedule.resampled(total)
-        return self._fitted[total], call.index, call.fresh
+        return self._fitted[total], call
 
     def _forget(self) -> None:
         self._cache.clear()

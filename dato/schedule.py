@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from dato.errors import DatoError
+from dato.forecast import FORECASTS
 from dato.pruning import Pruning
 
 FORMAT = "dato.schedule"
@@ -30,10 +31,14 @@ class Schedule:
         ratios: One entry per call, 0 <= ratio < 1: the share of tokens that transformer blocks leave out
             (Zhang et al., SiTo, AAAI 2025). A single number stands for all calls; None for no pruning.
         orders: One entry per call, 0, 1 or 2: how a cached value is brought to the present. 0 hands back the
-            last one. A single number stands for all calls.
+            last one (DeepCache); o > 0 forecasts it by the polynomial of degree o, in the timestep, through the last
+            o + 1 values that were computed at different timesteps. A single number stands for all calls.
         rungs: The number of rungs of the UNet for which the depths are meant. Patching a UNet of another height
             keeps whole calls whole.
         pruning: The settings that the ratios are meant with.
+        forecast: What orders above 0 mean: "polynomial"; "aligned", where order 1 at a depth between goes as far
+            along its line as the skip connection beside it has gone; "chebyshev", Spectrum's rule
+            (see `dato.forecast`).
 
     Raises:
         DatoError: if lengths differ or a value is out of range.
@@ -44,6 +49,7 @@ class Schedule:
     orders: tuple[int, ...] = 0  # type: ignore[assignment]
     rungs: int = SD_RUNGS
     pruning: Pruning = Pruning()
+    forecast: str = "polynomial"
 
     def __post_init__(self) -> None:
         if not _is_int(self.rungs) or self.rungs < 1:
@@ -72,6 +78,8 @@ class Schedule:
                 raise DatoError(f"schedule: order {order!r} of call {call} is not 0, 1 or 2")
         if not isinstance(self.pruning, Pruning):
             raise DatoError(f"schedule: pruning must be a dato.Pruning, not {type(self.pruning).__name__}")
+        if self.forecast not in FORECASTS:
+            raise DatoError(f"schedule: unknown forecast {self.forecast!r}; known are {', '.join(FORECASTS)}")
         object.__setattr__(self, "depths", tuple(int(d) for d in depths))
         object.__setattr__(self, "ratios", tuple(float(r) for r in ratios))
         object.__setattr__(self, "orders", tuple(int(o) for o in orders))
@@ -103,6 +111,40 @@ class Schedule:
             raise DatoError(f"schedule: interval must be a whole number of at least 1, not {interval!r}")
         depths = tuple(rungs if call % interval == 0 else depth for call in range(calls))
         return cls(depths, ratio, order, rungs=rungs)  # type: ignore[arg-type]
+
+    @classmethod
+    def growing(
+        cls,
+        calls: int,
+        depth: int = 0,
+        order: int = 1,
+        *,
+        warmup: int = 5,
+        window: float = 2.0,
+        growth: float = 0.75,
+        rungs: int = SD_RUNGS,
+        forecast: str = "polynomial",
+    ) -> Schedule:
+        """Whole calls ever farther apart: `warmup` of them, then one at the end of each window, the others at `depth`.
+
+        The windows are `window` calls long (rounded down) and grow by `growth` with each (Han et al., Spectrum, CVPR
+        2026). With `forecast="chebyshev"` the whole of it is Spectrum; `growth=3` is its faster setting.
+        """
+        if not _is_int(calls) or calls < 1:
+            raise DatoError(f"schedule: calls must be a whole number of at least 1, not {calls!r}")
+        if window < 1 or growth < 0 or warmup < 1:
+            raise DatoError("schedule: growing windows need warmup >= 1, window >= 1 and growth >= 0")
+        depths, waited = [], 0
+        for call in range(calls):
+            if call < warmup:
+                depths.append(rungs)
+            elif waited + 1 >= int(window):
+                depths.append(rungs)
+                waited, window = 0, window + growth
+            else:
+                depths.append(depth)
+                waited += 1
+        return cls(depths, None, order, rungs=rungs, forecast=forecast)  # type: ignore[arg-type]
 
     @property
     def entries(self) -> tuple[tuple[int, float, int], ...]:
@@ -163,6 +205,7 @@ class Schedule:
             "ratios": list(self.ratios),
             "orders": list(self.orders),
             "pruning": self.pruning.to_dict(),
+            **({} if self.forecast == "polynomial" else {"forecast": self.forecast}),
         }
 
     @classmethod
@@ -171,15 +214,15 @@ class Schedule:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise DatoError(f'schedule: not a schedule: "format" is not "{FORMAT}"')
         check_version(data, FORMAT, VERSION)
-        unknown = sorted(
-            set(data) - {"format", "version", "rungs", "depths", "ratios", "orders", "pruning", "name", "source"}
-        )
+        known = {"format", "version", "rungs", "depths", "ratios", "orders", "pruning", "forecast", "name", "source"}
+        unknown = sorted(set(data) - known)
         if unknown:
             raise DatoError(f"schedule: unknown key {unknown[0]!r}")
         if "depths" not in data:
             raise DatoError('schedule: "depths" is missing')
         pruning = Pruning.from_dict(data.get("pruning", {}))
-        return cls(data["depths"], data.get("ratios"), data.get("orders", 0), data.get("rungs", SD_RUNGS), pruning)
+        rungs, forecast = data.get("rungs", SD_RUNGS), data.get("forecast", "polynomial")
+        return cls(data["depths"], data.get("ratios"), data.get("orders", 0), rungs, pruning, forecast)
 
     def to_json(self) -> str:
         """One line of JSON text."""

@@ -1,0 +1,143 @@
+"""The cache: what was computed at past calls, kept as long as a later call will read it.
+
+A *place* is a rung, for what arrives there from below, or `LAST`, for the prediction (in Spectrum's rule the last
+feature, from which the UNet's head makes the prediction).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from torch import Tensor
+
+from dato.forecast import align, chebyshev, combine, polynomial
+from dato.schedule import Schedule
+
+LAST = -1
+
+
+class Computed(NamedTuple):
+    """A value, when it was computed, and the skip connection of its rung at that call (where it is needed)."""
+
+    call: int
+    time: float
+    value: Tensor
+    skip: Tensor | None
+
+
+@dataclass(frozen=True)
+class Present:
+    """The call that is running.
+
+    Attributes:
+        call: Its index.
+        time: Its timestep.
+        order: Its forecasts' order.
+        keep: How many values of each place later calls will need; None: the last one of every place.
+    """
+
+    call: int = 0
+    time: float = 0.0
+    order: int = 0
+    keep: Mapping[int, int] | None = None
+
+
+class Cache:
+    """Past values by place, and their forecasts.
+
+    Args:
+        forecast: One of `dato.forecast.FORECASTS`, for orders above 0.
+        calls: Calls of the generation.
+    """
+
+    def __init__(self, forecast: str = "polynomial", calls: int = 0) -> None:
+        self.forecast, self.calls = forecast, calls
+        self.last_feature = forecast == "chebyshev"
+        self.present = Present()
+        self._past: dict[int, list[Computed]] = {}
+
+    def clear(self) -> None:
+        """Forget everything: a new generation begins."""
+        self._past.clear()
+
+    def begin(self, present: Present) -> None:
+        """A call begins."""
+        self.present = present
+
+    def end(self) -> None:
+        """The call is over: free what no later call will read."""
+        keep = self.present.keep
+        if keep is None:
+            return
+        for place in list(self._past):
+            if place in keep:
+                del self._past[place][: -keep[place]]
+            else:
+                del self._past[place]
+
+    def store(self, place: int, value: Tensor, skip: Tensor | None = None) -> None:
+        """Keep what this call computed; a value of the same timestep is replaced."""
+        now, keep = self.present, self.present.keep
+        count = 1 if keep is None else keep.get(place, 0)
+        if not count:
+            return
+        past = self._past.setdefault(place, [])
+        if past and past[-1].time == now.time:
+            past.pop()
+        past.append(Computed(now.call, now.time, value.detach(), skip if self.forecast == "aligned" else None))
+        del past[:-count]
+
+    def recall(self, place: int, skip: Tensor | None = None) -> Tensor:
+        """The value of `place` for the present call: the last one, or a forecast.
+
+        Args:
+            place: A rung, or `LAST`.
+            skip: The rung's skip connection now, for aligned forecasts.
+        """
+        now, past = self.present, self._past[place]
+        order = min(now.order, len(past) - 1)
+        if order == 0:
+            return past[-1].value
+        if self.forecast == "chebyshev":
+            weights = chebyshev([p.call for p in past], now.call, self.calls)
+        else:
+            past = past[-order - 1 :]
+            if self.forecast == "aligned" and order == 1 and skip is not None:
+                return align([p.value for p in past], [*(p.skip for p in past), skip])
+            weights = polynomial([p.time for p in past], now.time)
+        return combine([p.value for p in past], weights)
+
+    def bears(self, depth: int) -> bool:
+        """Whether a call of `depth` (below full) finds here what it needs."""
+        return depth - 1 in self._past
+
+
+@lru_cache(maxsize=64)
+def retention(schedule: Schedule, times: tuple[float, ...] | None) -> tuple[dict[int, int], ...]:
+    """For each call of a schedule, how many values of each place its later calls will need.
+
+    Args:
+        schedule: What will run.
+        times: Its calls' timesteps; None if they are not known.
+    """
+    full, calls = schedule.rungs, len(schedule)
+    keep: list[dict[int, int]] = [{} for _ in range(calls)]
+    for place in {depth - 1 for depth in schedule.depths if depth < full}:
+        computes = [depth == full or (depth > 0 and place < depth - 1) for depth in schedule.depths]
+        need = 0
+        for call in range(calls - 1, 0, -1):
+            depth, _, order = schedule.entries[call]
+            if computes[call]:
+                # A value of the same timestep as the one before replaces it: the older ones are still needed.
+                before = next((c for c in range(call - 1, -1, -1) if computes[c]), call)
+                if times is not None and times[before] != times[call]:
+                    need = max(0, need - 1)
+            elif depth - 1 == place:
+                everything = schedule.forecast == "chebyshev" and order > 0
+                need = max(need, calls if everything else order + 1)
+            if need:
+                keep[call - 1][place] = need
+    return tuple(keep)
