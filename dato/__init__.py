@@ -5,6 +5,7 @@ from dato.errors import DatoError
 from dato.front import Front, Point, load_front
 from dato.patch import apply_patch, current_schedule, patched, remove_patch
 from dato.pruning import Pruning
+from dato.samplers import set_scheduler
 from dato.schedule import Schedule
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "load_front",
     "patched",
     "remove_patch",
+    "set_scheduler",
 ]
 
 __version__ = "0.1.0"

@@ -15,13 +15,15 @@ from dato.errors import DatoError
 from dato.front import Point
 from dato.ladder import Ladder
 from dato.patch import patched, remove_patch
+from dato.peers import Peer
 from dato.quality import QualityMetric
-from dato.sampling import Generated, Sampling, generate, num_calls
+from dato.samplers import num_calls, sampler_name
+from dato.sampling import Generated, Sampling, generate
 from dato.schedule import Schedule
 
 
 class Evaluator:
-    """Turns schedules into points. A schedule that was judged before is not judged again.
+    """Turns schedules (and peers' methods) into points. What was judged before is not judged again.
 
     Making one takes the patch and the safety checker off the pipeline; stock's images are generated when they are
     first needed.
@@ -29,15 +31,17 @@ class Evaluator:
     Args:
         pipe: The pipeline, on its device.
         prompts: One image is generated for each.
-        sampling: How.
+        sampling: How. Its steps are those of the reference images and of the baseline.
+        steps: Further numbers of steps for which schedules may be judged; the length of a schedule says for which.
         metrics: The first one is the objective (`Point.quality`); the others are recorded.
         latency: Milliseconds per image of a schedule; None: measured while its images are generated (end to end, the
             median over batches).
 
     Attributes:
-        calls: UNet calls of one generation.
+        calls: UNet calls of one generation of the reference steps.
+        steps_of: Number of UNet calls -> number of steps.
         rungs: Rungs of the UNet.
-        judged: All points so far, by schedule, in the order in which they were judged.
+        judged: All points so far, by schedule or peer, in the order in which they were judged.
         images: Number of images generated so far.
     """
 
@@ -48,13 +52,16 @@ class Evaluator:
         sampling: Sampling,
         metrics: Sequence[QualityMetric],
         latency: Callable[[Schedule], float] | None = None,
+        steps: Sequence[int] = (),
     ) -> None:
         if getattr(pipe, "safety_checker", None) is not None:
             pipe.safety_checker = None  # a picture turned black says nothing about a schedule, and takes time
         self.pipe, self.prompts, self.sampling, self.metrics = remove_patch(pipe), list(prompts), sampling, metrics
         self._latency = latency
-        self.calls, self.rungs = num_calls(pipe, sampling.steps), len(Ladder(pipe.unet))
-        self.judged: dict[Schedule, Point] = {}
+        self.rungs = len(Ladder(pipe.unet))
+        self.steps_of = {num_calls(pipe, count): count for count in (*steps, sampling.steps)}
+        self.calls = num_calls(pipe, sampling.steps)
+        self.judged: dict[Schedule | Peer, Point] = {}
         self.images = 0
 
     @cached_property
@@ -62,36 +69,38 @@ class Evaluator:
         """Stock as a point; its images, which are generated now, are what fidelity is measured against."""
         warm_up = replace(self.sampling, steps=2)
         generate(self.pipe, self.prompts[: self.sampling.batch_size], warm_up)
-        stock = self._generate()
+        self.images += len(self.prompts)
+        stock = generate(self.pipe, self.prompts, self.sampling)
         if not stock.images.isfinite().all():
             raise DatoError("stock's images are not finite numbers: give --dtype float32 or bfloat16")
         self._references = stock.images
         return self._point(Schedule.full(self.calls, rungs=self.rungs), stock, baseline_ms=None)
 
-    def __call__(self, schedule: Schedule) -> Point:
-        """Generate the schedule's images and judge them, or return what is known of it."""
-        if schedule not in self.judged:
+    def __call__(self, contender: Schedule | Peer) -> Point:
+        """Generate the contender's images and judge them, or return what is known of it."""
+        if contender not in self.judged:
             stock_ms = self.baseline.latency_ms
-            with patched(self.pipe, schedule):
-                result = self._generate()
-            self.judged[schedule] = self._point(schedule, result, stock_ms)
-        return self.judged[schedule]
+            result = self._generate(contender, self.prompts)
+            self.images += len(self.prompts)
+            schedule = contender.schedule if isinstance(contender, Peer) else contender
+            self.judged[contender] = self._point(schedule, result, stock_ms)
+        return self.judged[contender]
 
     def retime(
-        self, schedules: Sequence[Schedule], rounds: int, progress: Callable[[], None] = lambda: None
+        self, contenders: Sequence[Schedule | Peer], rounds: int, progress: Callable[[], None] = lambda: None
     ) -> tuple[Point, list[Point]]:
-        """Time stock and these schedules again, side by side, and return stock's and their points with those times.
+        """Time stock and these again, side by side, and return stock's and their points with those times.
 
         In every round each of them generates the first batch of prompts once, one after the other, so that a machine
         that speeds up or slows down does so for all; a candidate that was lucky once in the search is found out.
         """
-        contenders = [None, *schedules]
-        times: list[list[Generated]] = [[] for _ in contenders]
+        turns = [None, *contenders]
+        times: list[list[Generated]] = [[] for _ in turns]
         for _ in range(rounds if self._latency is None else 0):
-            for schedule, measured in zip(contenders, times, strict=True):
-                measured.append(self._first_batch(schedule))
+            for contender, measured in zip(turns, times, strict=True):
+                measured.append(self._generate(contender, self.prompts[: self.sampling.batch_size]))
                 progress()
-        points = [self.baseline, *(self.judged[s] for s in schedules)]
+        points = [self.baseline, *(self.judged[c] for c in contenders)]
         if self._latency is None and rounds:
             points = [
                 replace(
@@ -105,22 +114,31 @@ class Evaluator:
         baseline, *others = [replace(point, speedup=stock / point.latency_ms) for point in points]
         return baseline, others
 
-    def images_of(self, schedule: Schedule | None, count: int) -> Tensor:
-        """The images (count, 3, H, W) of a schedule (None: stock) for the first prompts, to be looked at."""
-        with contextlib.nullcontext() if schedule is None else patched(self.pipe, schedule):
-            return generate(self.pipe, self.prompts[:count], self.sampling).images
+    def images_of(self, contender: Schedule | Peer | None, count: int) -> Tensor:
+        """The images (count, 3, H, W) of a contender (None: stock) for the first prompts, to be looked at."""
+        return self._generate(contender, self.prompts[:count]).images
 
-    def _first_batch(self, schedule: Schedule | None) -> Generated:
-        with contextlib.nullcontext() if schedule is None else patched(self.pipe, schedule):
-            return generate(self.pipe, self.prompts[: self.sampling.batch_size], self.sampling)
-
-    def _generate(self) -> Generated:
-        self.images += len(self.prompts)
-        return generate(self.pipe, self.prompts, self.sampling)
+    def _generate(self, contender: Schedule | Peer | None, prompts: Sequence[str]) -> Generated:
+        if contender is None:
+            return generate(self.pipe, prompts, self.sampling)
+        schedule = contender.schedule if isinstance(contender, Peer) else contender
+        if len(schedule) not in self.steps_of:
+            known = ", ".join(map(str, sorted(self.steps_of)))
+            raise DatoError(f"a schedule of {len(schedule)} calls cannot be judged here; generations have {known}")
+        sampling = replace(self.sampling, steps=self.steps_of[len(schedule)])
+        if isinstance(contender, Peer):
+            running = contender.apply(self.pipe)
+        elif set(schedule.depths) == {self.rungs} and not any(schedule.ratios):
+            running = contextlib.nullcontext()  # stock with fewer steps is stock: nothing of ours may cost it time
+        else:
+            running = patched(self.pipe, schedule)
+        with running:
+            return generate(self.pipe, prompts, sampling)
 
     def _point(self, schedule: Schedule, result: Generated, baseline_ms: float | None) -> Point:
         scores = {m.name: m(result.images, self.prompts, self._references) for m in self.metrics}
         latency = statistics.median(result.latency_ms) if self._latency is None else self._latency(schedule)
         metrics = {**scores, "unet_ms": statistics.median(result.unet_ms)}
         speedup = 1.0 if baseline_ms is None else baseline_ms / latency
-        return Point(schedule, scores[self.metrics[0].name], latency, speedup, metrics)
+        steps, sampler = self.steps_of[len(schedule)], sampler_name(self.pipe.scheduler)
+        return Point(schedule, scores[self.metrics[0].name], latency, speedup, metrics, steps, sampler)

@@ -8,11 +8,13 @@ The JSON schema, version 1 (`Front.to_dict` writes it, `Front.from_dict` reads i
     pruning     settings that the ratios are meant with (`Pruning`)
     front       list of points, latency ascending
     baseline    the stock pipeline, as a point
-    references  {name: point}, uniform schedules evaluated under the same conditions
+    references  {name: point}, stock with fewer steps, uniform schedules and rivals under the same conditions
     conditions  {name: value}, what is needed to trust and repeat it; `calls` and `quality` at least
 
     a point     depths, ratios, orders: one entry for each call; quality: higher is better; latency_ms: per image;
-                speedup: the baseline's latency / this one's; metrics: {name: number}, further measures
+                speedup: the baseline's latency / this one's; metrics: {name: number}, further measures; and, where they
+                differ from the baseline's: forecast (see `Schedule`), steps and scheduler (a name of
+                `dato.samplers.SAMPLERS`)
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ _CONDITIONS: dict[str, tuple[type, ...]] = {
     "statistics": (str, type(None)),
 }
 _POINT_KEYS = ("depths", "ratios", "orders", "quality", "latency_ms", "speedup", "metrics")
+_OWN_KEYS = ("forecast", "steps", "scheduler")  # a point may have them
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Point:
         latency_ms: Milliseconds per image.
         speedup: Stock's latency divided by this one's.
         metrics: Further measures by name.
+        steps: Steps of the sampler for which the schedule is meant; None: the front's.
+        scheduler: The sampler, a name of `dato.samplers.SAMPLERS` or diffusers' class; None: the front's.
     """
 
     schedule: Schedule
@@ -69,12 +74,21 @@ class Point:
     latency_ms: float
     speedup: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+    steps: int | None = None
+    scheduler: str | None = None
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """What the pipeline has to be called with for this schedule: `pipe(prompt, **point.kwargs)`."""
+        return {} if self.steps is None else {"num_inference_steps": self.steps}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `rungs` and `pruning` stand once in the front."""
         schedule = self.schedule.to_dict()
         return {
-            **{key: schedule[key] for key in ("depths", "ratios", "orders")},
+            **{key: schedule[key] for key in ("depths", "ratios", "orders", "forecast") if key in schedule},
+            **({} if self.steps is None else {"steps": self.steps}),
+            **({} if self.scheduler is None else {"scheduler": self.scheduler}),
             "quality": self.quality,
             "latency_ms": self.latency_ms,
             "speedup": self.speedup,
@@ -89,11 +103,12 @@ class Front:
     Attributes:
         points: Non-dominated points, latency ascending.
         baseline: The stock pipeline under the same conditions.
-        references: Named uniform schedules under the same conditions.
+        references: By name, under the same conditions: stock with fewer steps, uniform schedules, rivals.
         conditions: Everything that is needed to repeat the search.
 
     Raises:
-        DatoError: if there is no point, or the points' schedules differ in length or rungs.
+        DatoError: if there is no point, or the points' schedules differ in rungs, or in length without saying of how
+            many steps they are.
     """
 
     points: tuple[Point, ...]
@@ -106,7 +121,7 @@ class Front:
             raise DatoError("front: it has no points")
         calls = self.conditions.get("calls", len(self.baseline.schedule))
         for name, point in self._named():
-            if len(point.schedule) != calls:
+            if point.steps is None and len(point.schedule) != calls:
                 raise DatoError(f"front: {name} has a schedule of {len(point.schedule)} calls, the search had {calls}")
             if point.schedule.pruning != self.baseline.schedule.pruning:
                 raise DatoError(f"front: {name} is meant with other pruning settings than the baseline")
@@ -275,9 +290,10 @@ def dumps(data: Any, indent: int = 0) -> str:
 def _point(name: str, data: Any, rungs: Any, pruning: Pruning) -> Point:
     if not isinstance(data, dict):
         raise DatoError(f"front: {name} must be an object")
-    _check_keys(name, data, _POINT_KEYS)
+    _check_keys(name, data, _POINT_KEYS, _OWN_KEYS)
+    forecast = data.get("forecast", "polynomial")
     try:
-        schedule = Schedule(data["depths"], data["ratios"], data["orders"], rungs, pruning)
+        schedule = Schedule(data["depths"], data["ratios"], data["orders"], rungs, pruning, forecast)
     except DatoError as error:
         raise DatoError(f"front: {name}: {error}") from None
     if not isinstance(data["metrics"], dict):
@@ -288,7 +304,13 @@ def _point(name: str, data: Any, rungs: Any, pruning: Pruning) -> Point:
             raise DatoError(f"front: {name}: {key} must be a finite number, not {value!r}")
     if data["latency_ms"] <= 0 or data["speedup"] <= 0:
         raise DatoError(f"front: {name}: latency_ms and speedup must be above 0")
-    return Point(schedule, data["quality"], data["latency_ms"], data["speedup"], data["metrics"])
+    steps, scheduler = data.get("steps"), data.get("scheduler")
+    if not (steps is None or (isinstance(steps, int) and not isinstance(steps, bool) and steps > 0)):
+        raise DatoError(f"front: {name}: steps must be a whole number above 0, not {steps!r}")
+    if not (scheduler is None or isinstance(scheduler, str)):
+        raise DatoError(f"front: {name}: scheduler must be a name, not {scheduler!r}")
+    measured = (data["quality"], data["latency_ms"], data["speedup"], data["metrics"])
+    return Point(schedule, *measured, steps, scheduler)
 
 
 def _check_has(name: str, data: dict[str, Any], keys: Iterable[str]) -> None:
@@ -297,8 +319,8 @@ def _check_has(name: str, data: dict[str, Any], keys: Iterable[str]) -> None:
         raise DatoError(f'front: {name}: "{missing[0]}" is missing')
 
 
-def _check_keys(name: str, data: dict[str, Any], keys: Iterable[str]) -> None:
+def _check_keys(name: str, data: dict[str, Any], keys: Iterable[str], optional: Iterable[str] = ()) -> None:
     _check_has(name, data, [key for key in keys if key not in ("format", "version")])
-    unknown = sorted(set(data) - set(keys))
+    unknown = sorted(set(data) - {*keys, *optional})
     if unknown:
         raise DatoError(f'front: {name}: unknown key "{unknown[0]}"')

@@ -1,39 +1,92 @@
 """Variation of schedules as whole-number vectors, in place of rounded real-number operators.
 
 Rounding polynomial mutation mostly leaves a gene where it was, and never moves a whole call to the neighbouring
-place, which is what improves a schedule that is nearly right.
+place, which is what improves a schedule that is nearly right. And schedules of different lengths have a common
+measure, time, not the index of the call: what is taken from one into another is resampled first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import numpy as np
+from pymoo.core.crossover import Crossover
 from pymoo.core.mutation import Mutation
+
+
+class Layout(Protocol):
+    """What variation needs to know of a space: genes that hold for the whole schedule come first, then the calls'."""
+
+    upper: np.ndarray
+    heads: int
+
+    def active(self, x: Sequence[int]) -> int: ...
+    def with_head(self, x: np.ndarray, gene: int, value: int) -> np.ndarray: ...
+
+
+def splice(space: Layout, one: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """`one` with a stretch of calls of `other`: from a random call to the end or to another random call."""
+    for gene in range(space.heads):
+        if space.active(other) != space.active(one):
+            other = space.with_head(other, gene, one[gene])
+    n = space.active(one)
+    start, stop = sorted(rng.choice(n + 1, 2, replace=False)) if n > 1 else (0, n)
+    child = one.copy()
+    child[space.heads + start : space.heads + stop] = other[space.heads + start : space.heads + stop]
+    return child
+
+
+class SpliceCrossover(Crossover):
+    """Two-point crossover in time: each of two children is one parent with a stretch of the other."""
+
+    def __init__(self, space: Layout, prob: float = 0.7) -> None:
+        super().__init__(2, 2, prob=prob)
+        self.space = space
+
+    def _do(self, problem, X, *args, random_state=None, **kwargs):
+        a, b = np.asarray(X, dtype=int)
+        pairs = [
+            (splice(self.space, x, y, random_state), splice(self.space, y, x, random_state))
+            for x, y in zip(a, b, strict=True)
+        ]
+        return np.array(pairs).transpose(1, 0, 2)
 
 
 class EditMutation(Mutation):
     """A few edits on each vector: set a gene anew, step it up or down, or exchange it with its neighbour.
 
     Args:
+        space: Where its vectors come from.
         edits: Mean number of edits beyond the first.
+        heads: Probability that an edit changes a gene of the whole schedule, if there is one.
     """
 
-    def __init__(self, edits: float = 1.0) -> None:
+    def __init__(self, space: Layout, edits: float = 1.0, heads: float = 0.2) -> None:
         super().__init__(prob=1.0)
-        self.edits = edits
+        self.space, self.edits, self.heads = space, edits, heads
 
     def _do(self, problem, X, *args, random_state=None, **kwargs):
         result = np.array(X, dtype=int)
-        upper = np.asarray(problem.xu, dtype=int)
-        for x in result:
+        for row in range(len(result)):
             for _ in range(1 + random_state.poisson(self.edits)):
-                i = random_state.integers(len(x))
-                edit = random_state.integers(3)
-                if edit == 0:
-                    x[i] = random_state.integers(upper[i] + 1)
-                elif edit == 1:
-                    x[i] = np.clip(x[i] + random_state.choice([-1, 1]), 0, upper[i])
-                else:
-                    j = min(i + 1, len(x) - 1)
-                    if upper[i] == upper[j]:  # genes of another meaning do not change places
-                        x[i], x[j] = x[j], x[i]
+                result[row] = self._edit(result[row], random_state)
         return result
+
+    def _edit(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        space = self.space
+        if space.heads and rng.random() < self.heads:
+            gene = rng.integers(space.heads)
+            step = x[gene] + rng.choice([-1, 1])
+            value = step if rng.random() < 0.5 else rng.integers(space.upper[gene] + 1)
+            return space.with_head(x, gene, int(np.clip(value, 0, space.upper[gene])))
+        x, first, n = x.copy(), space.heads, space.active(x)
+        i, edit = first + rng.integers(n), rng.integers(3)
+        if edit == 0:
+            x[i] = rng.integers(space.upper[i] + 1)
+        elif edit == 1:
+            x[i] = np.clip(x[i] + rng.choice([-1, 1]), 0, space.upper[i])
+        else:
+            j = min(i + 1, first + n - 1)
+            x[i], x[j] = x[j], x[i]
+        return x

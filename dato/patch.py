@@ -23,6 +23,7 @@ from dato.front import Front, Point, load_strategy
 from dato.ladder import Ladder
 from dato.pruner import TokenPruner
 from dato.pruning import SITO_KEYWORDS, Pruning
+from dato.samplers import sampler_name
 from dato.schedule import Schedule
 
 T = TypeVar("T")
@@ -45,8 +46,9 @@ def apply_patch(
         pipe_or_unet: A diffusers pipeline with a `UNet2DConditionModel`, or such a UNet. One that is patched already
             gets the new schedule instead.
         schedule: A `Schedule`; a `Point` or `Front`; the path of a schedule or front as JSON; or the name of a
-            shipped one. Of a front the knee is taken, unless `speedup` or `quality` says otherwise. None, with
-            `prune_ratio`: every call whole, with that ratio.
+            shipped one. Of a front the knee is taken, unless `speedup` or `quality` says otherwise; a point is meant
+            for its own number of steps and sampler (`Point.kwargs`, `Point.scheduler`). None, with `prune_ratio`:
+            every call whole, with that ratio.
         speedup: Of a front, the best quality that is at least this many times as fast as stock.
         quality: Of a front, the fastest point of at least this quality.
         prune_ratio: One ratio for all calls, instead of the schedule's own.
@@ -59,7 +61,15 @@ def apply_patch(
         DatoError: if it is no such pipeline, or the schedule cannot be loaded or does not fit the UNet.
     """
     unet, pipe = _unet_of(pipe_or_unet)
-    chosen = _schedule_of(schedule, speedup, quality, prune_ratio)
+    point, chosen = _schedule_of(schedule, speedup, quality, prune_ratio)
+    if point is not None and point.scheduler is not None and pipe is not None:
+        sampler = sampler_name(pipe.scheduler)
+        if sampler != point.scheduler:
+            warnings.warn(
+                f"the schedule was searched with the sampler {point.scheduler} and the pipeline has {sampler}: "
+                f'dato.set_scheduler(pipe, "{point.scheduler}") changes it',
+                stacklevel=2,
+            )
     chosen = replace(chosen, pruning=_pruning_of(chosen.pruning, pruning))
     patch = Patch(unet, chosen, pipe)
     remove_patch(unet)
@@ -238,7 +248,9 @@ def _schedule_of(
     speedup: float | None,
     quality: float | None,
     prune_ratio: float | None,
-) -> Schedule:
+) -> tuple[Point | None, Schedule]:
+    """The point that was chosen, if the schedule comes from one, and the schedule."""
+    point = None
     if schedule is None:
         if prune_ratio is None:
             raise DatoError("apply_patch needs a schedule (or a front, a path, a name), or prune_ratio=...")
@@ -250,10 +262,10 @@ def _schedule_of(
     elif speedup is not None or quality is not None:
         raise DatoError("speedup= and quality= choose a point of a front, but this is one schedule")
     if isinstance(schedule, Point):
-        schedule = schedule.schedule
+        point, schedule = schedule, schedule.schedule
     if not isinstance(schedule, Schedule):
         raise DatoError(f"a schedule must be a dato.Schedule, a front, a path or a name, not {type(schedule).__name__}")
-    return schedule if prune_ratio is None else schedule.with_ratios(prune_ratio)
+    return point, schedule if prune_ratio is None else schedule.with_ratios(prune_ratio)
 
 
 def _pruning_of(base: Pruning, keywords: dict[str, Any]) -> Pruning:

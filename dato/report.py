@@ -34,28 +34,83 @@ def mean_ratio(schedule: Schedule) -> float:
     return sum(running) / len(running)
 
 
+def forecast_of(schedule: Schedule) -> str:
+    """The order of a schedule's forecasts, and the rule where it is not the polynomial: "1", "0-2", "1 aligned"."""
+    used = {order for depth, _, order in schedule.entries if depth < schedule.rungs}
+    if not any(used):
+        return ""
+    orders = f"{max(used)}" if len(used) == 1 else f"{min(used)}-{max(used)}"
+    return orders if schedule.forecast == "polynomial" else f"{orders} {schedule.forecast}"
+
+
 def front_table(front: Front) -> Table:
     """The front, its references and stock, fastest first."""
     objective = front.conditions["quality"]
     names = [objective, *(name for name in front.baseline.metrics if name in METRICS and name != objective)]
     pruned = any(any(point.schedule.ratios) for point in front.points)
+    rows = list(_rows(front))
+    steps = any(point.steps is not None for _, _, point in rows)
     table = Table(box=box.SIMPLE, header_style="bold", padding=(0, 1, 0, 0))
-    table.title, table.title_justify = "The front (★ its knee), and uniform schedules and stock beside it", "left"
+    table.title, table.title_justify = "The front (★ its knee); dim: what it was compared with", "left"
     table.caption_justify = "left"
     table.caption = (
-        f"ms: per image. Depth: {FULL} whole UNet, {NOTHING} nothing, else that many rungs. "
-        "N=3 d=1: every 3rd call whole, the others at depth 1, as DeepCache."
+        f"ms: per image. Depth: {FULL} whole UNet, {NOTHING} nothing, else that many rungs. Order: of the forecasts, "
+        "blank for plain reuse. N=3 d=1: every 3rd call whole, the others at depth 1, as DeepCache."
     )
     table.add_column("", no_wrap=True)
-    for column in ("speed-up", "ms", *names, *(["pruned"] if pruned else [])):
+    more = [*(["pruned"] if pruned else []), *(["steps"] if steps else []), "order"]
+    for column in ("speed-up", "ms", *names, *more):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("depth by call", overflow="fold")
-    for style, name, point in _rows(front):
+    for style, name, point in rows:
         values = [_shown(metric, point.metrics.get(metric)) for metric in names]
         share = [f"{mean_ratio(point.schedule):.0%}"] if pruned else []
+        count = ["" if point.steps is None else f"{point.steps}"] if steps else []
         speed = [f"{point.speedup:.2f}x", f"{point.latency_ms:.0f}"]
-        table.add_row(name, *speed, *values, *share, strip(point.schedule), style=style)
+        cells = [*speed, *values, *share, *count, forecast_of(point.schedule)]
+        table.add_row(name, *cells, strip(point.schedule), style=style)
     return table
+
+
+def quality_plot(
+    families: Mapping[str, Sequence[Point]], stock: Point, metrics: Sequence[str], path: str | Path
+) -> None:
+    """Write a PNG: quality against the share of stock's time, one line or cloud for each family of methods.
+
+    Args:
+        families: Points by what they are called; the last one is drawn on top.
+        stock: The reference, at a share of 1.
+        metrics: Names of `METRICS`, one panel each.
+        path: Where to.
+
+    Raises:
+        DatoError: if the place cannot be written to.
+    """
+    figure = Figure(figsize=(6.2 * len(metrics), 5), layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    markers = "osD^vP*X<>"
+    for panel, metric in zip(panels, metrics, strict=True):
+        for number, (name, points) in enumerate(families.items()):
+            points = sorted(points, key=lambda p: p.latency_ms)
+            shares = [point.latency_ms / stock.latency_ms for point in points]
+            values = [shown(METRICS[metric], point.metrics[metric]) for point in points]
+            line = "-" if len(points) > 2 else ""
+            panel.plot(
+                shares, values, line, marker=markers[number % len(markers)], markersize=5, linewidth=1.2, label=name
+            )
+        if metric != "psnr":
+            panel.axhline(shown(METRICS[metric], stock.metrics[metric]), color="grey", linewidth=0.8, linestyle=":")
+        ticks = [0.05, 0.1, 0.2, 0.3, 0.5, 1]
+        panel.set_xscale("log")
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        panel.minorticks_off()
+        panel.grid(alpha=0.25)
+        label = {"psnr": "PSNR to stock's image (dB)", "clip-score": "CLIP score (dotted: stock)"}.get(metric, metric)
+        panel.set(xlabel=f"share of stock's time ({stock.steps} steps)", ylabel=label)
+    panels[0].legend(fontsize=8)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    write_atomic(path, data.getvalue())
 
 
 def image_grid(rows: Mapping[str, Tensor], prompts: Sequence[str], path: str | Path) -> None:
@@ -80,12 +135,16 @@ def image_grid(rows: Mapping[str, Tensor], prompts: Sequence[str], path: str | P
 
 
 def _rows(front: Front) -> Iterator[tuple[str, str, Point]]:
-    knee = front.knee()
+    """(style, name, point), fastest first; a reference that is on the front stands there once."""
+    knee, names = front.knee(), {point.schedule: name for name, point in front.references.items()}
+    rows = []
     for number, point in enumerate(front.points):
-        yield "", f"{'★' if point is knee else ' '} {number}", point
-    for name, point in sorted(front.references.items(), key=lambda item: item[1].latency_ms):
-        yield "dim", name, point
-    yield "dim", "stock", front.baseline
+        known = f" ({names[point.schedule]})" if point.schedule in names else ""
+        rows.append(("", f"{'★' if point is knee else ' '} {number}{known}", point))
+    found = {point.schedule for point in front.points}
+    rows += [("dim", name, point) for name, point in front.references.items() if point.schedule not in found]
+    rows.append(("dim", "stock", front.baseline))
+    yield from sorted(rows, key=lambda row: row[2].latency_ms)
 
 
 def _shown(metric: str, value: float | None) -> str:

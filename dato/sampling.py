@@ -6,9 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import diffusers
 import torch
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
@@ -16,23 +14,10 @@ from torch import Tensor
 from dato import emoji_sd
 from dato.errors import DatoError
 from dato.files import read_text
+from dato.samplers import set_scheduler
 from dato.timing import Stopwatch, forward_times
 
 EMBEDDED = "emoji-sd"
-
-# The field's names for samplers -> diffusers' classes and what they need said.
-SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
-    "ddim": ("DDIMScheduler", {}),
-    "ddpm": ("DDPMScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
-    "lms": ("LMSDiscreteScheduler", {}),
-    "dpm++2m": ("DPMSolverMultistepScheduler", {}),
-    "dpm++2m-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-}
 
 
 @dataclass(frozen=True)
@@ -84,7 +69,7 @@ def load_pipeline(
         model: "emoji-sd" for the embedded model, else a folder or a hub id in diffusers' layout.
         device: Where to run.
         dtype: What to compute in.
-        scheduler: A key of `SAMPLERS`; None keeps the model's own.
+        scheduler: A key of `dato.samplers.SAMPLERS`; None keeps the model's own.
 
     Raises:
         DatoError: if it cannot be loaded, or has no UNet.
@@ -104,29 +89,6 @@ def load_pipeline(
     pipe.set_progress_bar_config(disable=True)
     set_scheduler(pipe, scheduler)
     return pipe.to(device)
-
-
-def set_scheduler(pipe: DiffusionPipeline, name: str | None) -> None:
-    """Give the pipeline the sampler of that name, with the noise schedule of the one it has; None changes nothing."""
-    if name is None:
-        return
-    if name not in SAMPLERS:
-        raise DatoError(f"unknown scheduler {name!r}; known are {', '.join(SAMPLERS)}")
-    kind, options = SAMPLERS[name]
-    # Samplers made by from_config take only keys that are there, and DDIM clips its latents unless told not to.
-    config = {"clip_sample": False, **pipe.scheduler.config}
-    pipe.scheduler = getattr(diffusers, kind).from_config(config, **options)
-
-
-def num_calls(pipe: DiffusionPipeline, steps: int) -> int:
-    """How many times the sampler calls the UNet in a generation of `steps` steps."""
-    if steps < 1:
-        raise DatoError(f"steps must be at least 1, not {steps}")
-    try:
-        pipe.scheduler.set_timesteps(steps)
-    except ValueError as error:
-        raise DatoError(f"{type(pipe.scheduler).__name__} cannot do {steps} steps: {error}") from None
-    return len(pipe.scheduler.timesteps)
 
 
 def generate(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling) -> Generated:

@@ -15,14 +15,13 @@ import numpy as np
 from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.core.evaluator import Evaluator as PymooEvaluator
 from pymoo.core.problem import Problem
-from pymoo.operators.crossover.pntx import TwoPointCrossover
 from pymoo.operators.crossover.sbx import SBX
 from pymoo.operators.mutation.pm import PM
 from pymoo.operators.repair.rounding import RoundingRepair
 from pymoo.problems.static import StaticProblem
 
 from dato.front import Point
-from dato.operators import EditMutation
+from dato.operators import EditMutation, Layout, SpliceCrossover
 from dato.schedule import Schedule
 
 WORST = -1e9  # stands for a quality that is no number, as that of images that overflowed
@@ -33,18 +32,22 @@ class Preset:
     """Settings of one search.
 
     Attributes:
-        steps: Steps of the sampler.
+        steps: Steps of the sampler: the lengths to choose from; the largest one is the reference.
+        orders: Orders of forecasts to choose from.
+        scheduler: The sampler, for the embedded model; None: the model's own.
         guidance_scale: Classifier-free guidance.
         images: Prompts, one image each.
         pop_size: Individuals of a generation.
         generations: Generations, the initial population included.
-        crossover: Probability and eta of simulated binary crossover, rounded; None: two-point crossover.
+        crossover: Probability and eta of simulated binary crossover, rounded; None: `SpliceCrossover`.
         mutation: Probability and eta of polynomial mutation, rounded; None: `EditMutation`.
         alphabet: Depths (besides the whole UNet) or ratios to choose from.
         from_uniform: Begin from uniform schedules and variations; else as the paper does.
     """
 
-    steps: int
+    steps: tuple[int, ...]
+    orders: tuple[int, ...]
+    scheduler: str | None
     guidance_scale: float
     images: int
     pop_size: int
@@ -56,29 +59,25 @@ class Preset:
 
 
 DEPTH_PRESETS = {
-    "quick": Preset(20, 3.0, 4, 16, 6, None, None, (0, 1, 2, 3), from_uniform=True),
-    "paper": Preset(50, 7.5, 32, 15, 30, (0.8, 15), (0.8, 15), (0, 1), from_uniform=False),
+    "quick": Preset(
+        (10, 15, 20, 25, 50), (0, 1), "dpm++2m", 3.0, 4, 24, 6, None, None, (0, 1, 2, 3), from_uniform=True
+    ),
+    "paper": Preset((50,), (0,), None, 7.5, 32, 15, 30, (0.8, 15), (0.8, 15), (0, 1), from_uniform=False),
 }
 RATIO_PRESETS = {
-    "quick": Preset(20, 3.0, 4, 16, 6, None, None, (0, 0.3, 0.5, 0.7), from_uniform=True),
-    "paper": Preset(50, 7.5, 16, 25, 100, (0.7, 7), (0.4, 15), (0.3, 0.4, 0.5, 0.6, 0.7), from_uniform=False),
+    "quick": Preset((50,), (0,), None, 3.0, 4, 16, 6, None, None, (0, 0.3, 0.5, 0.7), from_uniform=True),
+    "paper": Preset(
+        (50,), (0,), None, 7.5, 16, 25, 100, (0.7, 7), (0.4, 15), (0.3, 0.4, 0.5, 0.6, 0.7), from_uniform=False
+    ),
 }
 
 
-class Space(Protocol):
+class Space(Layout, Protocol):
     """What a search needs of a space (see `dato.space`)."""
-
-    upper: np.ndarray
 
     def decode(self, x: Sequence[int]) -> Schedule: ...
     def initial(self, count: int, rng: np.random.Generator, seeds: Sequence[Schedule]) -> np.ndarray: ...
     def papers_initial(self, count: int, rng: np.random.Generator) -> np.ndarray: ...
-
-
-def uniform_references(calls: int, rungs: int, steps: Sequence[tuple[int, int]] | None = None) -> dict[str, Schedule]:
-    """Uniform schedules, DeepCache's kind, that every search evaluates too: {"N=3 d=1": every 3rd call whole, ...}."""
-    steps = steps or [(2, 1), (2, 3), (3, 0), (3, 1), (5, 0), (5, 1), (7, 1), (10, 0)]
-    return {f"N={n} d={d}": Schedule.uniform(calls, n, d, rungs=rungs) for n, d in steps if d < rungs and n < calls}
 
 
 def search(
@@ -117,8 +116,8 @@ def search(
     algorithm = NSGA2(
         pop_size=preset.pop_size,
         sampling=initial,
-        crossover=TwoPointCrossover(prob=0.7) if preset.crossover is None else _rounded(SBX, *preset.crossover),
-        mutation=EditMutation() if preset.mutation is None else _rounded(PM, *preset.mutation),
+        crossover=SpliceCrossover(space) if preset.crossover is None else _rounded(SBX, *preset.crossover),
+        mutation=EditMutation(space) if preset.mutation is None else _rounded(PM, *preset.mutation),
         eliminate_duplicates=True,
     )
     algorithm.setup(problem, termination=("n_gen", preset.generations), seed=seed, verbose=False)

@@ -8,43 +8,87 @@ from dataclasses import replace
 import numpy as np
 
 from dato.errors import DatoError
+from dato.operators import splice
 from dato.pruning import Pruning
 from dato.schedule import Schedule
 
 
 class DepthSpace:
-    """Schedules over an alphabet of depths; one gene for each call but the first, which is always whole.
+    """Schedules over an alphabet of depths, of one length or several, with forecasts of one order or several.
+
+    The vector begins with the *heads*, which hold for the whole schedule: which length, if there are several, and
+    which order. Then comes one gene for each call but the first, which is always whole; a shorter schedule leaves the
+    last genes unused, and they are 0.
 
     Args:
-        calls: UNet calls of one generation.
+        calls: The lengths to choose from: UNet calls of one generation.
         rungs: Rungs of the UNet.
         depths: The depths to choose from; the whole UNet is always among them.
+        orders: The orders of forecasts to choose from.
 
     Attributes:
-        upper: (n,) the largest value of each gene; the smallest is 0. Genes are ordered by depth.
+        upper: (n,) the largest value of each gene; the smallest is 0. Genes of calls are ordered by depth.
+        heads: How many genes come before those of the calls.
+
+    Raises:
+        DatoError: if there is nothing to choose, or a depth does not exist.
     """
 
-    def __init__(self, calls: int, rungs: int, depths: Sequence[int]) -> None:
+    def __init__(self, calls: Sequence[int], rungs: int, depths: Sequence[int], orders: Sequence[int] = (0,)) -> None:
         for depth in depths:
             if not 0 <= depth <= rungs:
                 raise DatoError(f"--depths: the depths of this UNet are 0 to {rungs}, not {depth}")
         self.rungs = rungs
         self.depths = sorted({*depths, rungs})
+        self.calls, self.orders = sorted(set(calls)), sorted(set(orders))
         if len(self.depths) < 2:
             raise DatoError(f"--depths: besides {rungs}, the whole UNet, there must be something to choose")
-        if calls < 2:
+        if self.calls[0] < 2:
             raise DatoError("a search needs at least two UNet calls: give more --steps")
-        self.upper = np.full(calls - 1, len(self.depths) - 1)
+        if not self.orders or not set(self.orders) <= {0, 1, 2}:
+            raise DatoError(f"--orders: forecasts have order 0, 1 or 2, not {self.orders}")
+        # A head with one choice is none: the papers' operators would waste their effort on it.
+        self._choices = {name: c for name, c in [("calls", self.calls), ("orders", self.orders)] if len(c) > 1}
+        self.heads = len(self._choices)
+        heads = [len(choices) - 1 for choices in self._choices.values()]
+        self.upper = np.array([*heads, *[len(self.depths) - 1] * (self.calls[-1] - 1)])
+
+    def _head(self, x: Sequence[int], name: str) -> int:
+        if name not in self._choices:
+            return (self.calls if name == "calls" else self.orders)[0]
+        return self._choices[name][int(x[list(self._choices).index(name)])]
+
+    def active(self, x: Sequence[int]) -> int:
+        """How many genes of calls a vector uses."""
+        return self._head(x, "calls") - 1
 
     def decode(self, x: Sequence[int]) -> Schedule:
         """The schedule of a vector of genes."""
-        return Schedule((self.rungs, *(self.depths[int(gene)] for gene in x)), rungs=self.rungs)
+        genes = x[self.heads : self.heads + self.active(x)]
+        depths = (self.rungs, *(self.depths[int(gene)] for gene in genes))
+        return Schedule(depths, orders=self._head(x, "orders"), rungs=self.rungs)
 
     def encode(self, schedule: Schedule) -> np.ndarray | None:
-        """The genes of a schedule; None if it has depths that are not in the alphabet."""
-        if not set(schedule.depths) <= set(self.depths):
+        """The genes of a schedule; None if it has a length, an order or depths that there is no choosing here."""
+        order = schedule.orders[0]
+        if not (set(schedule.depths) <= set(self.depths) and len(schedule) in self.calls and order in self.orders):
             return None
-        return np.array([self.depths.index(d) for d in schedule.depths[1:]])
+        if len(set(schedule.orders)) > 1 or schedule.forecast != "polynomial":
+            return None
+        own = {"calls": len(schedule), "orders": order}
+        heads = [choices.index(own[name]) for name, choices in self._choices.items()]
+        genes = [self.depths.index(d) for d in schedule.depths[1:]]
+        return np.array([*heads, *genes, *[0] * (self.calls[-1] - len(schedule))])
+
+    def with_head(self, x: np.ndarray, gene: int, value: int) -> np.ndarray:
+        """The vector with one head changed; another length resamples the schedule."""
+        new = x.copy()
+        new[gene] = value
+        if list(self._choices)[gene] != "calls":
+            return new
+        resampled = self.encode(self.decode(x).resampled(self.calls[value]))
+        new[self.heads :] = resampled[self.heads :]
+        return new
 
     def initial(self, count: int, rng: np.random.Generator, seeds: Sequence[Schedule]) -> np.ndarray:
         """(count, n) genes to begin with: the seeds, then one seed up to a random call and another from there on.
@@ -52,20 +96,22 @@ class DepthSpace:
         Args:
             count: Size of the population.
             rng: Source of randomness.
-            seeds: Known schedules, as far as the alphabet has them; of fewer than two, whole calls come at random
+            seeds: Known schedules, as far as they are in the space; of fewer than two, whole calls come at random
                 places among shallow ones.
         """
         known = [genes for seed in seeds if (genes := self.encode(seed)) is not None]
-        population, n = known[:count], len(self.upper)
+        population, whole = known[:count], len(self.depths) - 1
         while len(population) < count:
             if len(known) > 1:
                 early, late = rng.choice(len(known), 2, replace=False)
-                cut = rng.integers(1, n)
-                genes = np.concatenate([known[early][:cut], known[late][cut:]])
+                population.append(splice(self, known[early], known[late], rng))
             else:
-                genes = np.full(n, rng.integers(0, self.upper[0]))
-                genes[rng.random(n) < rng.uniform(0.05, 0.5)] = self.upper[0]
-            population.append(genes)
+                heads = [rng.integers(0, upper + 1) for upper in self.upper[: self.heads]]
+                genes = np.array([*heads, *np.full(self.calls[-1] - 1, rng.integers(0, whole))])
+                calls = np.arange(len(genes)) >= self.heads
+                genes[calls & (rng.random(len(genes)) < rng.uniform(0.05, 0.5))] = whole
+                genes[self.heads + self.active(genes) :] = 0
+                population.append(genes)
         return np.array(population)
 
     def papers_initial(self, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -74,15 +120,16 @@ class DepthSpace:
         At most 1, 2 and 1 beside the first in the first three, next four and last three tenths of the calls, the
         rest shallow at random.
         """
-        n = len(self.upper)
-        stretches = [(0, round(0.3 * n), 1), (round(0.3 * n), round(0.7 * n), 2), (round(0.7 * n), n, 1)]
-        population = rng.integers(0, self.upper[0], size=(count, n))
-        for genes in population:
+        whole, population = len(self.depths) - 1, np.zeros((count, len(self.upper)), dtype=int)
+        for x in population:
+            x[: self.heads] = rng.integers(0, self.upper[: self.heads] + 1)
+            n = self.active(x)
+            genes = x[self.heads : self.heads + n]
+            genes[:] = rng.integers(0, whole, size=n)
+            stretches = [(0, round(0.3 * n), 1), (round(0.3 * n), round(0.7 * n), 2), (round(0.7 * n), n, 1)]
             for start, stop, most in stretches:
-                whole = rng.choice(
-                    np.arange(start, stop), size=min(stop - start, rng.integers(0, most + 1)), replace=False
-                )
-                genes[whole] = self.upper[0]
+                chosen = min(stop - start, rng.integers(0, most + 1))
+                genes[rng.choice(np.arange(start, stop), size=chosen, replace=False)] = whole
         return population
 
 
@@ -93,13 +140,14 @@ class RatioSpace:
     is pruned: the ratio of such a call is 0 whatever its gene.
 
     Args:
-        bases: Schedules of equal length.
+        bases: The schedules.
         ratios: The ratios to choose from.
         pruning: The settings that the ratios are meant with.
     """
 
     def __init__(self, bases: Sequence[Schedule], ratios: Sequence[float], pruning: Pruning) -> None:
         self.bases = [replace(base, pruning=pruning) for base in bases]
+        self.heads = 1
         self.ratios = sorted(set(ratios))
         bound = 1 - 1 / (pruning.sx * pruning.sy)
         for ratio in self.ratios:
@@ -108,14 +156,25 @@ class RatioSpace:
                 raise DatoError(f"--ratios: with patches of {patch}, ratios go from 0 to {bound:g}, not {ratio:g}")
         if len(self.ratios) < 2:
             raise DatoError("--ratios: there must be at least two to choose from")
-        calls = len(self.bases[0])
+        calls = max(len(base) for base in self.bases)
         self.upper = np.array([len(self.bases) - 1, *[len(self.ratios) - 1] * calls])
 
     def decode(self, x: Sequence[int]) -> Schedule:
         """The schedule of a vector of genes."""
         base = self.bases[int(x[0])]
-        ratios = [self.ratios[int(gene)] if d else 0.0 for gene, d in zip(x[1:], base.depths, strict=True)]
+        ratios = [self.ratios[int(g)] if d else 0.0 for g, d in zip(x[1 : 1 + len(base)], base.depths, strict=True)]
         return base.with_ratios(ratios)
+
+    def active(self, x: Sequence[int]) -> int:
+        """How many genes of calls a vector uses."""
+        return len(self.bases[int(x[0])])
+
+    def with_head(self, x: np.ndarray, gene: int, value: int) -> np.ndarray:
+        """The vector with another base."""
+        new = x.copy()
+        new[gene] = value
+        new[1 + self.active(new) :] = 0
+        return new
 
     def initial(self, count: int, rng: np.random.Generator, seeds: Sequence[Schedule] = ()) -> np.ndarray:
         """(count, n) genes to begin with: every base with its lowest ratios, then one ratio for a whole schedule."""

@@ -23,7 +23,8 @@ from dato import Schedule, emoji_sd, patched
 from dato.cache import LAST, Cache
 from dato.forecast import chebyshev, combine, polynomial
 from dato.quality import Setup, load_metric
-from dato.sampling import Sampling, generate, load_pipeline, num_calls, set_scheduler
+from dato.samplers import num_calls, set_scheduler
+from dato.sampling import Sampling, generate, load_pipeline
 
 SCHEDULES = {
     50: [(2, 1), (3, 1), (5, 1), (3, 0), (5, 0), (3, 3)],

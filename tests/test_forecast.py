@@ -14,7 +14,7 @@ import dato
 from dato import Schedule
 from dato.cache import LAST, Cache, Present, retention
 from dato.forecast import align, chebyshev, combine, polynomial
-from dato.sampling import num_calls
+from dato.samplers import num_calls
 
 
 def plain_forecast(history: list[tuple[float, np.ndarray]], now: float, order: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 
 import dato
 from dato import Schedule
-from dato.sampling import num_calls, set_scheduler
+from dato.samplers import num_calls, set_scheduler
 
 MIXED = Schedule([12, 1, 0, 3, 12, 2, 0, 1, 5], [0, 0.5, 0, 0.3, 0.5, 0.7, 0, 0, 0.5])  # 8 PLMS steps
 

@@ -11,8 +11,10 @@ from dato import DatoError, Point, Pruning, Schedule
 from dato.evaluation import Evaluator
 from dato.front import non_dominated
 from dato.quality import Setup, load_metric
-from dato.sampling import Sampling, generate, num_calls, read_prompts, set_scheduler
-from dato.search import DEPTH_PRESETS, RATIO_PRESETS, search, uniform_references
+from dato.references import uniform
+from dato.samplers import num_calls, set_scheduler
+from dato.sampling import Sampling, generate, read_prompts
+from dato.search import DEPTH_PRESETS, RATIO_PRESETS, search
 from dato.space import DepthSpace, RatioSpace
 from dato.timing import Stopwatch, forward_times
 
@@ -41,7 +43,7 @@ class Judge:
 def test_the_same_seed_gives_the_same_points(presets, name):
     preset = replace(presets[name], pop_size=10, generations=4)
     if presets is DEPTH_PRESETS:
-        space = DepthSpace(12, 12, [int(d) for d in preset.alphabet])
+        space = DepthSpace([12], 12, [int(d) for d in preset.alphabet])
     else:
         bases = [Schedule.uniform(12, 3, 1), Schedule.uniform(12, 4, 0)]
         space = RatioSpace(bases, preset.alphabet, Pruning(score="dato"))
@@ -64,8 +66,8 @@ def hypervolume(points):
 
 @pytest.mark.parametrize("operators", ["quick", "paper"])
 def test_the_search_goes_beyond_the_schedules_it_began_with(operators):
-    space, judge = DepthSpace(21, 12, [0, 1, 3]), Judge()
-    seeds = [s for s in uniform_references(21, 12).values() if space.encode(s) is not None]
+    space, judge = DepthSpace([21], 12, [0, 1, 3]), Judge()
+    seeds = [s for s in uniform(21, 12).values() if space.encode(s) is not None]
     chosen = DEPTH_PRESETS[operators]
     preset = replace(SMALL, generations=20, crossover=chosen.crossover, mutation=chosen.mutation)
     found = list(search(space, judge, preset, seeds=seeds))
@@ -79,7 +81,7 @@ def test_the_search_goes_beyond_the_schedules_it_began_with(operators):
 @pytest.mark.parametrize("preset", [SMALL, replace(DEPTH_PRESETS["paper"], pop_size=12, generations=12)])
 def test_a_space_that_is_exhausted_ends_the_search(preset):
     judge = Judge()
-    points = list(search(DepthSpace(3, 12, [1]), judge, preset))
+    points = list(search(DepthSpace([3], 12, [1]), judge, preset))
     assert 1 <= len(judge.judged) <= 4 and points
 
 
@@ -88,27 +90,27 @@ def test_a_quality_that_is_no_number_ranks_last():
         point = Judge()(schedule)
         return replace(point, quality=float("nan")) if schedule.depths[-1] == 12 else point
 
-    front = non_dominated(search(DepthSpace(12, 12, [0, 1]), judge, SMALL))
+    front = non_dominated(search(DepthSpace([12], 12, [0, 1]), judge, SMALL))
     assert front and all(np.isfinite(p.quality) and p.schedule.depths[-1] != 12 for p in front)
 
 
 def test_a_floor_of_quality_moves_the_population_above_it():
-    space, floor = DepthSpace(21, 12, [0, 1]), -60.0
+    space, floor = DepthSpace([21], 12, [0, 1]), -60.0
     preset = replace(SMALL, generations=30)
     last = [[p.quality >= floor for p in search(space, Judge(), preset, min_quality=m)][-60:] for m in (None, floor)]
     assert np.mean(last[1]) > np.mean(last[0])
 
 
 def test_spaces_encode_what_they_decode_and_refuse_nonsense():
-    space = DepthSpace(6, 9, [0, 2])
+    space = DepthSpace([6], 9, [0, 2])
     schedule = Schedule([9, 0, 2, 9, 2, 0], rungs=9)
     assert space.decode(space.encode(schedule)) == schedule
     assert space.encode(Schedule([9, 1, 2, 9, 2, 0], rungs=9)) is None
     for make, message in [
-        (lambda: DepthSpace(6, 9, [3, -1]), "0 to 9, not -1"),
-        (lambda: DepthSpace(6, 9, [10]), "depths of this UNet are 0 to 9"),
-        (lambda: DepthSpace(6, 9, [9]), "something to choose"),
-        (lambda: DepthSpace(1, 9, [0]), "at least two UNet calls"),
+        (lambda: DepthSpace([6], 9, [3, -1]), "0 to 9, not -1"),
+        (lambda: DepthSpace([6], 9, [10]), "depths of this UNet are 0 to 9"),
+        (lambda: DepthSpace([6], 9, [9]), "something to choose"),
+        (lambda: DepthSpace([1], 9, [0]), "at least two UNet calls"),
         (lambda: RatioSpace([schedule], [0, 0.8], Pruning()), "ratios go from 0 to 0.75, not 0.8"),
         (lambda: RatioSpace([schedule], [0.5], Pruning()), "at least two"),
     ]:
@@ -117,7 +119,7 @@ def test_spaces_encode_what_they_decode_and_refuse_nonsense():
 
 
 def test_papers_initial_schedules_have_few_whole_calls():
-    space = DepthSpace(51, 12, [0, 1])
+    space = DepthSpace([51], 12, [0, 1])
     for genes in space.papers_initial(200, np.random.default_rng(0)):
         depths = np.array(space.decode(genes).depths)[1:]
         assert [
@@ -151,7 +153,7 @@ def test_given_latencies_are_used_as_they_are(judge_of):
     judge = judge_of(lambda schedule: sum(schedule.depths) + 1.0)
     schedule = Schedule.uniform(4, 2, 1)
     assert judge(schedule).latency_ms == 27 and judge(schedule).speedup == pytest.approx(49 / 27)
-    space = DepthSpace(4, 12, [0, 1])
+    space = DepthSpace([4], 12, [0, 1])
     preset = replace(SMALL, pop_size=4, generations=2)
     fronts = [non_dominated(search(space, judge_of(lambda s: sum(s.depths) + 1.0), preset, seed=3)) for _ in range(2)]
     assert [(p.schedule, p.quality, p.latency_ms) for p in fronts[0]] == [

@@ -1,7 +1,9 @@
-"""`evaluate`: fronts and schedules on prompts that no search has seen, beside stock and uniform schedules."""
+"""`evaluate`: fronts and schedules on prompts that no search has seen, beside stock, fewer steps and the rivals."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,16 +19,31 @@ from dato.errors import DatoError
 from dato.evaluation import Evaluator
 from dato.files import write_atomic
 from dato.front import Front, Point, dumps, load_strategy
+from dato.peers import Peer, tomesd_peer
 from dato.quality import METRICS, Setup, load_metric, shown
-from dato.report import image_grid, strip
-from dato.sampling import EMBEDDED, SAMPLERS, Sampling, load_pipeline, read_prompts
-from dato.search import uniform_references
+from dato.references import fewer_steps, spectrum, uniform
+from dato.report import forecast_of, image_grid, quality_plot, strip
+from dato.samplers import SAMPLERS, num_calls
+from dato.sampling import EMBEDDED, Sampling, load_pipeline, read_prompts
+from dato.schedule import Schedule
 
 NAMES = ("clip-score", "frechet", "psnr", "ssim")
+METHODS = ("steps", "deepcache", "dato", "tomesd", "spectrum", "order0", "order1", "order2")
+SPEEDUPS = (3.0, 5.0, 8.0)
+Families = dict[str, dict[str, Schedule | Peer]]
 
 
 def evaluate(
-    strategies: Annotated[list[str], typer.Argument(help="Fronts or schedules: JSON files, or names of shipped ones.")],
+    strategies: Annotated[
+        list[str] | None, typer.Argument(help="Fronts or schedules: JSON files, or names of shipped ones.")
+    ] = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help=f"What to compare with: {', '.join(METHODS)} (steps: stock with fewer steps; order0 to 2: regular "
+            "schedules of fewer steps and shallow calls by order of forecast)."
+        ),
+    ] = "steps,deepcache,spectrum",
     model: Annotated[
         str | None, typer.Option(help="Folder or hub id of a diffusers pipeline.", show_default="the first front's")
     ] = None,
@@ -34,7 +51,9 @@ def evaluate(
         Path | None,
         typer.Option(help="Text file, one prompt a line.", show_default="the embedded model's evaluation split"),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Sampler steps.", show_default="the first front's")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Sampler steps of the reference.", show_default="the first front's")
+    ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help=f"Sampler: {', '.join(SAMPLERS)}.", show_default="the first front's")
     ] = None,
@@ -53,14 +72,22 @@ def evaluate(
     dtype: opt.Dtype = "auto",
     out_file: Annotated[Path | None, typer.Option("--out", help="Write the table as JSON, too.")] = None,
     grid: Annotated[
-        Path | None, typer.Option(help="Write a PNG, too: the first eight prompts' images by stock and every schedule.")
+        Path | None,
+        typer.Option(help="Write a PNG, too: eight prompts' images by stock and each method at 3x, 5x and 8x."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write a PNG, too: PSNR and CLIP score against the share of stock's time.")
     ] = None,
 ) -> None:
-    """Evaluate schedules on held-out prompts, beside stock and uniform (DeepCache) schedules.
+    """Evaluate schedules on held-out prompts, beside stock, stock with fewer steps, DeepCache and Spectrum.
 
     Quality is that of all images; the times of all contenders are measured in turn in the same run.
     """
-    loaded = {name: load_strategy(name) for name in strategies}
+    loaded = {name: load_strategy(name) for name in strategies or []}
+    chosen = methods.split(",") if methods else []
+    for method in chosen:
+        if method not in METHODS:
+            raise DatoError(f"--methods: unknown method {method!r}; known are {', '.join(METHODS)}")
     known: dict[str, Any] = next((s.conditions for s in loaded.values() if isinstance(s, Front)), {})
     model = model or known.get("model", EMBEDDED)
     if model != EMBEDDED and not (prompts and clip and statistics):
@@ -75,41 +102,31 @@ def evaluate(
     sampler = scheduler or known.get("scheduler_name")
     with err.status(f"Loading {model}"):
         pipe = load_pipeline(model, device=where, dtype=opt.dtype_of(dtype, where), scheduler=sampler)
-        judge = Evaluator(pipe, texts, sampling, metrics)
+        lengths = [*fewer_steps(sampling.steps), *_own_steps(loaded)]
+        judge = Evaluator(pipe, texts, sampling, metrics, steps=lengths)
 
-    contenders = {f"uniform {name}": s for name, s in uniform_references(judge.calls, judge.rungs).items()}
-    for name, strategy in loaded.items():
-        path = Path(name)
-        label = path.parent.name if path.name == "pareto.json" else path.stem
-        if isinstance(strategy, Front):
-            found = {f"{label} {number}": point.schedule for number, point in enumerate(strategy.points)}
-        else:
-            found = {label: strategy}
-        for title, schedule in found.items():
-            if len(schedule) != judge.calls:
-                title += f" ({len(schedule)} calls resampled)"
-            if title in contenders:
-                raise DatoError(f"two strategies are called {label}: rename one of the files")
-            contenders[title] = schedule.resampled(judge.calls).for_rungs(judge.rungs)
+    families = _methods(judge, chosen) | _loaded(judge, loaded)
+    contenders = {name: contender for family in families.values() for name, contender in family.items()}
     unique = list(dict.fromkeys(contenders.values()))
     with progress() as bar:
         task = bar.add_task("Images", total=len(unique))
-        for schedule in unique:
-            judge(schedule)
+        for contender in unique:
+            judge(contender)
             bar.advance(task)
         task = bar.add_task("Timing side by side", total=rounds * (1 + len(unique)))
         stock, timed = judge.retime(unique, rounds, lambda: bar.advance(task))
-    by_schedule = dict(zip(unique, timed, strict=True))
-    rows = {"stock": stock} | {name: by_schedule[schedule] for name, schedule in contenders.items()}
-    _print(rows, len(texts))
+    measured = dict(zip(unique, timed, strict=True))
+    points = {label: {n: measured[c] for n, c in family.items()} for label, family in families.items()}
+    rows = {"stock": stock} | {name: point for family in points.values() for name, point in family.items()}
+    _print(rows, len(texts), {name for label in loaded for name in points.get(_label(label), {})})
+    if plot is not None:
+        quality_plot({label: list(f.values()) for label, f in points.items() if f}, stock, ("psnr", "clip-score"), plot)
+        out.print(f"written to {plot}", highlight=False)
     if grid is not None:
-        # A schedule that two fronts share is drawn once, under the first one's name.
-        drawn = {row.schedule: (name, row) for name, row in reversed(rows.items()) if not name.startswith("uniform")}
-        columns = {
-            f"{name}\n{row.speedup:.1f}x": judge.images_of(None if name == "stock" else row.schedule, 8)
-            for name, row in sorted(drawn.values(), key=lambda item: -item[1].latency_ms)
-        }
-        image_grid(columns, texts[:8], grid)
+        drawn = {f"stock\n{stock.steps} steps": judge.images_of(None, 8)}
+        for title, name in _at_speedups(points):
+            drawn[title] = judge.images_of(contenders[name], 8)
+        image_grid(drawn, texts[:8], grid)
         out.print(f"written to {grid}", highlight=False)
     if out_file is not None:
         conditions = {
@@ -128,16 +145,90 @@ def evaluate(
         out.print(f"written to {out_file}", highlight=False)
 
 
-def _print(rows: dict[str, Point], images: int) -> None:
+def _own_steps(loaded: Mapping[str, Front | Schedule]) -> set[int]:
+    fronts = [front for front in loaded.values() if isinstance(front, Front)]
+    return {point.steps for front in fronts for point in front.points if point.steps is not None}
+
+
+def _methods(judge: Evaluator, chosen: list[str]) -> Families:
+    """The methods to compare with: {family: {row: contender}}."""
+    calls, rungs = judge.calls, judge.rungs
+    shorter = sorted(((n, s) for n, s in judge.steps_of.items() if n < calls), reverse=True)
+    families: Families = {}
+    if "steps" in chosen:
+        families["fewer steps"] = {f"{steps} steps": Schedule.full(n, rungs=rungs) for n, steps in shorter}
+    if "deepcache" in chosen:
+        families["DeepCache"] = {f"DeepCache {name}": s for name, s in uniform(calls, rungs).items()}
+    if "dato" in chosen:
+        published = load_strategy("dato-published").resampled(calls).for_rungs(rungs)
+        families["DaTo's vector"] = {"DaTo's vector": published}
+    if "tomesd" in chosen:
+        peers = [tomesd_peer(ratio, Schedule.full(calls, rungs=rungs)) for ratio in (0.3, 0.5, 0.7)]
+        if None in peers:
+            raise DatoError("--methods tomesd: the package is not installed: pip install tomesd")
+        families["ToMeSD"] = {peer.name: peer for peer in peers}
+    if "spectrum" in chosen:
+        families["Spectrum"] = dict(spectrum(calls, rungs))
+    for order in (0, 1, 2):
+        if f"order{order}" in chosen:
+            kinds = [(2, 1, 1), (3, 1, 1), (2, 1, 0.5), (3, 1, 0.5), (2, 1, 0.3), (2, 1, 0.2), (2, 1, 0.16)]
+            regular = {}
+            for interval, depth, share in kinds:
+                steps = max(2, round(share * judge.sampling.steps))
+                schedule = Schedule.uniform(num_calls(judge.pipe, steps), interval, depth, order, rungs=rungs)
+                regular[f"order {order}: {steps} steps, N={interval} d={depth}"] = schedule
+            families[f"ours, regular, order {order}"] = regular
+    return families
+
+
+def _label(name: str) -> str:
+    path = Path(name)
+    return path.parent.name if path.name == "pareto.json" else path.stem
+
+
+def _loaded(judge: Evaluator, loaded: Mapping[str, Front | Schedule]) -> Families:
+    families: Families = {}
+    for name, strategy in loaded.items():
+        label = _label(name)
+        if label in families:
+            raise DatoError(f"two strategies are called {label}: rename one of the files")
+        families[label] = {}
+        points = strategy.points if isinstance(strategy, Front) else (None,)
+        for number, point in enumerate(points):
+            title, schedule = (label, strategy) if point is None else (f"{label} {number}", point.schedule)
+            # A schedule that was searched for another reference keeps its own number of steps.
+            if judge.steps_of.get(len(schedule)) is None or (
+                point is not None and point.steps not in (None, judge.steps_of[len(schedule)])
+            ):
+                title += f" ({len(schedule)} calls resampled)"
+                schedule = schedule.resampled(judge.calls)
+            families[label][title] = schedule.for_rungs(judge.rungs)
+    return families
+
+
+def _at_speedups(points: Mapping[str, Mapping[str, Point]]) -> list[tuple[str, str]]:
+    """(label, row) of each family's row that is nearest to 3x, 5x and 8x, where one is near enough to compare."""
+    found = []
+    for target in SPEEDUPS:
+        for label, family in points.items():
+            if not family:
+                continue
+            name, point = min(family.items(), key=lambda item: abs(math.log(item[1].speedup / target)))
+            if 1 / 1.15 < point.speedup / target < 1.15:
+                found.append((f"{label}\n{point.speedup:.1f}x, {point.metrics['psnr']:.1f} dB", name))
+    return found
+
+
+def _print(rows: dict[str, Point], images: int, own: set[str]) -> None:
     table = Table(title=f"{images} held-out prompts", title_justify="left", box=box.SIMPLE, header_style="bold")
     table.add_column("", no_wrap=True)
-    for column in ("speed-up", "ms", *NAMES):
+    for column in ("speed-up", "ms", *NAMES, "steps", "order"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("depth by call", overflow="fold")
     for name, point in sorted(rows.items(), key=lambda row: row[1].latency_ms):
         values = [f"{shown(METRICS[n], point.metrics[n]):.{3 if n == 'ssim' else 2}f}" for n in NAMES]
-        style = "dim" if name.startswith("uniform") else "bold" if name == "stock" else ""
-        table.add_row(
-            name, f"{point.speedup:.2f}x", f"{point.latency_ms:.0f}", *values, strip(point.schedule), style=style
-        )
+        style = "bold" if name == "stock" else "" if name in own else "dim"
+        speed = [f"{point.speedup:.2f}x", f"{point.latency_ms:.0f}"]
+        cells = [*speed, *values, f"{point.steps}", forecast_of(point.schedule)]
+        table.add_row(name, *cells, strip(point.schedule), style=style)
     out.print(table)

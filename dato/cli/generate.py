@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics as stats
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -43,12 +44,14 @@ def generate_image(
 ) -> None:
     """Generate an image with a schedule, and stock's from the same noise, and print both times.
 
-    Model, steps, sampler, guidance and size are those of the front, unless given.
+    Model, steps, sampler, guidance and size are those of the front, unless given. Where a schedule has its own number
+    of steps, stock runs those of the front's reference.
     """
     loaded = load_strategy(strategy)
     if not isinstance(loaded, Front) and pick != "knee":
         raise DatoError(f"--pick {pick}: {strategy} is one schedule, there is nothing to pick")
-    schedule = opt.pick_point(loaded, pick).schedule if isinstance(loaded, Front) else loaded
+    point = opt.pick_point(loaded, pick) if isinstance(loaded, Front) else None
+    schedule = loaded if point is None else point.schedule
     known = loaded.conditions if isinstance(loaded, Front) else {}
 
     try:
@@ -70,23 +73,38 @@ def generate_image(
         seed,
         batch_size=1,
     )
+    own = replace(sampling, steps=steps or (point and point.steps) or sampling.steps)
+    if point is not None and own.steps != (point.steps or sampling.steps):
+        err.print(
+            f"warning: the schedule is meant for {point.steps or sampling.steps} steps, not {own.steps}: it is "
+            "resampled, and its quality and speed are not those of the front",
+            highlight=False,
+        )
+    if scheduler is not None and scheduler != known.get("scheduler_name", scheduler):
+        err.print(f"warning: the front was searched with {known['scheduler_name']}, not {scheduler}", highlight=False)
     runs: dict[str, list[Generated]] = {"stock": [], "dato": []}
     with err.status("Generating"):
         for repeat in range(repeats + 1):
             for way, results in runs.items():
                 remove_patch(pipe) if way == "stock" else apply_patch(pipe, schedule)
-                result = generate(pipe, [prompt], sampling)
+                result = generate(pipe, [prompt], sampling if way == "stock" else own)
                 if repeat:  # the first round warms up
                     results.append(result)
 
     stem = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "image"
-    out.print(f"{hardware(where)}; {sampling.steps} steps, median of {repeats}", highlight=False)
+    counts = {"stock": sampling.steps, "dato": own.steps}
+    out.print(f"{hardware(where)}; median of {repeats}", highlight=False)
     times = {way: stats.median(r.latency_ms[0] for r in results) for way, results in runs.items()}
     for way, results in runs.items():
         path = out_folder / f"{stem}-{seed}{'' if way == 'dato' else '-stock'}.png"
         _save(results[-1].images[0], path)
         ratio = f" ({times['stock'] / times['dato']:.2f}x faster)" if way == "dato" else ""
-        out.print(f"{way:>6}: {times[way]:8.1f} ms{ratio}  {path}", highlight=False, soft_wrap=True, markup=False)
+        out.print(
+            f"{way:>6}: {counts[way]} steps, {times[way]:8.1f} ms{ratio}  {path}",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
     out.print(f" calls: {strip(schedule)}", highlight=False)
 
 

@@ -12,7 +12,8 @@ import typer
 from dato.errors import DatoError
 from dato.front import Front, Point
 from dato.quality import METRICS, shown
-from dato.sampling import EMBEDDED, SAMPLERS
+from dato.samplers import SAMPLERS
+from dato.sampling import EMBEDDED
 
 Model = Annotated[
     str | None,
@@ -65,6 +66,14 @@ def numbers(option: str, text: str | None, kind: type) -> list | None:
         return [kind(part) for part in text.split(",")]
     except ValueError:
         raise DatoError(f"{option} {text!r}: give numbers with commas between them") from None
+
+
+def whole_numbers(option: str, text: str | None) -> tuple[int, ...] | None:
+    """A comma-separated list of whole numbers from 0 on, each once, ascending."""
+    values = numbers(option, text, int)
+    if values is not None and min(values) < 0:
+        raise DatoError(f"{option} {text!r}: the numbers must not be negative")
+    return None if values is None else tuple(sorted(set(values)))
 
 
 def pick_point(front: Front, text: str) -> Point:

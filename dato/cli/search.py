@@ -21,11 +21,16 @@ from dato.evaluation import Evaluator
 from dato.front import Front, Point, load_front, non_dominated
 from dato.pruning import SCORES, Pruning
 from dato.quality import METRICS, Setup, load_metric, shown
+from dato.references import fewer_steps, references, seeds
 from dato.report import front_table
+from dato.samplers import SAMPLERS, num_calls, sampler_name
 from dato.sampling import EMBEDDED, Sampling, load_pipeline, read_prompts
 from dato.schedule import Schedule
-from dato.search import DEPTH_PRESETS, RATIO_PRESETS, Preset, Space, search, uniform_references
+from dato.search import DEPTH_PRESETS, RATIO_PRESETS, Preset, Space, search
 from dato.space import DepthSpace, RatioSpace
+
+# Of a preset, what stands elsewhere in a front's conditions.
+_ELSEWHERE = ("steps", "orders", "scheduler", "guidance_scale", "alphabet")
 
 Prompts = Annotated[
     Path | None, typer.Option(help="Text file, one prompt a line.", show_default="the embedded model's search split")
@@ -73,10 +78,28 @@ def search_depth(
         str | None,
         typer.Option(help="Depths to choose from besides the whole UNet, as in 0,1,3.", show_default="the preset's"),
     ] = None,
+    orders: Annotated[
+        str | None,
+        typer.Option(
+            help="Orders of forecasts to choose from; 0: hand back what is cached.", show_default="the preset's"
+        ),
+    ] = None,
     quality: Quality = "psnr",
     min_quality: MinQuality = None,
-    steps: opt.Steps = None,
-    scheduler: opt.Scheduler = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(help="Sampler steps to choose from, as in 10,15,20,25,50.", show_default="the preset's"),
+    ] = None,
+    reference_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Stock with so many steps is the reference.", show_default="the largest of --steps"),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Sampler: {', '.join(SAMPLERS)}.", show_default="the model's own; quick on emoji-sd: dpm++2m"
+        ),
+    ] = None,
     guidance_scale: opt.Guidance = None,
     height: opt.Height = None,
     width: opt.Width = None,
@@ -92,25 +115,45 @@ def search_depth(
     dtype: opt.Dtype = "auto",
     out: Out = None,
 ) -> None:
-    """Search cache-depth schedules: for each UNet call how deep to run, quality against latency.
+    """Search cache-depth schedules: how many steps, and for each UNet call how deep to run; quality against latency.
 
     With no option at all it searches the embedded model, on a CPU, in minutes.
     """
-    chosen = _preset(DEPTH_PRESETS, preset, steps, guidance_scale, images, pop_size, generations)
+    chosen = _preset(
+        DEPTH_PRESETS,
+        preset,
+        steps=opt.whole_numbers("--steps", steps),
+        orders=opt.whole_numbers("--orders", orders),
+        guidance_scale=guidance_scale,
+        images=images,
+        pop_size=pop_size,
+        generations=generations,
+    )
     alphabet = opt.numbers("--depths", depths, int) or [int(d) for d in chosen.alphabet]
     if model != EMBEDDED and prompts is None:
         raise DatoError(f"give --prompts FILE for {model}: the prompts that are built in are {EMBEDDED}'s")
     texts = read_prompts(prompts, chosen.images)
     folder = opt.new_folder(out, "depth")
-    sampling = Sampling(chosen.steps, chosen.guidance_scale, height, width, seed, batch_size)
+    sampling = Sampling(reference_steps or max(chosen.steps), chosen.guidance_scale, height, width, seed, batch_size)
+    if model == EMBEDDED:
+        scheduler = scheduler or chosen.scheduler
     evaluator, conditions = _prepare(
         model, texts, chosen, sampling, scheduler, quality, clip, statistics, device, dtype
     )
-    space = DepthSpace(evaluator.calls, evaluator.rungs, alphabet)
-    references = uniform_references(evaluator.calls, evaluator.rungs)
+    lengths = [num_calls(evaluator.pipe, count) for count in chosen.steps]
+    space = DepthSpace(lengths, evaluator.rungs, alphabet, chosen.orders)
+    known = references(evaluator.steps_of, evaluator.calls, evaluator.rungs)
     floor = opt.floor_of(quality, min_quality)
-    conditions["search"] |= {"kind": "depth", "preset": preset, "depths": space.depths, "min_quality": min_quality}
-    front = _run(space, evaluator, chosen, references, list(references.values()), seed, floor, rounds, conditions)
+    conditions["search"] |= {
+        "kind": "depth",
+        "preset": preset,
+        "depths": space.depths,
+        "orders": list(chosen.orders),
+        "steps": list(chosen.steps),
+        "min_quality": min_quality,
+    }
+    begin = seeds(lengths, evaluator.rungs, chosen.orders)
+    front = _run(space, evaluator, chosen, known, begin, seed, floor, rounds, conditions)
     path = folder / "pareto.json"
     front.save(path)
     _finish(front, path, [["python", "search/search_ratio.py", "--depths", str(path)]])
@@ -168,10 +211,17 @@ def search_ratio(
     source = str(_newest_run()) if depths is None else depths
     base = load_front(source)
     found = base.conditions
-    chosen = _preset(
-        RATIO_PRESETS, preset, found.get("steps"), found.get("guidance_scale"), images, pop_size, generations
-    )
     points = base.points if pick is None else (opt.pick_point(base, pick),)
+    reference = found.get("steps", RATIO_PRESETS["quick"].steps[0])
+    chosen = _preset(
+        RATIO_PRESETS,
+        preset,
+        steps=tuple(sorted({point.steps or reference for point in points})),
+        guidance_scale=found.get("guidance_scale"),
+        images=images,
+        pop_size=pop_size,
+        generations=generations,
+    )
     alphabet = opt.numbers("--ratios", ratios, float) or list(chosen.alphabet)
     # In the papers every block chooses its own tokens.
     pruning = Pruning(score=score, max_downsample=max_downsample, shared=preset != "paper")
@@ -181,7 +231,7 @@ def search_ratio(
     folder = opt.new_folder(out, "ratio")
     size = found.get("height"), found.get("width")
     batch_size = batch_size or found.get("batch_size", 2)
-    sampling = Sampling(chosen.steps, chosen.guidance_scale, *size, seed, batch_size)
+    sampling = Sampling(reference, chosen.guidance_scale, *size, seed, batch_size)
     if statistics is None and found.get("statistics"):
         statistics = Path(found["statistics"])
     evaluator, conditions = _prepare(
@@ -197,15 +247,17 @@ def search_ratio(
         dtype,
         found.get("dtype", "auto"),
     )
-    if (evaluator.calls, evaluator.rungs) != (len(points[0].schedule), base.rungs):
-        raise DatoError(
-            f"{source} is for {len(points[0].schedule)} calls and {base.rungs} rungs, this model makes "
-            f"{evaluator.calls} calls and has {evaluator.rungs} rungs; search its depths first"
-        )
-    references = uniform_references(evaluator.calls, evaluator.rungs)
+    for point in points:
+        if evaluator.steps_of.get(len(point.schedule)) != (point.steps or reference) or evaluator.rungs != base.rungs:
+            raise DatoError(
+                f"{source} has a schedule of {len(point.schedule)} calls and {base.rungs} rungs for "
+                f"{point.steps or reference} steps, and this model makes {sorted(evaluator.steps_of)} calls and has "
+                f"{evaluator.rungs} rungs; search its depths first"
+            )
+    known = references(evaluator.steps_of, evaluator.calls, evaluator.rungs)
     most = space.ratios[-1]
-    references[f"all whole, ratio {most:g}"] = Schedule.full(evaluator.calls, rungs=base.rungs).with_ratios(most)
-    references = {name: replace(schedule, pruning=pruning) for name, schedule in references.items()}
+    known[f"all whole, ratio {most:g}"] = Schedule.full(evaluator.calls, rungs=base.rungs).with_ratios(most)
+    known = {name: replace(schedule, pruning=pruning) for name, schedule in known.items()}
     floor = opt.floor_of(conditions["quality"], min_quality)
     conditions["search"] |= {
         "kind": "ratio",
@@ -215,22 +267,15 @@ def search_ratio(
         "pick": pick,
         "min_quality": min_quality,
     }
-    front = _run(space, evaluator, chosen, references, [], seed, floor, rounds, conditions)
+    front = _run(space, evaluator, chosen, known, [], seed, floor, rounds, conditions)
     path = folder / "pareto.json"
     front.save(path)
     _finish(front, path, [])
 
 
-def _preset(presets: dict[str, Preset], name: str, steps, guidance_scale, images, pop_size, generations) -> Preset:
+def _preset(presets: dict[str, Preset], name: str, **given: Any) -> Preset:
     if name not in presets:
         raise DatoError(f"--preset {name!r}: known are {', '.join(presets)}")
-    given = {
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "images": images,
-        "pop_size": pop_size,
-        "generations": generations,
-    }
     return replace(presets[name], **{key: value for key, value in given.items() if value is not None})
 
 
@@ -278,7 +323,8 @@ def _prepare(
     metrics = [load_metric(name, setup) for name in dict.fromkeys([quality, *recorded])]
     with err.status(f"Loading {model}"):
         pipe = load_pipeline(model, device=where, dtype=kind, scheduler=scheduler)
-        evaluator = Evaluator(pipe, texts, sampling, metrics)
+        lengths = [*preset.steps, *fewer_steps(sampling.steps)]
+        evaluator = Evaluator(pipe, texts, sampling, metrics, steps=lengths)
     pixels = pipe.unet.config.sample_size * pipe.vae_scale_factor
     conditions = {
         "model": model,
@@ -286,7 +332,7 @@ def _prepare(
         "height": sampling.height or pixels,
         "width": sampling.width or pixels,
         "scheduler": type(pipe.scheduler).__name__,
-        "scheduler_name": scheduler,
+        "scheduler_name": sampler if (sampler := sampler_name(pipe.scheduler)) in SAMPLERS else None,
         "steps": sampling.steps,
         "calls": evaluator.calls,
         "guidance_scale": sampling.guidance_scale,
@@ -301,7 +347,7 @@ def _prepare(
         "latency": "end to end per image, median over batches; front, references and stock timed again in turn",
         "hardware": hardware(where),
         "versions": versions("dato", "torch", "diffusers", "transformers", "pymoo"),
-        "search": {k: v for k, v in asdict(preset).items() if k not in ("steps", "guidance_scale", "alphabet")},
+        "search": {k: v for k, v in asdict(preset).items() if k not in _ELSEWHERE},
     }
     return evaluator, conditions
 
@@ -317,12 +363,20 @@ def _run(
     rounds: int,
     conditions: dict[str, Any],
 ) -> Front:
-    """Judge the references, search, time what matters again, and put it all together."""
-    candidates: list[Schedule] = []
+    """Judge the references, search, time what matters again, and put it all together.
+
+    References compete for the front: a schedule that stock with fewer steps or a rival beats is not on it.
+    """
+    searched: list[Schedule] = []
     metric = METRICS[conditions["quality"]]
     with err.status("Generating stock's images"):
         stock = evaluator.baseline
     err.print(f"Stock takes {stock.latency_ms:.0f} ms for an image.", highlight=False)
+
+    def best() -> tuple[Point, ...]:
+        every = [evaluator.judged[s] for s in dict.fromkeys([*references.values(), *searched])]
+        return non_dominated(_feasible(every, min_quality)) or non_dominated(every)
+
     with progress() as bar:
         task = bar.add_task("Reference schedules", total=len(references))
         for schedule in references.values():
@@ -331,22 +385,21 @@ def _run(
         task = bar.add_task("Search", total=preset.pop_size * preset.generations)
         try:
             for point in search(space, evaluator, preset, seed=seed, seeds=seeds, min_quality=min_quality):
-                candidates.append(point.schedule)
+                searched.append(point.schedule)
                 bar.advance(task)
-                best = non_dominated(evaluator.judged[s] for s in dict.fromkeys(candidates))
-                most = max((p.speedup for p in best), default=1.0)
-                bar.update(task, description=f"Search: {len(best)} points up to {most:.1f}x")
+                found = best()
+                most = max((p.speedup for p in found), default=1.0)
+                bar.update(task, description=f"Search: {len(found)} points up to {most:.1f}x")
         except KeyboardInterrupt:
-            if not candidates:
+            if not searched:
                 raise
             err.print("Interrupted: going on to write the front found so far.")
-        every = [evaluator.judged[s] for s in dict.fromkeys(candidates)]
-        best = non_dominated(_feasible(every, min_quality)) or non_dominated(every)
-        if not best:
+        found = best()
+        if not found:
             raise DatoError("no schedule gave finite images: give --dtype float32 or bfloat16")
-        if min_quality is not None and best[-1].quality < min_quality:
-            err.print(f"warning: no schedule reached --min-quality; the best has {shown(metric, best[-1].quality):g}")
-        again = list(dict.fromkeys([*(p.schedule for p in best), *references.values()]))
+        if min_quality is not None and found[-1].quality < min_quality:
+            err.print(f"warning: no schedule reached --min-quality; the best has {shown(metric, found[-1].quality):g}")
+        again = list(dict.fromkeys([*(p.schedule for p in found), *references.values()]))
         task = bar.add_task("Timing side by side", total=rounds * (1 + len(again)))
         try:
             baseline, points = evaluator.retime(again, rounds, lambda: bar.advance(task))
@@ -360,10 +413,10 @@ def _run(
         "candidates": len(evaluator.judged),
         "images": evaluator.images,
     }
-    whole = replace(baseline.schedule, pruning=best[0].schedule.pruning)
+    pruning = found[0].schedule.pruning
     return Front(
-        non_dominated(timed[p.schedule] for p in best),
-        replace(baseline, schedule=whole),
+        non_dominated(timed[p.schedule] for p in found),
+        replace(baseline, schedule=replace(baseline.schedule, pruning=pruning)),
         {name: timed[s] for name, s in references.items() if math.isfinite(timed[s].quality)},
         conditions,
     )

@@ -1,0 +1,55 @@
+"""What a search has to beat: stock with fewer steps, uniform schedules (DeepCache), and Spectrum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dato.schedule import Schedule
+
+SHARES = (0.5, 0.4, 0.3, 0.2, 0.16, 0.12, 0.1)  # 25, 20, 15, 10, 8, 6 and 5 of 50 steps
+
+
+def fewer_steps(steps: int) -> list[int]:
+    """Numbers of steps below `steps` at which stock itself is a reference."""
+    return sorted({round(share * steps) for share in SHARES if 2 <= round(share * steps) < steps}, reverse=True)
+
+
+def uniform(calls: int, rungs: int, kinds: Sequence[tuple[int, int]] | None = None) -> dict[str, Schedule]:
+    """Uniform schedules, DeepCache's kind: {"N=3 d=1": every 3rd call whole, the others at depth 1, ...}."""
+    kinds = kinds or [(2, 1), (2, 3), (3, 0), (3, 1), (5, 0), (5, 1), (7, 1), (10, 0)]
+    return {f"N={n} d={d}": Schedule.uniform(calls, n, d, rungs=rungs) for n, d in kinds if d < rungs and n < calls}
+
+
+def spectrum(calls: int, rungs: int) -> dict[str, Schedule]:
+    """Spectrum as published, with both of its window growths (Han et al., CVPR 2026)."""
+    settings = {"Spectrum": 0.75, "Spectrum, windows +3": 3.0}
+    return {
+        name: Schedule.growing(calls, growth=growth, rungs=rungs, forecast="chebyshev")
+        for name, growth in settings.items()
+        if calls > 6
+    }
+
+
+def references(steps_of: Mapping[int, int], calls: int, rungs: int) -> dict[str, Schedule]:
+    """Named schedules that every search evaluates too.
+
+    Args:
+        steps_of: Number of UNet calls -> number of steps, of all lengths that can be judged.
+        calls: UNet calls of the reference.
+        rungs: Rungs of the UNet.
+    """
+    shorter = sorted((n for n in steps_of if n < calls), reverse=True)
+    stock = {f"{steps_of[n]} steps": Schedule.full(n, rungs=rungs) for n in shorter}
+    return stock | uniform(calls, rungs) | spectrum(calls, rungs)
+
+
+def seeds(lengths: Sequence[int], rungs: int, orders: Sequence[int]) -> list[Schedule]:
+    """Regular schedules of several lengths and orders to begin a search from, the dearest first of each kind."""
+    kinds = [(2, 1), (3, 1), (2, 0), (3, 0), (4, 1), (5, 0)]
+    return [
+        Schedule.uniform(calls, n, d, order, rungs=rungs)
+        for n, d in kinds
+        for order in reversed(sorted(orders))
+        for calls in lengths
+        if n < calls
+    ]

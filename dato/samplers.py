@@ -1,0 +1,66 @@
+"""Samplers by the field's names: which of diffusers' schedulers each is, and how often it calls the UNet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+from diffusers import DiffusionPipeline, SchedulerMixin
+
+from dato.errors import DatoError
+
+# Name -> diffusers' class and what it needs said.
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "dpm++2m": ("DPMSolverMultistepScheduler", {}),
+    "dpm++2m-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+
+
+def set_scheduler(pipe: DiffusionPipeline, name: str | None) -> None:
+    """Give the pipeline the sampler of that name, with the noise schedule of the one it has; None changes nothing.
+
+    Raises:
+        DatoError: if `name` is not a key of `SAMPLERS`.
+    """
+    if name is None:
+        return
+    if name not in SAMPLERS:
+        raise DatoError(f"unknown scheduler {name!r}; known are {', '.join(SAMPLERS)}")
+    kind, options = SAMPLERS[name]
+    # Samplers made by from_config take only keys that are there, and DDIM clips its latents unless told not to.
+    config = {"clip_sample": False, **pipe.scheduler.config}
+    if "use_karras_sigmas" in config:
+        config["use_karras_sigmas"] = False  # of the sampler before
+    pipe.scheduler = getattr(diffusers, kind).from_config(config, **options)
+
+
+def sampler_name(scheduler: SchedulerMixin) -> str:
+    """The key of `SAMPLERS` that a scheduler goes by, or its class's name if it has none."""
+    kind, karras = type(scheduler).__name__, bool(scheduler.config.get("use_karras_sigmas"))
+    for name, (known, options) in SAMPLERS.items():
+        if known == kind and bool(options.get("use_karras_sigmas")) == karras:
+            return name
+    return kind
+
+
+def num_calls(pipe: DiffusionPipeline, steps: int) -> int:
+    """How many times the sampler calls the UNet in a generation of `steps` steps.
+
+    Raises:
+        DatoError: if the sampler cannot do so many.
+    """
+    if steps < 1:
+        raise DatoError(f"steps must be at least 1, not {steps}")
+    try:
+        pipe.scheduler.set_timesteps(steps)
+    except ValueError as error:
+        raise DatoError(f"{type(pipe.scheduler).__name__} cannot do {steps} steps: {error}") from None
+    return len(pipe.scheduler.timesteps)
