@@ -44,12 +44,12 @@ def references(steps_of: Mapping[int, int], calls: int, rungs: int) -> dict[str,
 
 
 def seeds(lengths: Sequence[int], rungs: int, orders: Sequence[int]) -> list[Schedule]:
-    """Regular schedules of several lengths and orders to begin a search from, the dearest first of each kind."""
+    """Regular schedules of several lengths and orders to begin a search from, the highest order first."""
     kinds = [(2, 1), (3, 1), (2, 0), (3, 0), (4, 1), (5, 0)]
     return [
         Schedule.uniform(calls, n, d, order, rungs=rungs)
+        for order in sorted(orders, reverse=True)
         for n, d in kinds
-        for order in reversed(sorted(orders))
         for calls in lengths
         if n < calls
     ]

@@ -35,6 +35,26 @@ def test_there_and_back(front, tmp_path):
     assert '"depths": [12, 0, 0],' in text  # a schedule is one line that a person can read
 
 
+def test_points_of_their_own_steps_and_forecasts(front, tmp_path):
+    own = Point(Schedule([12, 1], orders=1, forecast="aligned"), 30, 10, 10, {}, steps=2, scheduler="dpm++2m")
+    front = Front((own, *front.points), front.baseline, front.references, front.conditions)
+    front.save(tmp_path / "pareto.json")
+    again = load_front(tmp_path / "pareto.json")
+    assert again == front and again.points[0].kwargs == {"num_inference_steps": 2} and again.points[1].kwargs == {}
+    data = json.loads((tmp_path / "pareto.json").read_text())
+    assert data["front"][0]["forecast"] == "aligned" and "forecast" not in data["front"][1]
+    for key, value, message in [
+        ("steps", 0, "steps must be a whole number above 0"),
+        ("steps", None, "schedule of 2 calls, the search had 3"),
+        ("scheduler", 3, "scheduler must be a name"),
+        ("forecast", "hope", "unknown forecast 'hope'"),
+    ]:
+        broken = json.loads(json.dumps(data))
+        broken["front"][0][key] = value
+        with pytest.raises(DatoError, match=message):
+            Front.from_dict(broken)
+
+
 def test_knee_and_picks(front):
     assert front.knee() is front.points[1]
     assert front.pick(speedup=4) is front.points[1] and front.pick(speedup=1) is front.points[2]

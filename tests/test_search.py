@@ -5,13 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pymoo.indicators.hv import HV
 
 from dato import DatoError, Point, Pruning, Schedule
 from dato.evaluation import Evaluator
 from dato.front import non_dominated
+from dato.operators import EditMutation, splice
+from dato.peers import tomesd_peer
 from dato.quality import Setup, load_metric
-from dato.references import uniform
+from dato.references import fewer_steps, references, seeds, uniform
 from dato.samplers import num_calls, set_scheduler
 from dato.sampling import Sampling, generate, read_prompts
 from dato.search import DEPTH_PRESETS, RATIO_PRESETS, search
@@ -67,12 +71,12 @@ def hypervolume(points):
 @pytest.mark.parametrize("operators", ["quick", "paper"])
 def test_the_search_goes_beyond_the_schedules_it_began_with(operators):
     space, judge = DepthSpace([21], 12, [0, 1, 3]), Judge()
-    seeds = [s for s in uniform(21, 12).values() if space.encode(s) is not None]
+    known = [s for s in uniform(21, 12).values() if space.encode(s) is not None]
     chosen = DEPTH_PRESETS[operators]
     preset = replace(SMALL, generations=20, crossover=chosen.crossover, mutation=chosen.mutation)
-    found = list(search(space, judge, preset, seeds=seeds))
+    found = list(search(space, judge, preset, seeds=known))
     assert len({p.schedule for p in found}) > 200
-    begun = [judge(s) for s in seeds]
+    begun = [judge(s) for s in known]
     # Every schedule that it began with is matched in both objectives, and the front as a whole is further out.
     assert all(any(f.quality >= b.quality and f.latency_ms <= b.latency_ms for f in found) for b in begun)
     assert hypervolume(found) > hypervolume(begun)
@@ -116,6 +120,82 @@ def test_spaces_encode_what_they_decode_and_refuse_nonsense():
     ]:
         with pytest.raises(DatoError, match=message):
             make()
+
+
+LENGTHS = DepthSpace([7, 13, 25], 12, [0, 1, 3], orders=[0, 1])
+
+
+@st.composite
+def vectors(draw):
+    """A vector of the space of three lengths and two orders, with its unused genes 0 as the space writes them."""
+    x = np.array([draw(st.integers(0, upper)) for upper in LENGTHS.upper])
+    x[LENGTHS.heads + LENGTHS.active(x) :] = 0
+    return x
+
+
+@settings(max_examples=100, deadline=None)
+@given(vectors(), vectors(), st.integers(0, 2**32 - 1))
+def test_variation_of_schedules_of_several_lengths_stays_in_the_space(one, other, seed):
+    rng = np.random.default_rng(seed)
+    children = [splice(LENGTHS, one, other, rng), EditMutation(LENGTHS, edits=3)._do(None, [one], random_state=rng)[0]]
+    for child in children:
+        schedule = LENGTHS.decode(child)
+        assert len(schedule) in (7, 13, 25) and set(schedule.orders) <= {0, 1}
+        assert np.array_equal(LENGTHS.encode(schedule), child)  # one schedule has one vector
+    child = LENGTHS.decode(children[0])
+    mother, father = LENGTHS.decode(one), LENGTHS.decode(other)
+    assert len(child) == len(mother) and child.orders == mother.orders
+    # Every call is the mother's, or the father's of the same time.
+    father = father.resampled(len(mother))
+    assert all(c in pair for c, *pair in zip(child.depths, mother.depths, father.depths, strict=True))
+
+
+def test_another_length_keeps_the_kind_of_schedule():
+    x = LENGTHS.encode(Schedule.uniform(25, 2, 1, order=1))
+    shorter = LENGTHS.decode(LENGTHS.with_head(x, 0, 1))
+    assert len(shorter) == 13 and 6 <= shorter.depths.count(12) <= 7 and shorter.orders == (1,) * 13
+    assert LENGTHS.decode(LENGTHS.with_head(x, 1, 0)) == Schedule.uniform(25, 2, 1)
+
+
+def test_a_search_over_lengths_finds_each_ones_place():
+    """Where long and short schedules differ only in cost, the short ones are the front's fast end."""
+    judge = Judge()
+    points = list(search(LENGTHS, judge, SMALL, seeds=seeds([7, 13, 25], 12, [0, 1])))
+    lengths = {len(p.schedule) for p in points}
+    assert lengths == {7, 13, 25} and {o for p in points for o in p.schedule.orders} == {0, 1}
+    assert len(non_dominated(points)[0].schedule) == 7
+
+
+def test_references_name_stock_with_fewer_steps_uniform_schedules_and_spectrum():
+    assert fewer_steps(50) == [25, 20, 15, 10, 8, 6, 5] and fewer_steps(4) == [2] and fewer_steps(2) == []
+    known = references({51: 50, 26: 25, 11: 10}, 51, 12)
+    assert known["25 steps"] == Schedule.full(26) and known["10 steps"] == Schedule.full(11) and "50 steps" not in known
+    assert known["N=3 d=1"] == Schedule.uniform(51, 3, 1)
+    assert known["Spectrum"] == Schedule.growing(51, forecast="chebyshev")
+    assert known["Spectrum, windows +3"].depths.count(12) < known["Spectrum"].depths.count(12)
+    assert all(s.orders[0] == 1 for s in seeds([11, 26], 12, [0, 1])[:12])
+
+
+def test_a_schedule_says_by_its_length_for_how_many_steps_it_is(_embedded):
+    metrics = [load_metric("psnr", Setup())]
+    judge = Evaluator(_embedded, read_prompts(None, 1), Sampling(steps=6), metrics, steps=[3, 2])
+    assert judge.steps_of == {7: 6, 4: 3, 3: 2} and judge.calls == 7
+    half, whole = judge(Schedule.full(4)), judge(Schedule.full(7))
+    assert (half.steps, half.scheduler, whole.steps) == (3, "plms", 6)
+    assert whole.quality == 100 and 5 < half.quality < 60  # the reference is the image of 6 steps
+    assert judge(Schedule.uniform(4, 2, 1)).quality < 60
+    with pytest.raises(DatoError, match="5 calls cannot be judged here; generations have 3, 4, 7"):
+        judge(Schedule.full(5))
+
+
+def test_a_peer_is_judged_beside_schedules(_embedded):
+    judge = Evaluator(_embedded, read_prompts(None, 1), Sampling(steps=3), [load_metric("psnr", Setup())])
+    peer = tomesd_peer(0.5, Schedule.full(4))
+    point = judge(peer)
+    assert 5 < point.quality < 60 and judge(Schedule.full(4)).quality == 100  # gone again afterwards
+    assert "_tome_info" not in vars(_embedded.unet) or not hasattr(_embedded.unet, "_dato_patch")
+    baseline, [timed] = judge.retime([peer], 1)
+    assert timed.speedup == pytest.approx(baseline.latency_ms / timed.latency_ms)
 
 
 def test_papers_initial_schedules_have_few_whole_calls():
