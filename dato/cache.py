@@ -98,21 +98,29 @@ class Cache:
             skip: The rung's skip connection now, for aligned forecasts.
         """
         now, past = self.present, self._past[place]
-        order = min(now.order, len(past) - 1)
-        if order == 0:
+        past = past[-_needed(self.forecast, place, now.order) :]
+        if len(past) == 1:
             return past[-1].value
+        values = [p.value for p in past]
         if self.forecast == "chebyshev":
-            weights = chebyshev([p.call for p in past], now.call, self.calls)
-        else:
-            past = past[-order - 1 :]
-            if self.forecast == "aligned" and order == 1 and skip is not None:
-                return align([p.value for p in past], [*(p.skip for p in past), skip])
-            weights = polynomial([p.time for p in past], now.time)
-        return combine([p.value for p in past], weights)
+            return combine(values, chebyshev([p.call for p in past], now.call, self.calls))
+        if self.forecast == "aligned" and now.order == 1 and skip is not None:
+            step = (now.time - past[-1].time) / (past[-1].time - past[-2].time)
+            return align(values, [*(p.skip for p in past), skip], step)
+        return combine(values, polynomial([p.time for p in past], now.time))
 
     def bears(self, depth: int) -> bool:
         """Whether a call of `depth` (below full) finds here what it needs."""
         return depth - 1 in self._past
+
+
+def _needed(forecast: str, place: int, order: int) -> int:
+    """How many of the last values a forecast reads at most."""
+    if forecast == "chebyshev" and order:
+        return 1_000_000  # all there are
+    if forecast == "aligned" and order == 1 and place != LAST:
+        return 3
+    return order + 1
 
 
 @lru_cache(maxsize=64)
@@ -136,8 +144,7 @@ def retention(schedule: Schedule, times: tuple[float, ...] | None) -> tuple[dict
                 if times is not None and times[before] != times[call]:
                     need = max(0, need - 1)
             elif depth - 1 == place:
-                everything = schedule.forecast == "chebyshev" and order > 0
-                need = max(need, calls if everything else order + 1)
+                need = max(need, _needed(schedule.forecast, place, order))
             if need:
                 keep[call - 1][place] = need
     return tuple(keep)

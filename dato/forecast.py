@@ -11,10 +11,13 @@ Spectral Feature Forecasting for Diffusion Sampling Acceleration", CVPR 2026). `
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
+
+_TINY = 1e-12  # where a skip has not moved at all, neither does the value
 
 FORECASTS = ("polynomial", "aligned", "chebyshev")
 
@@ -67,20 +70,47 @@ def combine(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return _finite(total.to(values[-1].dtype))
 
 
-def align(values: Sequence[Tensor], skips: Sequence[Tensor]) -> Tensor:
-    """Continue the line through two values as far as the skip connection beside them has gone along its own.
+def align(values: Sequence[Tensor], skips: Sequence[Tensor], step: float, *, ridge: float = 0.1) -> Tensor:
+    """Continue a value's own past as its rung's skip connection has continued its own.
 
-    value = v1 + k (v1 - v0) with k = <s1 - s0, s - s1> / |s1 - s0|^2 for each image.
+    The skip s is computed at the present call anyway. Its way from its last known value is written as a combination
+    of its last one or two secants, and the value goes the same combination of its own secants:
+
+        c = argmin |s - s_n - sum_j c_j (s_j+1 - s_j)|^2 + lambda |c - p|^2
+        value = v_n + sum_j c_j (v_j+1 - v_j)
+
+    where p is the line's step (k = `step` along the last secant, 0 along the one before), and lambda is `ridge` times
+    the mean square length of the skip's secants; for each image by itself, guidance's halves included. It stays on the
+    device.
 
     Args:
-        values: v0, v1 of shape (B, C, h, w).
-        skips: s0, s1 at the same calls and s now, (B, C', h', w').
+        values: The last n + 1 values, 2 or 3 of them, each (B, C, h, w).
+        skips: The skip connection at the same calls, and now, each (B, C', h', w').
+        step: (t - t_n) / (t_n - t_n-1).
+        ridge: Weight of the line.
     """
-    v0, v1 = values
-    s0, s1, s = (skip.float() for skip in skips)
-    secant = s1 - s0
-    k = (secant * (s - s1)).flatten(1).sum(1) / secant.square().flatten(1).sum(1).clamp(min=1e-12)
-    return _finite(torch.addcmul(v1, (v1 - v0), k.to(v1.dtype).view(-1, 1, 1, 1)))
+    *past, now = (skip.float().flatten(1) for skip in skips)
+    secants = [b - a for a, b in pairwise(past)]
+    way = now - past[-1]
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return torch.linalg.vecdot(a, b)
+
+    if len(secants) == 1:
+        square = dot(secants[0], secants[0])
+        steps = [(dot(secants[0], way) + ridge * square * step) / ((1 + ridge) * square).clamp(min=_TINY)]
+    else:
+        before, last = secants
+        a, b, both = dot(before, before), dot(last, last), dot(before, last)
+        penalty = ridge * (a + b) / 2
+        a, b = a + penalty, b + penalty
+        x, y = dot(before, way), dot(last, way) + penalty * step
+        determinant = (a * b - both * both).clamp(min=_TINY)
+        steps = [(b * x - both * y) / determinant, (a * y - both * x) / determinant]
+    total = values[-1].float()
+    for c, earlier, later in zip(steps, values, values[1:], strict=False):
+        total = torch.addcmul(total, c.view(-1, 1, 1, 1), later.float() - earlier.float())
+    return _finite(total.to(values[-1].dtype))
 
 
 def _finite(value: Tensor) -> Tensor:

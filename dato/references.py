@@ -43,11 +43,11 @@ def references(steps_of: Mapping[int, int], calls: int, rungs: int) -> dict[str,
     return stock | uniform(calls, rungs) | spectrum(calls, rungs)
 
 
-def seeds(lengths: Sequence[int], rungs: int, orders: Sequence[int]) -> list[Schedule]:
+def seeds(lengths: Sequence[int], rungs: int, orders: Sequence[int], forecast: str = "polynomial") -> list[Schedule]:
     """Regular schedules of several lengths and orders to begin a search from, the highest order first."""
     kinds = [(2, 1), (3, 1), (2, 0), (3, 0), (4, 1), (5, 0)]
     return [
-        Schedule.uniform(calls, n, d, order, rungs=rungs)
+        Schedule.uniform(calls, n, d, order, rungs=rungs, forecast=forecast if order else "polynomial")
         for order in sorted(orders, reverse=True)
         for n, d in kinds
         for calls in lengths

@@ -36,9 +36,9 @@ class Schedule:
         rungs: The number of rungs of the UNet for which the depths are meant. Patching a UNet of another height
             keeps whole calls whole.
         pruning: The settings that the ratios are meant with.
-        forecast: What orders above 0 mean: "polynomial"; "aligned", where order 1 at a depth between goes as far
-            along its line as the skip connection beside it has gone; "chebyshev", Spectrum's rule
-            (see `dato.forecast`).
+        forecast: What orders above 0 mean: "polynomial"; "aligned", where a value of order 1 at a depth between
+            continues as the skip connection beside it has continued; "chebyshev", Spectrum's rule (see
+            `dato.forecast`).
 
     Raises:
         DatoError: if lengths differ or a value is out of range.
@@ -103,6 +103,7 @@ class Schedule:
         *,
         ratio: float = 0.0,
         rungs: int = SD_RUNGS,
+        forecast: str = "polynomial",
     ) -> Schedule:
         """Every `interval`-th call whole, the others at `depth`: DeepCache with `cache_branch_id = depth - 1`."""
         if not _is_int(calls) or calls < 1:
@@ -110,7 +111,7 @@ class Schedule:
         if not _is_int(interval) or interval < 1:
             raise DatoError(f"schedule: interval must be a whole number of at least 1, not {interval!r}")
         depths = tuple(rungs if call % interval == 0 else depth for call in range(calls))
-        return cls(depths, ratio, order, rungs=rungs)  # type: ignore[arg-type]
+        return cls(depths, ratio, order, rungs=rungs, forecast=forecast)  # type: ignore[arg-type]
 
     @classmethod
     def growing(

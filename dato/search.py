@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -34,6 +34,7 @@ class Preset:
     Attributes:
         steps: Steps of the sampler: the lengths to choose from; the largest one is the reference.
         orders: Orders of forecasts to choose from.
+        forecast: What orders above 0 mean (see `Schedule`).
         scheduler: The sampler, for the embedded model; None: the model's own.
         guidance_scale: Classifier-free guidance.
         images: Prompts, one image each.
@@ -47,6 +48,7 @@ class Preset:
 
     steps: tuple[int, ...]
     orders: tuple[int, ...]
+    forecast: str
     scheduler: str | None
     guidance_scale: float
     images: int
@@ -60,14 +62,45 @@ class Preset:
 
 DEPTH_PRESETS = {
     "quick": Preset(
-        (10, 15, 20, 25, 50), (0, 1), "dpm++2m", 3.0, 4, 24, 6, None, None, (0, 1, 2, 3), from_uniform=True
+        steps=(10, 15, 20, 25, 50),
+        orders=(0, 1),
+        forecast="aligned",
+        scheduler="dpm++2m",
+        guidance_scale=3.0,
+        images=4,
+        pop_size=24,
+        generations=6,
+        crossover=None,
+        mutation=None,
+        alphabet=(0, 1, 2, 3),
+        from_uniform=True,
     ),
-    "paper": Preset((50,), (0,), None, 7.5, 32, 15, 30, (0.8, 15), (0.8, 15), (0, 1), from_uniform=False),
-}
-RATIO_PRESETS = {
-    "quick": Preset((50,), (0,), None, 3.0, 4, 16, 6, None, None, (0, 0.3, 0.5, 0.7), from_uniform=True),
     "paper": Preset(
-        (50,), (0,), None, 7.5, 16, 25, 100, (0.7, 7), (0.4, 15), (0.3, 0.4, 0.5, 0.6, 0.7), from_uniform=False
+        steps=(50,),
+        orders=(0,),
+        forecast="polynomial",
+        scheduler=None,
+        guidance_scale=7.5,
+        images=32,
+        pop_size=15,
+        generations=30,
+        crossover=(0.8, 15),
+        mutation=(0.8, 15),
+        alphabet=(0, 1),
+        from_uniform=False,
+    ),
+}
+# Of steps, orders and sampler a search of ratios takes those of the front.
+RATIO_PRESETS = {
+    "quick": replace(DEPTH_PRESETS["quick"], pop_size=16, alphabet=(0, 0.3, 0.5, 0.7)),
+    "paper": replace(
+        DEPTH_PRESETS["paper"],
+        images=16,
+        pop_size=25,
+        generations=100,
+        crossover=(0.7, 7),
+        mutation=(0.4, 15),
+        alphabet=(0.3, 0.4, 0.5, 0.6, 0.7),
     ),
 }
 

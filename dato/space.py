@@ -25,6 +25,7 @@ class DepthSpace:
         rungs: Rungs of the UNet.
         depths: The depths to choose from; the whole UNet is always among them.
         orders: The orders of forecasts to choose from.
+        forecast: What orders above 0 mean (see `Schedule`).
 
     Attributes:
         upper: (n,) the largest value of each gene; the smallest is 0. Genes of calls are ordered by depth.
@@ -34,11 +35,18 @@ class DepthSpace:
         DatoError: if there is nothing to choose, or a depth does not exist.
     """
 
-    def __init__(self, calls: Sequence[int], rungs: int, depths: Sequence[int], orders: Sequence[int] = (0,)) -> None:
+    def __init__(
+        self,
+        calls: Sequence[int],
+        rungs: int,
+        depths: Sequence[int],
+        orders: Sequence[int] = (0,),
+        forecast: str = "polynomial",
+    ) -> None:
         for depth in depths:
             if not 0 <= depth <= rungs:
                 raise DatoError(f"--depths: the depths of this UNet are 0 to {rungs}, not {depth}")
-        self.rungs = rungs
+        self.rungs, self.forecast = rungs, forecast
         self.depths = sorted({*depths, rungs})
         self.calls, self.orders = sorted(set(calls)), sorted(set(orders))
         if len(self.depths) < 2:
@@ -66,14 +74,16 @@ class DepthSpace:
         """The schedule of a vector of genes."""
         genes = x[self.heads : self.heads + self.active(x)]
         depths = (self.rungs, *(self.depths[int(gene)] for gene in genes))
-        return Schedule(depths, orders=self._head(x, "orders"), rungs=self.rungs)
+        order = self._head(x, "orders")
+        # Where nothing is forecast, the rule has no say, and one schedule has one spelling.
+        return Schedule(depths, orders=order, rungs=self.rungs, forecast=self.forecast if order else "polynomial")
 
     def encode(self, schedule: Schedule) -> np.ndarray | None:
         """The genes of a schedule; None if it has a length, an order or depths that there is no choosing here."""
         order = schedule.orders[0]
         if not (set(schedule.depths) <= set(self.depths) and len(schedule) in self.calls and order in self.orders):
             return None
-        if len(set(schedule.orders)) > 1 or schedule.forecast != "polynomial":
+        if len(set(schedule.orders)) > 1 or schedule.forecast != (self.forecast if order else "polynomial"):
             return None
         own = {"calls": len(schedule), "orders": order}
         heads = [choices.index(own[name]) for name, choices in self._choices.items()]

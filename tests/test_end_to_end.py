@@ -229,6 +229,7 @@ BAD = [
     ("search/search_depth.py", ("--steps", "0,10"), "steps must be at least 1, not 0"),
     ("search/search_depth.py", ("--steps", "1"), "at least two UNet calls"),
     ("search/search_depth.py", ("--orders", "3"), "order 0, 1 or 2"),
+    ("search/search_depth.py", ("--forecast", "hope"), "--forecast 'hope'"),
     ("scripts/evaluate.py", ("--methods", "magic"), "unknown method 'magic'"),
     ("search/search_depth.py", ("--depths", "0,13"), "depths of this UNet are 0 to 12"),
     ("search/search_depth.py", ("--model", "nowhere"), "give --prompts FILE for nowhere"),

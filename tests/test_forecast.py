@@ -1,6 +1,7 @@
 """Forecasts against a slow and plain reading of their definition, and against UNets whose future is known."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -202,26 +203,46 @@ def test_half_precision_does_not_overflow_and_is_summed_in_float32(dtype):
         torch.testing.assert_close(out.double(), exact.clamp(-limit, limit), rtol=1e-2, atol=1e-2)
     skips = [torch.full((2, 4, 8, 8), v).to(dtype) for v in (0.0, 300.0, 450.0)]
     values = [torch.zeros(2, 4, 8, 8, dtype=dtype), torch.full((2, 4, 8, 8), 10.0).to(dtype)]
-    torch.testing.assert_close(align(values, skips), torch.full((2, 4, 8, 8), 15.0).to(dtype))
+    torch.testing.assert_close(align(values, skips, 0.5), torch.full((2, 4, 8, 8), 15.0).to(dtype))
 
 
-def test_an_aligned_forecast_goes_as_far_as_its_skip_has_gone_for_each_image():
+@pytest.mark.parametrize("past", [2, 3])
+@pytest.mark.parametrize("ridge", [0.0, 0.1, 1.0])
+def test_an_aligned_forecast_is_ridge_regression_on_the_skips_for_each_image(past, ridge):
+    torch.manual_seed(past)
+    skips = [torch.randn(2, 4, 8, 8) for _ in range(past + 1)]
+    values = [torch.randn(2, 3, 8, 8) for _ in range(past)]
+    ours = align(values, skips, 1.5, ridge=ridge)
+    for image in range(2):
+        *known, now = (s[image].double().flatten().numpy() for s in skips)
+        secants = np.stack([b - a for a, b in pairwise(known)], axis=1)
+        prior = np.array([0.0] * (past - 2) + [1.5])
+        penalty = np.sqrt(ridge * np.square(secants).sum(0).mean())
+        design = np.vstack([secants, penalty * np.eye(past - 1)])
+        steps = np.linalg.lstsq(design, np.concatenate([now - known[-1], penalty * prior]), rcond=None)[0]
+        expected = values[-1][image].double()
+        for c, (a, b) in zip(steps, pairwise(values), strict=True):
+            expected = expected + c * (b[image] - a[image]).double()
+        torch.testing.assert_close(ours[image].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_aligned_forecast_goes_as_far_as_its_skip_has_gone():
     torch.manual_seed(0)
     s0, s1, v0, v1 = (torch.randn(2, 4, 8, 8) for _ in range(4))
     steps = torch.tensor([0.5, -0.25]).view(2, 1, 1, 1)
-    moved = align([v0, v1], [s0, s1, s1 + steps * (s1 - s0)])
+    moved = align([v0, v1], [s0, s1, s1 + steps * (s1 - s0)], 9.0, ridge=0)
     torch.testing.assert_close(moved, v1 + steps * (v1 - v0))
     still = torch.zeros_like(s0)
-    assert torch.equal(align([v0, v1], [still, still, still]), v1)  # a skip that never moves tells nothing
+    assert torch.equal(align([v0, v1], [still, still, still], 0.5), v1)  # a skip that never moves tells nothing
 
 
 def test_aligned_schedules_use_it_at_inner_rungs_and_time_at_depth_zero(pipe, monkeypatch):
     calls = []
-    monkeypatch.setattr("dato.cache.align", lambda v, s: calls.append(v[0].shape) or align(v, s))
+    monkeypatch.setattr("dato.cache.align", lambda v, s, k: calls.append(len(v)) or align(v, s, k))
     schedule = Schedule([12, 12, 1, 0, 12, 3], orders=1, forecast="aligned")
     with dato.patched(pipe, schedule):
         aligned = draw(pipe, 5)
-    assert len(calls) == 2
+    assert calls == [2, 3]
     with dato.patched(pipe, Schedule(schedule.depths, orders=1)):
         assert not torch.equal(aligned, draw(pipe, 5))
     with dato.patched(pipe, Schedule(schedule.depths, orders=0, forecast="aligned")):

@@ -28,7 +28,7 @@ from dato.sampling import EMBEDDED, Sampling, load_pipeline, read_prompts
 from dato.schedule import Schedule
 
 NAMES = ("clip-score", "frechet", "psnr", "ssim")
-METHODS = ("steps", "deepcache", "dato", "tomesd", "spectrum", "order0", "order1", "order2")
+METHODS = ("steps", "deepcache", "dato", "tomesd", "spectrum", "order0", "order1", "aligned", "order2")
 SPEEDUPS = (3.0, 5.0, 8.0)
 Families = dict[str, dict[str, Schedule | Peer]]
 
@@ -40,8 +40,8 @@ def evaluate(
     methods: Annotated[
         str,
         typer.Option(
-            help=f"What to compare with: {', '.join(METHODS)} (steps: stock with fewer steps; order0 to 2: regular "
-            "schedules of fewer steps and shallow calls by order of forecast)."
+            help=f"What to compare with: {', '.join(METHODS)} (steps: stock with fewer steps; order0 to order2 and "
+            "aligned: regular schedules of fewer steps and shallow calls, by forecast)."
         ),
     ] = "steps,deepcache,spectrum",
     model: Annotated[
@@ -169,15 +169,17 @@ def _methods(judge: Evaluator, chosen: list[str]) -> Families:
         families["ToMeSD"] = {peer.name: peer for peer in peers}
     if "spectrum" in chosen:
         families["Spectrum"] = dict(spectrum(calls, rungs))
-    for order in (0, 1, 2):
-        if f"order{order}" in chosen:
-            kinds = [(2, 1, 1), (3, 1, 1), (2, 1, 0.5), (3, 1, 0.5), (2, 1, 0.3), (2, 1, 0.2), (2, 1, 0.16)]
+    for method, order in [("order0", 0), ("order1", 1), ("aligned", 1), ("order2", 2)]:
+        if method in chosen:
+            kind = "aligned" if method == "aligned" else f"order {order}"
+            forecast = method if method == "aligned" else "polynomial"
             regular = {}
-            for interval, depth, share in kinds:
+            for interval, share in [(2, 1), (3, 1), (2, 0.5), (3, 0.5), (2, 0.3), (2, 0.2), (2, 0.16)]:
                 steps = max(2, round(share * judge.sampling.steps))
-                schedule = Schedule.uniform(num_calls(judge.pipe, steps), interval, depth, order, rungs=rungs)
-                regular[f"order {order}: {steps} steps, N={interval} d={depth}"] = schedule
-            families[f"ours, regular, order {order}"] = regular
+                calls = num_calls(judge.pipe, steps)
+                schedule = Schedule.uniform(calls, interval, 1, order, rungs=rungs, forecast=forecast)
+                regular[f"{kind}: {steps} steps, N={interval} d=1"] = schedule
+            families[f"ours, regular, {kind}"] = regular
     return families
 
 

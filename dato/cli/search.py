@@ -18,6 +18,7 @@ from dato.console import err, out, progress
 from dato.environment import hardware, versions
 from dato.errors import DatoError
 from dato.evaluation import Evaluator
+from dato.forecast import FORECASTS
 from dato.front import Front, Point, load_front, non_dominated
 from dato.pruning import SCORES, Pruning
 from dato.quality import METRICS, Setup, load_metric, shown
@@ -30,7 +31,7 @@ from dato.search import DEPTH_PRESETS, RATIO_PRESETS, Preset, Space, search
 from dato.space import DepthSpace, RatioSpace
 
 # Of a preset, what stands elsewhere in a front's conditions.
-_ELSEWHERE = ("steps", "orders", "scheduler", "guidance_scale", "alphabet")
+_ELSEWHERE = ("steps", "orders", "forecast", "scheduler", "guidance_scale", "alphabet")
 
 Prompts = Annotated[
     Path | None, typer.Option(help="Text file, one prompt a line.", show_default="the embedded model's search split")
@@ -84,6 +85,10 @@ def search_depth(
             help="Orders of forecasts to choose from; 0: hand back what is cached.", show_default="the preset's"
         ),
     ] = None,
+    forecast: Annotated[
+        str | None,
+        typer.Option(help="What an order above 0 means: polynomial or aligned.", show_default="the preset's"),
+    ] = None,
     quality: Quality = "psnr",
     min_quality: MinQuality = None,
     steps: Annotated[
@@ -124,11 +129,14 @@ def search_depth(
         preset,
         steps=opt.whole_numbers("--steps", steps),
         orders=opt.whole_numbers("--orders", orders),
+        forecast=forecast,
         guidance_scale=guidance_scale,
         images=images,
         pop_size=pop_size,
         generations=generations,
     )
+    if chosen.forecast not in FORECASTS:
+        raise DatoError(f"--forecast {chosen.forecast!r}: known are {', '.join(FORECASTS)}")
     alphabet = opt.numbers("--depths", depths, int) or [int(d) for d in chosen.alphabet]
     if model != EMBEDDED and prompts is None:
         raise DatoError(f"give --prompts FILE for {model}: the prompts that are built in are {EMBEDDED}'s")
@@ -141,7 +149,7 @@ def search_depth(
         model, texts, chosen, sampling, scheduler, quality, clip, statistics, device, dtype
     )
     lengths = [num_calls(evaluator.pipe, count) for count in chosen.steps]
-    space = DepthSpace(lengths, evaluator.rungs, alphabet, chosen.orders)
+    space = DepthSpace(lengths, evaluator.rungs, alphabet, chosen.orders, chosen.forecast)
     known = references(evaluator.steps_of, evaluator.calls, evaluator.rungs)
     floor = opt.floor_of(quality, min_quality)
     conditions["search"] |= {
@@ -149,10 +157,11 @@ def search_depth(
         "preset": preset,
         "depths": space.depths,
         "orders": list(chosen.orders),
+        "forecast": chosen.forecast,
         "steps": list(chosen.steps),
         "min_quality": min_quality,
     }
-    begin = seeds(lengths, evaluator.rungs, chosen.orders)
+    begin = seeds(lengths, evaluator.rungs, chosen.orders, chosen.forecast)
     front = _run(space, evaluator, chosen, known, begin, seed, floor, rounds, conditions)
     path = folder / "pareto.json"
     front.save(path)
@@ -212,7 +221,7 @@ def search_ratio(
     base = load_front(source)
     found = base.conditions
     points = base.points if pick is None else (opt.pick_point(base, pick),)
-    reference = found.get("steps", RATIO_PRESETS["quick"].steps[0])
+    reference = found.get("steps", max(RATIO_PRESETS["quick"].steps))
     chosen = _preset(
         RATIO_PRESETS,
         preset,
