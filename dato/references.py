@@ -43,9 +43,12 @@ def references(steps_of: Mapping[int, int], calls: int, rungs: int) -> dict[str,
     return stock | uniform(calls, rungs) | spectrum(calls, rungs)
 
 
-def seeds(lengths: Sequence[int], rungs: int, orders: Sequence[int], forecast: str = "polynomial") -> list[Schedule]:
-    """Regular schedules of several lengths and orders to begin a search from, the highest order first."""
-    kinds = [(2, 1), (3, 1), (2, 0), (3, 0), (4, 1), (5, 0)]
+def seeds(
+    lengths: Sequence[int], rungs: int, orders: Sequence[int], forecast: str = "polynomial", count: int = 0
+) -> list[Schedule]:
+    """Regular schedules of every length and order to begin a search from: three kinds, or more if `count` has room."""
+    kinds = [(3, 0), (3, 1), (2, 1), (5, 0), (5, 1), (2, 3), (10, 0)]
+    kinds = kinds[: max(3, count // (len(lengths) * len(orders)))]
     return [
         Schedule.uniform(calls, n, d, order, rungs=rungs, forecast=forecast if order else "polynomial")
         for order in sorted(orders, reverse=True)

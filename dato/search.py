@@ -38,7 +38,7 @@ class Preset:
         scheduler: The sampler, for the embedded model; None: the model's own.
         guidance_scale: Classifier-free guidance.
         images: Prompts, one image each.
-        pop_size: Individuals of a generation.
+        pop_size: Individuals of a generation; the first one takes in all seeds.
         generations: Generations, the initial population included.
         crossover: Probability and eta of simulated binary crossover, rounded; None: `SpliceCrossover`.
         mutation: Probability and eta of polynomial mutation, rounded; None: `EditMutation`.
@@ -62,7 +62,7 @@ class Preset:
 
 DEPTH_PRESETS = {
     "quick": Preset(
-        steps=(10, 15, 20, 25, 50),
+        steps=(8, 10, 12, 15, 20, 25, 35, 50),
         orders=(0, 1),
         forecast="aligned",
         scheduler="dpm++2m",

@@ -101,16 +101,16 @@ class DepthSpace:
         return new
 
     def initial(self, count: int, rng: np.random.Generator, seeds: Sequence[Schedule]) -> np.ndarray:
-        """(count, n) genes to begin with: the seeds, then one seed up to a random call and another from there on.
+        """(count or more, n) genes to begin with: all seeds, then one of them with a stretch of another.
 
         Args:
-            count: Size of the population.
+            count: Size of the population; of more seeds than that, the survivors make it.
             rng: Source of randomness.
             seeds: Known schedules, as far as they are in the space; of fewer than two, whole calls come at random
                 places among shallow ones.
         """
         known = [genes for seed in seeds if (genes := self.encode(seed)) is not None]
-        population, whole = known[:count], len(self.depths) - 1
+        population, whole = list(known), len(self.depths) - 1
         while len(population) < count:
             if len(known) > 1:
                 early, late = rng.choice(len(known), 2, replace=False)

@@ -173,7 +173,10 @@ def test_references_name_stock_with_fewer_steps_uniform_schedules_and_spectrum()
     assert known["N=3 d=1"] == Schedule.uniform(51, 3, 1)
     assert known["Spectrum"] == Schedule.growing(51, forecast="chebyshev")
     assert known["Spectrum, windows +3"].depths.count(12) < known["Spectrum"].depths.count(12)
-    assert all(s.orders[0] == 1 for s in seeds([11, 26], 12, [0, 1])[:12])
+    regular = seeds([11, 26], 12, [0, 1], "aligned")
+    assert len(regular) == 3 * 2 * 2 and Schedule.uniform(26, 2, 1) in regular
+    assert Schedule.uniform(11, 3, 0, order=1, forecast="aligned") in regular
+    assert len(seeds([21], 12, [0], count=16)) == 7
 
 
 def test_a_schedule_says_by_its_length_for_how_many_steps_it_is(_embedded):

@@ -44,6 +44,10 @@ def evaluate(
             "aligned: regular schedules of fewer steps and shallow calls, by forecast)."
         ),
     ] = "steps,deepcache,spectrum",
+    points: Annotated[
+        int | None,
+        typer.Option(min=2, help="At most so many points of each front, spread over its speeds.", show_default="all"),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="Folder or hub id of a diffusers pipeline.", show_default="the first front's")
     ] = None,
@@ -105,7 +109,7 @@ def evaluate(
         lengths = [*fewer_steps(sampling.steps), *_own_steps(loaded)]
         judge = Evaluator(pipe, texts, sampling, metrics, steps=lengths)
 
-    families = _methods(judge, chosen) | _loaded(judge, loaded)
+    families = _methods(judge, chosen) | _loaded(judge, loaded, points)
     contenders = {name: contender for family in families.values() for name, contender in family.items()}
     unique = list(dict.fromkeys(contenders.values()))
     with progress() as bar:
@@ -116,15 +120,15 @@ def evaluate(
         task = bar.add_task("Timing side by side", total=rounds * (1 + len(unique)))
         stock, timed = judge.retime(unique, rounds, lambda: bar.advance(task))
     measured = dict(zip(unique, timed, strict=True))
-    points = {label: {n: measured[c] for n, c in family.items()} for label, family in families.items()}
-    rows = {"stock": stock} | {name: point for family in points.values() for name, point in family.items()}
-    _print(rows, len(texts), {name for label in loaded for name in points.get(_label(label), {})})
+    judged = {label: {n: measured[c] for n, c in family.items()} for label, family in families.items()}
+    rows = {"stock": stock} | {name: point for family in judged.values() for name, point in family.items()}
+    _print(rows, len(texts), {name for label in loaded for name in judged.get(_label(label), {})})
     if plot is not None:
-        quality_plot({label: list(f.values()) for label, f in points.items() if f}, stock, ("psnr", "clip-score"), plot)
+        quality_plot({label: list(f.values()) for label, f in judged.items() if f}, stock, ("psnr", "clip-score"), plot)
         out.print(f"written to {plot}", highlight=False)
     if grid is not None:
         drawn = {f"stock\n{stock.steps} steps": judge.images_of(None, 8)}
-        for title, name in _at_speedups(points):
+        for title, name in _at_speedups(judged):
             drawn[title] = judge.images_of(contenders[name], 8)
         image_grid(drawn, texts[:8], grid)
         out.print(f"written to {grid}", highlight=False)
@@ -145,6 +149,18 @@ def evaluate(
         out.print(f"written to {out_file}", highlight=False)
 
 
+def _thinned(front: Front, most: int | None) -> dict[int, Point]:
+    """At most so many points of a front by number: those nearest to even steps of the speed-up's logarithm."""
+    numbered = dict(enumerate(front.points))
+    if most is None or len(front) <= most:
+        return numbered
+    speeds = {number: math.log(point.speedup) for number, point in numbered.items()}
+    low, high = min(speeds.values()), max(speeds.values())
+    wanted = [low + (high - low) * i / (most - 1) for i in range(most)]
+    kept = {min(speeds, key=lambda number: abs(speeds[number] - speed)) for speed in wanted}
+    return {number: numbered[number] for number in sorted(kept)}
+
+
 def _own_steps(loaded: Mapping[str, Front | Schedule]) -> set[int]:
     fronts = [front for front in loaded.values() if isinstance(front, Front)]
     return {point.steps for front in fronts for point in front.points if point.steps is not None}
@@ -163,10 +179,10 @@ def _methods(judge: Evaluator, chosen: list[str]) -> Families:
         published = load_strategy("dato-published").resampled(calls).for_rungs(rungs)
         families["DaTo's vector"] = {"DaTo's vector": published}
     if "tomesd" in chosen:
-        peers = [tomesd_peer(ratio, Schedule.full(calls, rungs=rungs)) for ratio in (0.3, 0.5, 0.7)]
-        if None in peers:
+        peer = tomesd_peer(0.5, Schedule.full(calls, rungs=rungs))
+        if peer is None:
             raise DatoError("--methods tomesd: the package is not installed: pip install tomesd")
-        families["ToMeSD"] = {peer.name: peer for peer in peers}
+        families["ToMeSD"] = {peer.name: peer}
     if "spectrum" in chosen:
         families["Spectrum"] = dict(spectrum(calls, rungs))
     for method, order in [("order0", 0), ("order1", 1), ("aligned", 1), ("order2", 2)]:
@@ -188,15 +204,15 @@ def _label(name: str) -> str:
     return path.parent.name if path.name == "pareto.json" else path.stem
 
 
-def _loaded(judge: Evaluator, loaded: Mapping[str, Front | Schedule]) -> Families:
+def _loaded(judge: Evaluator, loaded: Mapping[str, Front | Schedule], most: int | None) -> Families:
     families: Families = {}
     for name, strategy in loaded.items():
         label = _label(name)
         if label in families:
             raise DatoError(f"two strategies are called {label}: rename one of the files")
         families[label] = {}
-        points = strategy.points if isinstance(strategy, Front) else (None,)
-        for number, point in enumerate(points):
+        points = _thinned(strategy, most) if isinstance(strategy, Front) else {0: None}
+        for number, point in points.items():
             title, schedule = (label, strategy) if point is None else (f"{label} {number}", point.schedule)
             # A schedule that was searched for another reference keeps its own number of steps.
             if judge.steps_of.get(len(schedule)) is None or (

@@ -161,7 +161,7 @@ def search_depth(
         "steps": list(chosen.steps),
         "min_quality": min_quality,
     }
-    begin = seeds(lengths, evaluator.rungs, chosen.orders, chosen.forecast)
+    begin = seeds(lengths, evaluator.rungs, chosen.orders, chosen.forecast, chosen.pop_size)
     front = _run(space, evaluator, chosen, known, begin, seed, floor, rounds, conditions)
     path = folder / "pareto.json"
     front.save(path)
@@ -391,7 +391,8 @@ def _run(
         for schedule in references.values():
             evaluator(schedule)
             bar.advance(task)
-        task = bar.add_task("Search", total=preset.pop_size * preset.generations)
+        first = max(preset.pop_size, len(seeds) if preset.from_uniform else 0)
+        task = bar.add_task("Search", total=first + preset.pop_size * (preset.generations - 1))
         try:
             for point in search(space, evaluator, preset, seed=seed, seeds=seeds, min_quality=min_quality):
                 searched.append(point.schedule)
