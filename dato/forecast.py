@@ -60,11 +60,11 @@ def combine(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """The weighted sum of values of one shape, summed in float32 and given back in their dtype."""
     if len(values) == 2 and abs(weights[0] + weights[1] - 1) < 1e-9:
         # One kernel, exact where the forecast is for the time of the last value; half precision is summed in float32.
-        return _finite(torch.lerp(values[0], values[1], weights[1]))
+        return finite(torch.lerp(values[0], values[1], weights[1]))
     total = values[-1].float() * weights[-1]
     for value, weight in zip(values[:-1], weights[:-1], strict=True):
         total.add_(value, alpha=weight)
-    return _finite(total.to(values[-1].dtype))
+    return finite(total.to(values[-1].dtype))
 
 
 def align(values: Sequence[Tensor], skips: Sequence[Tensor]) -> Tensor:
@@ -80,9 +80,9 @@ def align(values: Sequence[Tensor], skips: Sequence[Tensor]) -> Tensor:
     s0, s1, s = (skip.float() for skip in skips)
     secant = s1 - s0
     k = (secant * (s - s1)).flatten(1).sum(1) / secant.square().flatten(1).sum(1).clamp(min=1e-12)
-    return _finite(torch.addcmul(v1, (v1 - v0), k.to(v1.dtype).view(-1, 1, 1, 1)))
+    return finite(torch.addcmul(v1, (v1 - v0), k.to(v1.dtype).view(-1, 1, 1, 1)))
 
 
-def _finite(value: Tensor) -> Tensor:
+def finite(value: Tensor) -> Tensor:
     # Of the dtypes that diffusion runs in, only float16 ends where a feature may go.
     return value.clamp_(-65504.0, 65504.0) if value.dtype == torch.float16 else value
