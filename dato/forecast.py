@@ -63,11 +63,11 @@ def combine(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """The weighted sum of values of one shape, summed in float32 and given back in their dtype."""
     if len(values) == 2 and abs(weights[0] + weights[1] - 1) < 1e-9:
         # One kernel, exact where the forecast is for the time of the last value; half precision is summed in float32.
-        return _finite(torch.lerp(values[0], values[1], weights[1]))
+        return finite(torch.lerp(values[0], values[1], weights[1]))
     total = values[-1].float() * weights[-1]
     for value, weight in zip(values[:-1], weights[:-1], strict=True):
         total.add_(value, alpha=weight)
-    return _finite(total.to(values[-1].dtype))
+    return finite(total.to(values[-1].dtype))
 
 
 def align(values: Sequence[Tensor], skips: Sequence[Tensor], step: float, *, ridge: float = 0.1) -> Tensor:
@@ -110,9 +110,9 @@ def align(values: Sequence[Tensor], skips: Sequence[Tensor], step: float, *, rid
     total = values[-1].float()
     for c, earlier, later in zip(steps, values, values[1:], strict=False):
         total = torch.addcmul(total, c.view(-1, 1, 1, 1), later.float() - earlier.float())
-    return _finite(total.to(values[-1].dtype))
+    return finite(total.to(values[-1].dtype))
 
 
-def _finite(value: Tensor) -> Tensor:
-    # Of the dtypes that diffusion runs in, only float16 ends where a feature may go.
+def finite(value: Tensor) -> Tensor:
+    """The value, held (in place) within what its dtype can hold: of those in use, only float16 ends where one may go."""
     return value.clamp_(-65504.0, 65504.0) if value.dtype == torch.float16 else value

@@ -184,7 +184,7 @@ class Patch:
 
     def _run(self, depth: int, ratio: float, arguments: dict[str, Any]) -> Tensor:
         if self._pruner is not None:
-            self._pruner.ratio = ratio
+            self._pruner.ratio, self._pruner.time = ratio, self._cache.present.time
         prediction = self.ladder.run(depth, self._cache, **arguments)
         if self._pruner is not None and depth:
             self._pruner.observe(prediction)

@@ -7,12 +7,15 @@ stays whole.
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import torch
 import torch.nn.functional as F
 from diffusers import Transformer2DModel, UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
+from dato.past import TokenPast
 from dato.pruning import Pruning
 from dato.tokens import TokenSelection, base_patch, base_score, select_tokens
 
@@ -36,6 +39,8 @@ class TokenPruner:
         self._grid = (0, 0)
         self._selection: TokenSelection | None = None
         self._chosen: dict[tuple[int, int], TokenSelection] = {}  # of this call, by grid
+        self.time = 0.0  # timestep of the coming call, for recovery from the past
+        self._past: defaultdict[nn.Module, TokenPast] = defaultdict(TokenPast)  # by layer
 
     @property
     def ratio(self) -> float:
@@ -68,6 +73,7 @@ class TokenPruner:
         """A generation begins (on `device`): nothing is known of earlier predictions, and the noise starts anew."""
         self._last = self._difference = self._selection = None
         self._chosen.clear()
+        self._past.clear()
         # A generator of our own: the pipeline's random numbers must not depend on whether it is patched.
         self._generator = None if device is None else torch.Generator(device).manual_seed(self._pruning.seed)
 
@@ -93,13 +99,14 @@ class TokenPruner:
         k = int(x.shape[1] * self.ratio)
         selection = None if k == 0 else self._chosen.get(self._grid)
         if selection is None and k:
-            selection = self._select(x, k)
+            selection = self._select(module, x, k)
             if self._pruning.shared:
                 self._chosen[self._grid] = selection
         self._selection = selection
 
-    def _select(self, x: Tensor, k: int) -> TokenSelection:
+    def _select(self, block: BasicTransformerBlock, x: Tensor, k: int) -> TokenSelection:
         p = self._pruning
+        last = next((self._past[layer].last for layer in self._layers(block) if layer in self._past), None)
         x = x.contiguous()  # a transposed view of the image arrives here, and norms along its stride are slow
         difference = None
         if self._difference is not None:
@@ -113,6 +120,7 @@ class TokenPruner:
             recover_from=p.recover_from,
             merge=p.reduction == "merge",
             align_cfg=p.align_cfg,
+            last=last,
         )
 
     def _shorten(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
@@ -124,9 +132,11 @@ class TokenPruner:
 
     def _restore(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         selection = self._selection
-        if selection is None or output.shape[1] != selection.kept.shape[1]:
+        if selection is not None and output.shape[1] != selection.kept.shape[1]:
             return None
-        return selection.restore(output)
+        if self._pruning.recover_from == "past":
+            return self._past[module].restore(output, selection, self.time)
+        return None if selection is None else selection.restore(output)
 
 
 def _transformers(unet: UNet2DConditionModel, max_downsample: int | None) -> list[Transformer2DModel]:

@@ -31,7 +31,9 @@ class Pruning:
         cross_attention: Prune around cross-attention (`prune_crossattn_flag`).
         feed_forward: Prune around the feed-forward (`prune_mlp_flag`).
         recover_from: A pruned token gets the output of its most similar "base" token (the paper) or of its most
-            similar "kept" token (the authors' code).
+            similar "kept" token (the authors' code); "past" continues the token's own last two outputs where these
+            are fresh, is "base" elsewhere, and lets tokens take turns: those not computed for longest are kept, and
+            score and similarity decide among equals (ours, see `dato.past`). It holds two outputs of each such layer.
         reduction: "prune" drops tokens, "merge" averages them into their most similar base token (ToMeSD).
         align_cfg: Both halves of a classifier-free-guidance batch use the first half's base tokens. Only for runs
             with guidance: without it the halves are different images.
@@ -61,7 +63,7 @@ class Pruning:
 
     def __post_init__(self) -> None:
         _one_of("score", self.score, SCORES)
-        _one_of("recover_from", self.recover_from, ("base", "kept"))
+        _one_of("recover_from", self.recover_from, ("base", "kept", "past"))
         _one_of("reduction", self.reduction, ("prune", "merge"))
         for name in ("sx", "sy", "max_downsample"):
             value = getattr(self, name)
@@ -80,7 +82,7 @@ class Pruning:
                 raise DatoError(f"pruning: {name} must be true or false, not {getattr(self, name)!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise DatoError(f"pruning: seed must be a whole number, not {self.seed!r}")
-        if self.reduction == "merge" and self.recover_from == "kept":
+        if self.reduction == "merge" and self.recover_from != "base":
             raise DatoError('pruning: reduction="merge" averages into base tokens, so it needs recover_from="base"')
 
     @property

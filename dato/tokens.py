@@ -114,8 +114,11 @@ def select_tokens(
     recover_from: str = "base",
     merge: bool = False,
     align_cfg: bool = False,
+    last: Tensor | None = None,
 ) -> TokenSelection:
     """Choose base tokens, and the `num_prune` other tokens that are most similar to one of them (SiTo, section 3).
+
+    With `last`, tokens take turns (ours): each choice goes by it first, and by score or similarity among equals.
 
     Args:
         x: (B, N, C) hidden states.
@@ -124,10 +127,12 @@ def select_tokens(
         patch: (sy, sx); the token with the highest score of each whole patch is a base token. None: the quarter of
             all tokens with the highest scores, wherever they are.
         score: (B, N) base score; None: SimScore.
-        recover_from: "base" or "kept": whose value a pruned token gets, its most similar base token's (the paper)
-            or its most similar kept token's (the authors' code).
+        recover_from: Whose value a pruned token gets: "kept", its most similar kept token's (the authors' code);
+            "base" (the paper) and "past" (which needs it beside the past), its most similar base token's.
         merge: See `TokenSelection.merge`.
         align_cfg: The second half of the batch uses the first half's base tokens.
+        last: (B, N) timesteps, which fall, at which each token was last computed; infinity: never. The tokens with the
+            highest become base tokens and are kept.
 
     Raises:
         DatoError: if shapes do not fit or K is above N - M; the message names the bound.
@@ -143,16 +148,20 @@ def select_tokens(
             f"(a ratio of {(n - m) / n:.4g}) can go; lower the ratio or use larger patches"
         )
     unit = F.normalize(x, dim=-1)
-    base = _base_tokens(similarity_score(x) if score is None else score, grid, patch, m)
+    base = _base_tokens(similarity_score(x) if score is None else score, grid, patch, m, last)
     if align_cfg and b % 2 == 0:
         base = base[: b // 2].repeat(2, 1)
 
     others = _complement(base, n)
     similarity, nearest = torch.bmm(_take(unit, others), _take(unit, base).transpose(1, 2)).max(dim=2)
-    pick = similarity.topk(num_prune, dim=1, sorted=False).indices.sort(dim=1).values
+    if last is None:
+        pick = similarity.topk(num_prune, dim=1, sorted=False).indices
+    else:
+        pick = _order(-last.gather(1, others), similarity)[:, :num_prune]
+    pick = pick.sort(dim=1).values
     pruned = others.gather(1, pick)
     kept = _complement(pruned, n)
-    if recover_from == "base":
+    if recover_from != "kept":
         target = base.gather(1, nearest.gather(1, pick))
     else:
         near = torch.bmm(_take(unit, pruned), _take(unit, kept).transpose(1, 2)).argmax(dim=2)
@@ -164,15 +173,28 @@ def select_tokens(
     return TokenSelection(base, pruned, kept, source, merge)
 
 
-def _base_tokens(score: Tensor, grid: tuple[int, int], patch: tuple[int, int] | None, m: int) -> Tensor:
+def _base_tokens(
+    score: Tensor, grid: tuple[int, int], patch: tuple[int, int] | None, m: int, last: Tensor | None
+) -> Tensor:
     if patch is None:
-        return score.topk(m, dim=1).indices.sort(dim=1).values
+        best = score.topk(m, dim=1).indices if last is None else _order(last, score)[:, :m]
+        return best.sort(dim=1).values
     (h, w), (sy, sx) = grid, patch
     rows, cols = h // sy, w // sx  # what does not fill a patch has no base token
     index = torch.arange(h * w, device=score.device).view(h, w)
     index = index[: rows * sy, : cols * sx].reshape(rows, sy, cols, sx).transpose(1, 2).reshape(m, sy * sx)
-    best = score[:, index].argmax(dim=2)  # (B, M, sy * sx) -> (B, M)
+    score = score[:, index]  # (B, M, sy * sx)
+    if last is not None:
+        turn = last[:, index]
+        score = score.masked_fill(turn < turn.amax(dim=2, keepdim=True), -torch.inf)
+    best = score.argmax(dim=2)
     return index.expand(len(score), -1, -1).gather(2, best[..., None]).squeeze(2)
+
+
+def _order(first: Tensor, then: Tensor) -> Tensor:
+    """Indices of each row by falling `first`, equals by falling `then`: (B, n), (B, n) -> (B, n)."""
+    order = then.argsort(dim=1, descending=True, stable=True)
+    return order.gather(1, first.gather(1, order).argsort(dim=1, descending=True, stable=True))
 
 
 def _complement(index: Tensor, n: int) -> Tensor:

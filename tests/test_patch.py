@@ -65,6 +65,7 @@ def test_every_option_of_pruning_runs_and_is_repeatable(make_pipe):
         {"max_downsample_ratio": 4},
         {"sx": 4, "sy": 1},
         {"recover_from": "kept"},
+        {"recover_from": "past"},
         {"reduction": "merge"},
         {"align_cfg": True, "shared": False},
         {"shared": False},

@@ -102,6 +102,8 @@ def test_another_height_keeps_whole_calls_whole():
         (lambda: Pruning(noise_alpha="x"), "noise_alpha must be a number"),
         (lambda: Pruning(self_attention=1), "self_attention must be true or false"),
         (lambda: Pruning(reduction="merge", recover_from="kept"), "merge"),
+        (lambda: Pruning(reduction="merge", recover_from="past"), "merge"),
+        (lambda: Pruning(recover_from="future"), "recover_from must be one of base, kept, past"),
         (lambda: Pruning.from_dict({"patch": 2}), "unknown setting 'patch'"),
     ],
 )
