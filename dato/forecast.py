@@ -114,5 +114,5 @@ def align(values: Sequence[Tensor], skips: Sequence[Tensor], step: float, *, rid
 
 
 def finite(value: Tensor) -> Tensor:
-    """The value, held (in place) within what its dtype can hold: of those in use, only float16 ends where one may go."""
+    """The value, held (in place) within its dtype's range: of those in use, only float16 ends where one may go."""
     return value.clamp_(-65504.0, 65504.0) if value.dtype == torch.float16 else value

@@ -82,7 +82,7 @@ def test_2_search_ratios_on_top(run, folder, monkeypatch):
     code, _, errors = run("search/search_ratio.py", *SMALL, "--score", "dato", "--out", "runs/ratio-1")
     assert code == 0 and "Building on runs/depth-1/pareto.json" in errors.replace("\n", "")
     depth, ratio = load_front("runs/depth-1/pareto.json"), load_front("runs/ratio-1/pareto.json")
-    known = [*depth.points, *depth.references.values()]
+    known = [*depth.points, *ratio.references.values()]
     assert {p.schedule.depths for p in ratio.points} <= {p.schedule.depths for p in known}
     assert ratio.points[0].schedule.pruning.score == "dato" and ratio.conditions["calls"] == 6
     assert {p.steps for p in ratio.points} <= {p.steps for p in depth.points} | {2, 3}

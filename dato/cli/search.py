@@ -188,6 +188,14 @@ def search_ratio(
         str | None, typer.Option(help="Ratios to choose from, as in 0,0.3,0.5,0.7.", show_default="the preset's")
     ] = None,
     score: Annotated[str, typer.Option(help=f"Base score of token pruning: {', '.join(SCORES)}.")] = "sito",
+    recover_from: Annotated[
+        str | None,
+        typer.Option(
+            "--recover-from",
+            help="What a pruned token gets: base, kept (token's output), past (its own).",
+            show_default="past; with --preset paper base",
+        ),
+    ] = None,
     max_downsample: Annotated[
         int | None, typer.Option(min=1, help="Prune at a downsampling of at most this.", show_default="the smallest")
     ] = None,
@@ -232,8 +240,16 @@ def search_ratio(
         generations=generations,
     )
     alphabet = opt.numbers("--ratios", ratios, float) or list(chosen.alphabet)
-    # In the papers every block chooses its own tokens.
-    pruning = Pruning(score=score, max_downsample=max_downsample, shared=preset != "paper")
+    # In the papers every block chooses its own tokens, and a pruned one gets its base token's output.
+    papers = preset == "paper"
+    pruning = Pruning(
+        score=score,
+        max_downsample=max_downsample,
+        shared=not papers,
+        recover_from=recover_from or ("base" if papers else "past"),
+        # Where chance decides, the halves of guidance must not choose differently.
+        align_cfg=not papers and score != "sito" and chosen.guidance_scale > 1,
+    )
     space = RatioSpace([point.schedule for point in points], alphabet, pruning)
     name = model or found.get("model", EMBEDDED)
     texts = _prompts_of(found, prompts, name, chosen.images)
