@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -90,10 +89,11 @@ def aligned(past, now, calls, skip, *, kind="raw"):
 def squares(past, now, calls, skip, *, ridge=0.1, terms=2):
     """Least squares of the skip's step on its last secants, ridge towards the line."""
     past = past[-terms - 1 :]
-    if skip is None or len(past) < 3:
-        return aligned(past, now, calls, skip)
+    if skip is None:
+        return line(past, now, calls, skip)
+    terms = min(terms, len(past) - 1)
     t = (now.time - past[-1].time) / (past[-1].time - past[-2].time)
-    secants = torch.stack([(q.skip - p.skip).flatten(1) for p, q in pairwise(past)], 1)
+    secants = torch.stack([(q.skip - p.skip).flatten(1) for p, q in zip(past, past[1:])], 1)[:, ::1]  # B, terms, n
     prior = torch.zeros(terms)
     prior[-1] = t
     target = (skip - past[-1].skip).flatten(1)
@@ -102,7 +102,7 @@ def squares(past, now, calls, skip, *, ridge=0.1, terms=2):
     right = (secants @ target[:, :, None]) + lam @ prior[None, :, None]
     c = torch.linalg.solve(gram + lam, right)[..., 0]
     value = past[-1].value
-    for j, (p, q) in enumerate(pairwise(past)):
+    for j, (p, q) in enumerate(zip(past, past[1:])):
         value = value + c[:, j].view(-1, 1, 1, 1) * (q.value - p.value)
     return value
 
@@ -124,6 +124,8 @@ RULES = {
     "aligned half": partial(aligned, kind="half"),
     "aligned region": partial(aligned, kind="region"),
     "aligned squares": squares,
+    "aligned squares ridge 1": partial(squares, ridge=1.0),
+    "aligned squares ridge 0.3": partial(squares, ridge=0.3),
     "line feature": line,
 }
 
