@@ -248,6 +248,7 @@ BAD = [
     ("search/search_ratio.py", ("--depths", "emoji-sd-depth", "--ratios", "0,0.9"), "ratios go from 0 to 0.75"),
     ("search/search_ratio.py", ("--depths", "emoji-sd-depth", "--score", "x"), "score must be one of"),
     ("search/search_ratio.py", ("--depths", "emoji-sd-depth", "--pick", "best"), "--pick 'best'"),
+    ("search/search_ratio.py", ("--depths", "emoji-sd-depth", "--recover-from", "hope"), "recover_from must be one of"),
     ("scripts/generate.py", ("--strategy", "one.txt", "rose"), "one.txt is not JSON"),
     ("scripts/generate.py", ("--strategy", "emoji-sd-depth", "--pick", "speedup=1000", "rose"), "1000 times as fast"),
     ("scripts/generate.py", ("--strategy", "dato-published", "--pick", "speedup=2", "rose"), "nothing to pick"),
