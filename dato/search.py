@@ -62,14 +62,14 @@ class Preset:
 
 DEPTH_PRESETS = {
     "quick": Preset(
-        steps=(8, 10, 12, 15, 20, 25, 35, 50),
+        steps=(8, 10, 12, 15, 18, 20, 22, 25, 30, 40, 50),
         orders=(0, 1),
         forecast="aligned",
         scheduler="dpm++2m",
         guidance_scale=3.0,
         images=4,
         pop_size=24,
-        generations=6,
+        generations=5,
         crossover=None,
         mutation=None,
         alphabet=(0, 1, 2, 3),
