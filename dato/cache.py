@@ -78,8 +78,8 @@ class Cache:
             else:
                 del self._past[place]
 
-    def store(self, place: int, value: Tensor, skip: Tensor | None = None) -> None:
-        """Keep what this call computed; a value of the same timestep is replaced."""
+    def store(self, place: int, value: Tensor, skip: Tensor | None = None, *, copy: bool = False) -> None:
+        """Keep what this call computed, if it will be needed; a value of the same timestep is replaced."""
         now, keep = self.present, self.present.keep
         count = 1 if keep is None else keep.get(place, 0)
         if not count:
@@ -87,7 +87,9 @@ class Cache:
         past = self._past.setdefault(place, [])
         if past and past[-1].time == now.time:
             past.pop()
-        past.append(Computed(now.call, now.time, value.detach(), skip if self.forecast == "aligned" else None))
+        value = value.detach().clone() if copy else value.detach()
+        skip = skip.detach() if self.forecast == "aligned" and skip is not None else None
+        past.append(Computed(now.call, now.time, value, skip))
         del past[:-count]
 
     def recall(self, place: int, skip: Tensor | None = None) -> Tensor:

@@ -42,6 +42,7 @@ class CallCounter:
         self._index = -1
         self._repeated = False
         self._times: tuple[float, ...] | None = None
+        self._time = 0.0
 
     def reset(self) -> None:
         """The next call begins a generation."""
@@ -61,9 +62,10 @@ class CallCounter:
             # A bare number or a tensor of its own. Time runs downwards within a generation; anything else is taken
             # for a new one. A generation that was cut short and one that begins below where it stopped cannot be told
             # apart here: `reset` is for loops that do that.
-            begun = not self._falls(timestep) or self._index + 1 >= length
+            time = _value(timestep)
+            begun = not self._falls(timestep, time) or self._index + 1 >= length
             index, total = (0 if begun else self._index + 1), None
-            self._times, time = None, _value(timestep)
+            self._times = None
         else:
             index, listed = place
             total = len(listed)
@@ -77,13 +79,13 @@ class CallCounter:
             begun = self._repeated or index <= self._index or not same
         kind = (sample.shape, sample.dtype, sample.device)
         fresh = begun or kind != self._kind
-        self._timestep, self._kind, self._index = timestep, kind, index
+        self._timestep, self._kind, self._index, self._time = timestep, kind, index, time
         return Call(index, total, fresh, time, self._times)
 
-    def _falls(self, timestep: Tensor | float) -> bool:
+    def _falls(self, timestep: Tensor | float, time: float) -> bool:
         if self._timestep is None or isinstance(timestep, Tensor) != isinstance(self._timestep, Tensor):
             return False
-        return _value(timestep) < _value(self._timestep)
+        return time < self._time
 
 
 def _place(timestep: Tensor | float, timesteps: Tensor | None) -> tuple[int, Tensor] | None:

@@ -77,8 +77,8 @@ class Ladder:
         """One call at `depth`; the arguments after `cache` are those of `UNet2DConditionModel.forward`.
 
         Args:
-            depth: 0 takes the prediction from `cache`; 0 < depth < D runs rungs 0..depth-1 and takes what arrives at
-                rung depth-1 from it; D runs everything.
+            depth: 0 takes the prediction from `cache` (in Spectrum's rule, the last feature); 0 < depth < D runs rungs
+                0..depth-1 and takes what arrives at rung depth-1 from it; D runs everything.
             cache: Read at depth < D, and refreshed with what this call computes.
             sample: (B, C, H, W) noisy latents.
 
@@ -153,7 +153,7 @@ class Ladder:
             cache.store(LAST, h)
             return self._head(h)
         prediction = self._head(h)
-        cache.store(LAST, prediction.clone())  # the pipeline may change what it is given
+        cache.store(LAST, prediction, copy=True)  # the pipeline may change what it is given
         return prediction
 
     def _head(self, h: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from dato.front import Front, Point, load_strategy
 from dato.ladder import Ladder
 from dato.pruner import TokenPruner
 from dato.pruning import SITO_KEYWORDS, Pruning
-from dato.samplers import sampler_name
+from dato.samplers import SAMPLERS, sampler_name
 from dato.schedule import Schedule
 
 T = TypeVar("T")
@@ -65,9 +65,9 @@ def apply_patch(
     if point is not None and point.scheduler is not None and pipe is not None:
         sampler = sampler_name(pipe.scheduler)
         if sampler != point.scheduler:
+            hint = f': dato.set_scheduler(pipe, "{point.scheduler}") changes it' if point.scheduler in SAMPLERS else ""
             warnings.warn(
-                f"the schedule was searched with the sampler {point.scheduler} and the pipeline has {sampler}: "
-                f'dato.set_scheduler(pipe, "{point.scheduler}") changes it',
+                f"the schedule was searched with the sampler {point.scheduler} and the pipeline has {sampler}{hint}",
                 stacklevel=2,
             )
     chosen = replace(chosen, pruning=_pruning_of(chosen.pruning, pruning))

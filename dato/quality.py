@@ -6,6 +6,7 @@ be two more entries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,6 +130,8 @@ class FrechetDistance:
         if len(images) < 2:
             raise DatoError("the quality metric 'frechet' needs at least 2 images, better hundreds: give --images")
         features = self._clip.image_features(images).double()
+        if not features.isfinite().all():
+            return math.nan
         mean, covariance = features.mean(0).cpu().numpy(), torch.cov(features.T).cpu().numpy()
         return -100 * float(calculate_frechet_distance(mean, covariance, self._mean, self._covariance))
 

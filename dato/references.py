@@ -14,9 +14,9 @@ def fewer_steps(steps: int) -> list[int]:
     return sorted({round(share * steps) for share in SHARES if 2 <= round(share * steps) < steps}, reverse=True)
 
 
-def uniform(calls: int, rungs: int, kinds: Sequence[tuple[int, int]] | None = None) -> dict[str, Schedule]:
+def uniform(calls: int, rungs: int) -> dict[str, Schedule]:
     """Uniform schedules, DeepCache's kind: {"N=3 d=1": every 3rd call whole, the others at depth 1, ...}."""
-    kinds = kinds or [(2, 1), (2, 3), (3, 0), (3, 1), (5, 0), (5, 1), (7, 1), (10, 0)]
+    kinds = [(2, 1), (2, 3), (3, 0), (3, 1), (5, 0), (5, 1), (7, 1), (10, 0)]
     return {f"N={n} d={d}": Schedule.uniform(calls, n, d, rungs=rungs) for n, d in kinds if d < rungs and n < calls}
 
 

@@ -22,6 +22,8 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++2m-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
+# Switches of diffusers' schedulers that make another sampler of one.
+_VARIANTS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 
 
 def set_scheduler(pipe: DiffusionPipeline, name: str | None) -> None:
@@ -37,16 +39,17 @@ def set_scheduler(pipe: DiffusionPipeline, name: str | None) -> None:
     kind, options = SAMPLERS[name]
     # Samplers made by from_config take only keys that are there, and DDIM clips its latents unless told not to.
     config = {"clip_sample": False, **pipe.scheduler.config}
-    if "use_karras_sigmas" in config:
-        config["use_karras_sigmas"] = False  # of the sampler before
+    config |= {key: False for key in _VARIANTS if key in config}  # these were the sampler's before
     pipe.scheduler = getattr(diffusers, kind).from_config(config, **options)
 
 
 def sampler_name(scheduler: SchedulerMixin) -> str:
-    """The key of `SAMPLERS` that a scheduler goes by, or its class's name if it has none."""
-    kind, karras = type(scheduler).__name__, bool(scheduler.config.get("use_karras_sigmas"))
+    """The key of `SAMPLERS` that a scheduler goes by, or its class's name if it is set up otherwise."""
+    kind, config = type(scheduler).__name__, scheduler.config
+    plain = dict.fromkeys(_VARIANTS, False)
     for name, (known, options) in SAMPLERS.items():
-        if known == kind and bool(options.get("use_karras_sigmas")) == karras:
+        same = all(bool(config.get(key)) == value for key, value in (plain | options).items())
+        if known == kind and same and config.get("algorithm_type", "dpmsolver++") == "dpmsolver++":
             return name
     return kind
 

@@ -24,7 +24,7 @@ class Schedule:
 
     A *call* is one forward of the UNet. At depth `rungs` the whole UNet runs. At a depth d between, only rungs
     0..d-1 run, and what arrives at rung d-1 from below comes from the cache (DeepCache's `cache_branch_id` is
-    d - 1; Ma et al., CVPR 2024). At depth 0 nothing runs: the previous call's prediction is returned again.
+    d - 1; Ma et al., CVPR 2024). At depth 0 nothing runs, and the prediction itself comes from the cache.
 
     Attributes:
         depths: One entry per call, each from 0 to `rungs`; the first is `rungs`.

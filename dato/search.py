@@ -32,7 +32,7 @@ class Preset:
     """Settings of one search.
 
     Attributes:
-        steps: Steps of the sampler: the lengths to choose from; the largest one is the reference.
+        steps: Steps of the sampler: the lengths to choose from.
         orders: Orders of forecasts to choose from.
         forecast: What orders above 0 mean (see `Schedule`).
         scheduler: The sampler, for the embedded model; None: the model's own.
@@ -113,6 +113,14 @@ class Space(Layout, Protocol):
     def papers_initial(self, count: int, rng: np.random.Generator) -> np.ndarray: ...
 
 
+def first_generation(space: Space, preset: Preset, seed: int, seeds: Sequence[Schedule]) -> np.ndarray:
+    """(n, genes) the vectors that a search begins with; with many seeds more than the population."""
+    rng = np.random.default_rng(seed)
+    if preset.from_uniform:
+        return space.initial(preset.pop_size, rng, seeds)
+    return space.papers_initial(preset.pop_size, rng)
+
+
 def search(
     space: Space,
     judge: Callable[[Schedule], Point],
@@ -132,12 +140,7 @@ def search(
         seeds: Schedules to begin from.
         min_quality: Schedules below this quality count as infeasible.
     """
-    rng = np.random.default_rng(seed)
-    initial = (
-        space.initial(preset.pop_size, rng, seeds)
-        if preset.from_uniform
-        else space.papers_initial(preset.pop_size, rng)
-    )
+    initial = first_generation(space, preset, seed, seeds)
     problem = Problem(
         n_var=len(space.upper),
         n_obj=2,

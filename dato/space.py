@@ -74,16 +74,18 @@ class DepthSpace:
         """The schedule of a vector of genes."""
         genes = x[self.heads : self.heads + self.active(x)]
         depths = (self.rungs, *(self.depths[int(gene)] for gene in genes))
-        order = self._head(x, "orders")
-        # Where nothing is forecast, the rule has no say, and one schedule has one spelling.
+        # Where nothing is forecast, order and rule have no say, and one schedule has one spelling.
+        order = 0 if set(depths) == {self.rungs} else self._head(x, "orders")
         return Schedule(depths, orders=order, rungs=self.rungs, forecast=self.forecast if order else "polynomial")
 
     def encode(self, schedule: Schedule) -> np.ndarray | None:
         """The genes of a schedule; None if it has a length, an order or depths that there is no choosing here."""
-        order = schedule.orders[0]
+        whole = set(schedule.depths) == {self.rungs}
+        order = self.orders[0] if whole else schedule.orders[0]
         if not (set(schedule.depths) <= set(self.depths) and len(schedule) in self.calls and order in self.orders):
             return None
-        if len(set(schedule.orders)) > 1 or schedule.forecast != (self.forecast if order else "polynomial"):
+        forecast = self.forecast if order else "polynomial"
+        if not whole and (len(set(schedule.orders)) > 1 or schedule.forecast != forecast):
             return None
         own = {"calls": len(schedule), "orders": order}
         heads = [choices.index(own[name]) for name, choices in self._choices.items()]
@@ -180,18 +182,21 @@ class RatioSpace:
         return len(self.bases[int(x[0])])
 
     def with_head(self, x: np.ndarray, gene: int, value: int) -> np.ndarray:
-        """The vector with another base."""
-        new = x.copy()
+        """The vector with another base; the ratios stay where they are in time."""
+        new = np.zeros_like(x)
         new[gene] = value
-        new[1 + self.active(new) :] = 0
+        before, now = self.active(x), self.active(new)
+        new[1 : 1 + now] = x[1 + np.arange(now) * before // now]
         return new
 
     def initial(self, count: int, rng: np.random.Generator, seeds: Sequence[Schedule] = ()) -> np.ndarray:
-        """(count, n) genes to begin with: every base with its lowest ratios, then one ratio for a whole schedule."""
-        population = [np.array([base, *np.zeros(len(self.upper) - 1)]) for base in range(len(self.bases))][:count]
-        while len(population) < count:
-            ratio = rng.integers(0, len(self.ratios))
-            population.append(np.array([rng.integers(0, len(self.bases)), *np.full(len(self.upper) - 1, ratio)]))
+        """(count or more, n) genes to begin with: every base with its lowest ratios, then with one ratio throughout."""
+        population = [np.array([base, *np.zeros(len(self.upper) - 1)]) for base in range(len(self.bases))]
+        while len(population) < max(count, 2 * len(self.bases)):
+            x = np.zeros(len(self.upper))
+            x[0] = len(population) % len(self.bases)
+            x[1 : 1 + self.active(x)] = rng.integers(1, len(self.ratios))
+            population.append(x)
         return np.array(population).astype(int)
 
     def papers_initial(self, count: int, rng: np.random.Generator) -> np.ndarray:

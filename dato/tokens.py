@@ -131,8 +131,8 @@ def select_tokens(
             "base" (the paper) and "past" (which needs it beside the past), its most similar base token's.
         merge: See `TokenSelection.merge`.
         align_cfg: The second half of the batch uses the first half's base tokens.
-        last: (B, N) timesteps, which fall, at which each token was last computed; infinity: never. The tokens with the
-            highest become base tokens and are kept.
+        last: (B, N) timesteps, falling as a sampler's do, at which each token was last computed; infinity: never. The
+            tokens with the highest become base tokens and are kept.
 
     Raises:
         DatoError: if shapes do not fit or K is above N - M; the message names the bound.

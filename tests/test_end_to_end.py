@@ -190,6 +190,20 @@ def test_5_evaluate_on_held_out_prompts(run, folder, monkeypatch):
     assert set(table["rows"]["depth-1 0"]["metrics"]) >= {"clip-score", "frechet", "psnr", "ssim"}
 
 
+def test_5b_a_front_of_another_sampler_keeps_its_number_of_steps(run, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    options = ("--images", 2, "--rounds", 1, "--methods", "", "--points", 2, "--out", "plms.json")
+    code, printed, _ = run("scripts/evaluate.py", "runs/depth-1/pareto.json", "--scheduler", "plms", *options)
+    assert code == 0, printed
+    rows = json.loads(Path("plms.json").read_text())["rows"]
+    front = load_front("runs/depth-1/pareto.json")
+    assert 2 <= len(rows) <= 3 and "resampled" in printed
+    for name, row in rows.items():
+        if name != "stock":
+            own = front.points[int(name.split()[1])]
+            assert row["steps"] == own.steps and len(row["depths"]) == own.steps + 1
+
+
 def test_an_interrupted_search_writes_the_front_so_far(run, folder, monkeypatch):
     import dato.cli.search as command
 

@@ -1,6 +1,5 @@
 """Forecasts against a slow and plain reading of their definition, and against UNets whose future is known."""
 
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -43,6 +42,28 @@ def runs(draw):
     depths = [5, *draw(st.lists(st.integers(0, 5), min_size=n - 1, max_size=n - 1))]
     orders = draw(st.lists(st.integers(0, 2), min_size=n, max_size=n))
     return depths, orders, times
+
+
+@settings(max_examples=200, deadline=None)
+@given(runs(), st.sampled_from(["aligned", "chebyshev"]))
+def test_what_other_rules_read_is_kept_and_forgotten_in_time(run, rule):
+    depths, orders, times = run
+    schedule = Schedule(depths, orders=orders, rungs=5, forecast=rule)
+    cache, everything = Cache(rule, len(depths)), Cache(rule, len(depths))
+    rng = np.random.default_rng(0)
+    for call, (depth, order, time) in enumerate(zip(depths, orders, times, strict=True)):
+        cache.begin(Present(call, time, order, retention(schedule, tuple(times))[call]))
+        everything.begin(Present(call, time, order, dict.fromkeys(range(-1, 5), 1_000_000)))
+        skips = [torch.from_numpy(rng.normal(size=(2, 2, 2, 2)).astype(np.float32)) for _ in range(5)]
+        if depth < 5:
+            skip = skips[depth - 1] if depth else None
+            assert torch.equal(cache.recall(depth - 1, skip), everything.recall(depth - 1, skip))
+        for place in [*(range(4) if depth == 5 else range(depth - 1)), LAST] if depth else []:
+            value = torch.from_numpy(rng.normal(size=(2, 3, 2, 2)).astype(np.float32))
+            for held in (cache, everything):
+                held.store(place, value, skips[place] if place >= 0 else None)
+        cache.end()
+    assert not cache._past
 
 
 @settings(max_examples=300, deadline=None)
@@ -331,18 +352,32 @@ def _stop(pipe, step, timestep, kwargs):
     return kwargs
 
 
-@pytest.mark.parametrize("forecast", ["polynomial", "aligned"])
-@pytest.mark.parametrize("order", [1, 2])
-def test_forecasts_in_img2img_start_from_what_is_there(pipe, forecast, order):
+def test_img2img_forecasts_only_from_what_it_computed_itself(pipe):
+    """It starts midway, at a call that the schedule has at depth 0 and that has to be whole for want of a cache."""
     from diffusers import StableDiffusionImg2ImgPipeline
 
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     img2img = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
     img2img.set_progress_bar_config(disable=True)
-    dato.apply_patch(img2img, replace(Schedule.uniform(13, 3, 1, order), forecast=forecast))
+    depths = [12, 0, 0, 12, 0, 0, 12, 0, 0, 12, 0, 12]
+    dato.apply_patch(img2img, Schedule(depths, orders=1))
+    seen = []
+    handle = pipe.unet.register_forward_hook(
+        lambda m, args, kwargs, out: seen.append((float(args[1]), out[0].double().numpy())), with_kwargs=True
+    )
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
-    out = img2img(PROMPTS[0], image=image, strength=0.6, num_inference_steps=12, generator=generator, output_type="pt")
-    assert torch.isfinite(out.images).all()
+    img2img(PROMPTS[0], image=image, strength=2 / 3, num_inference_steps=12, generator=generator)
+    handle.remove()
+    assert len(seen) == 8  # calls 4 to 11
+    history = []
+    for depth, (time, prediction) in zip([12, *depths[5:]], seen, strict=True):
+        if depth == 0:
+            np.testing.assert_allclose(prediction, plain_forecast(history, time, 1), rtol=1e-3, atol=1e-3)
+        else:
+            history.append((time, prediction))
+    # Two forecasts had one value to go by and are that value; the others are not the last one.
+    assert np.array_equal(seen[1][1], seen[0][1]) and not np.allclose(seen[3][1], seen[2][1], atol=1e-2)
 
 
 def test_forecasting_comes_closer_to_stock_than_reuse(pipe):

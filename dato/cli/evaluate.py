@@ -93,6 +93,8 @@ def evaluate(
         if method not in METHODS:
             raise DatoError(f"--methods: unknown method {method!r}; known are {', '.join(METHODS)}")
     known: dict[str, Any] = next((s.conditions for s in loaded.values() if isinstance(s, Front)), {})
+    # Of the front, sizes belong to its own model.
+    size = (known.get("height"), known.get("width")) if model in (None, known.get("model")) else (None, None)
     model = model or known.get("model", EMBEDDED)
     if model != EMBEDDED and not (prompts and clip and statistics):
         raise DatoError(f"give --prompts, --clip and --statistics for {model}: the built-in ones are {EMBEDDED}'s")
@@ -101,7 +103,6 @@ def evaluate(
     setup = Setup(clip or emoji_sd.CLIP, statistics or emoji_sd.STATISTICS, where)
     metrics = [load_metric(name, setup) for name in NAMES]
     guidance = guidance_scale or known.get("guidance_scale", 3.0)
-    size = known.get("height"), known.get("width")
     sampling = Sampling(steps or known.get("steps", 50), guidance, *size, seed=seed, batch_size=batch_size)
     sampler = scheduler or known.get("scheduler_name")
     with err.status(f"Loading {model}"):
@@ -145,7 +146,8 @@ def evaluate(
             "hardware": hardware(where),
             "versions": versions("dato", "torch", "diffusers", "transformers"),
         }
-        write_atomic(out_file, dumps({**conditions, "rows": {n: p.to_dict() for n, p in rows.items()}}) + "\n")
+        finite = {n: p.to_dict() for n, p in rows.items() if all(map(math.isfinite, p.metrics.values()))}
+        write_atomic(out_file, dumps({**conditions, "rows": finite}) + "\n")
         out.print(f"written to {out_file}", highlight=False)
 
 
@@ -162,8 +164,10 @@ def _thinned(front: Front, most: int | None) -> dict[int, Point]:
 
 
 def _own_steps(loaded: Mapping[str, Front | Schedule]) -> set[int]:
+    """The numbers of steps for which the points of these fronts are meant."""
     fronts = [front for front in loaded.values() if isinstance(front, Front)]
-    return {point.steps for front in fronts for point in front.points if point.steps is not None}
+    found = {point.steps or front.conditions.get("steps") for front in fronts for point in front.points}
+    return found - {None}
 
 
 def _methods(judge: Evaluator, chosen: list[str]) -> Families:
@@ -206,6 +210,7 @@ def _label(name: str) -> str:
 
 def _loaded(judge: Evaluator, loaded: Mapping[str, Front | Schedule], most: int | None) -> Families:
     families: Families = {}
+    calls_of = {steps: calls for calls, steps in judge.steps_of.items()}
     for name, strategy in loaded.items():
         label = _label(name)
         if label in families:
@@ -214,12 +219,12 @@ def _loaded(judge: Evaluator, loaded: Mapping[str, Front | Schedule], most: int 
         points = _thinned(strategy, most) if isinstance(strategy, Front) else {0: None}
         for number, point in points.items():
             title, schedule = (label, strategy) if point is None else (f"{label} {number}", point.schedule)
-            # A schedule that was searched for another reference keeps its own number of steps.
-            if judge.steps_of.get(len(schedule)) is None or (
-                point is not None and point.steps not in (None, judge.steps_of[len(schedule)])
-            ):
+            # Where another sampler makes other calls of them, a schedule keeps its own number of steps.
+            own = point and (point.steps or strategy.conditions.get("steps"))
+            calls = calls_of.get(own, len(schedule) if len(schedule) in judge.steps_of else judge.calls)
+            if calls != len(schedule):
                 title += f" ({len(schedule)} calls resampled)"
-                schedule = schedule.resampled(judge.calls)
+                schedule = schedule.resampled(calls)
             families[label][title] = schedule.for_rungs(judge.rungs)
     return families
 

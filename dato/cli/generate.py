@@ -80,8 +80,9 @@ def generate_image(
             "resampled, and its quality and speed are not those of the front",
             highlight=False,
         )
-    if scheduler is not None and scheduler != known.get("scheduler_name", scheduler):
-        err.print(f"warning: the front was searched with {known['scheduler_name']}, not {scheduler}", highlight=False)
+    searched = known.get("scheduler_name") or known.get("scheduler")
+    if None not in (scheduler, searched) and scheduler != searched:
+        err.print(f"warning: the front was searched with {searched}, not {scheduler}", highlight=False)
     runs: dict[str, list[Generated]] = {"stock": [], "dato": []}
     with err.status("Generating"):
         for repeat in range(repeats + 1):

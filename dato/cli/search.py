@@ -27,7 +27,7 @@ from dato.report import front_table
 from dato.samplers import SAMPLERS, num_calls, sampler_name
 from dato.sampling import EMBEDDED, Sampling, load_pipeline, read_prompts
 from dato.schedule import Schedule
-from dato.search import DEPTH_PRESETS, RATIO_PRESETS, Preset, Space, search
+from dato.search import DEPTH_PRESETS, RATIO_PRESETS, Preset, Space, first_generation, search
 from dato.space import DepthSpace, RatioSpace
 
 # Of a preset, what stands elsewhere in a front's conditions.
@@ -87,7 +87,7 @@ def search_depth(
     ] = None,
     forecast: Annotated[
         str | None,
-        typer.Option(help="What an order above 0 means: polynomial or aligned.", show_default="the preset's"),
+        typer.Option(help=f"What an order above 0 means: {', '.join(FORECASTS)}.", show_default="the preset's"),
     ] = None,
     quality: Quality = "psnr",
     min_quality: MinQuality = None,
@@ -407,7 +407,7 @@ def _run(
         for schedule in references.values():
             evaluator(schedule)
             bar.advance(task)
-        first = max(preset.pop_size, len(seeds) if preset.from_uniform else 0)
+        first = len(first_generation(space, preset, seed, seeds))
         task = bar.add_task("Search", total=first + preset.pop_size * (preset.generations - 1))
         try:
             for point in search(space, evaluator, preset, seed=seed, seeds=seeds, min_quality=min_quality):
@@ -441,7 +441,7 @@ def _run(
     }
     pruning = found[0].schedule.pruning
     return Front(
-        non_dominated(timed[p.schedule] for p in found),
+        non_dominated(_feasible(points, min_quality)) or non_dominated(points),
         replace(baseline, schedule=replace(baseline.schedule, pruning=pruning)),
         {name: timed[s] for name, s in references.items() if math.isfinite(timed[s].quality)},
         conditions,
