@@ -157,7 +157,7 @@ def test_what_is_no_front_is_refused(front, tmp_path):
 
 def test_every_shipped_strategy_loads_by_name_and_patches_its_model(pipe):
     shipped = strategies()
-    assert {"emoji-sd-depth", "emoji-sd-ratio", "dato-published", "sd15-uniform-n3-d1"} <= set(shipped)
+    assert {"emoji-sd-depth", "emoji-sd-plms20-ratio", "dato-published", "sd15-uniform-n3-d1"} <= set(shipped)
     for name in shipped:
         loaded = load_strategy(name)
         dato.apply_patch(pipe, name)
@@ -170,7 +170,7 @@ def test_every_shipped_strategy_loads_by_name_and_patches_its_model(pipe):
 
 def test_shipped_fronts_are_what_they_are_called():
     assert load_front("emoji-sd-depth").conditions["search"]["kind"] == "depth"
-    assert load_front("emoji-sd-ratio").conditions["search"]["kind"] == "ratio"
+    assert load_front("emoji-sd-plms20-ratio").conditions["search"]["kind"] == "ratio"
 
 
 def test_the_published_vector_is_the_authors():
