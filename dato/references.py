@@ -14,6 +14,12 @@ def fewer_steps(steps: int) -> list[int]:
     return sorted({round(share * steps) for share in SHARES if 2 <= round(share * steps) < steps}, reverse=True)
 
 
+def stock(steps_of: Mapping[int, int], calls: int, rungs: int) -> dict[str, Schedule]:
+    """Stock with fewer steps than the reference of `calls` calls: {"25 steps": every call whole, ...}."""
+    shorter = sorted((n for n in steps_of if n < calls), reverse=True)
+    return {f"{steps_of[n]} steps": Schedule.full(n, rungs=rungs) for n in shorter}
+
+
 def uniform(calls: int, rungs: int) -> dict[str, Schedule]:
     """Uniform schedules, DeepCache's kind: {"N=3 d=1": every 3rd call whole, the others at depth 1, ...}."""
     kinds = [(2, 1), (2, 3), (3, 0), (3, 1), (5, 0), (5, 1), (7, 1), (10, 0)]
@@ -38,9 +44,7 @@ def references(steps_of: Mapping[int, int], calls: int, rungs: int) -> dict[str,
         calls: UNet calls of the reference.
         rungs: Rungs of the UNet.
     """
-    shorter = sorted((n for n in steps_of if n < calls), reverse=True)
-    stock = {f"{steps_of[n]} steps": Schedule.full(n, rungs=rungs) for n in shorter}
-    return stock | uniform(calls, rungs) | spectrum(calls, rungs)
+    return stock(steps_of, calls, rungs) | uniform(calls, rungs) | spectrum(calls, rungs)
 
 
 def seeds(

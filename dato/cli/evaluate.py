@@ -11,7 +11,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from dato import emoji_sd
+from dato import emoji_sd, references
 from dato.cli import options as opt
 from dato.console import err, out, progress
 from dato.environment import hardware, versions
@@ -21,7 +21,6 @@ from dato.files import write_atomic
 from dato.front import Front, Point, dumps, load_strategy
 from dato.peers import Peer, tomesd_peer
 from dato.quality import METRICS, Setup, load_metric, shown
-from dato.references import fewer_steps, spectrum, uniform
 from dato.report import forecast_of, image_grid, quality_plot, strip
 from dato.samplers import SAMPLERS, num_calls
 from dato.sampling import EMBEDDED, Sampling, load_pipeline, read_prompts
@@ -107,7 +106,7 @@ def evaluate(
     sampler = scheduler or known.get("scheduler_name")
     with err.status(f"Loading {model}"):
         pipe = load_pipeline(model, device=where, dtype=opt.dtype_of(dtype, where), scheduler=sampler)
-        lengths = [*fewer_steps(sampling.steps), *_own_steps(loaded)]
+        lengths = [*references.fewer_steps(sampling.steps), *_own_steps(loaded)]
         judge = Evaluator(pipe, texts, sampling, metrics, steps=lengths)
 
     families = _methods(judge, chosen) | _loaded(judge, loaded, points)
@@ -173,12 +172,11 @@ def _own_steps(loaded: Mapping[str, Front | Schedule]) -> set[int]:
 def _methods(judge: Evaluator, chosen: list[str]) -> Families:
     """The methods to compare with: {family: {row: contender}}."""
     calls, rungs = judge.calls, judge.rungs
-    shorter = sorted(((n, s) for n, s in judge.steps_of.items() if n < calls), reverse=True)
     families: Families = {}
     if "steps" in chosen:
-        families["fewer steps"] = {f"{steps} steps": Schedule.full(n, rungs=rungs) for n, steps in shorter}
+        families["fewer steps"] = dict(references.stock(judge.steps_of, calls, rungs))
     if "deepcache" in chosen:
-        families["DeepCache"] = {f"DeepCache {name}": s for name, s in uniform(calls, rungs).items()}
+        families["DeepCache"] = {f"DeepCache {name}": s for name, s in references.uniform(calls, rungs).items()}
     if "dato" in chosen:
         published = load_strategy("dato-published").resampled(calls).for_rungs(rungs)
         families["DaTo's vector"] = {"DaTo's vector": published}
@@ -188,7 +186,7 @@ def _methods(judge: Evaluator, chosen: list[str]) -> Families:
             raise DatoError("--methods tomesd: the package is not installed: pip install tomesd")
         families["ToMeSD"] = {peer.name: peer}
     if "spectrum" in chosen:
-        families["Spectrum"] = dict(spectrum(calls, rungs))
+        families["Spectrum"] = dict(references.spectrum(calls, rungs))
     for method, order in [("order0", 0), ("order1", 1), ("aligned", 1), ("order2", 2)]:
         if method in chosen:
             kind = "aligned" if method == "aligned" else f"order {order}"
