@@ -26,6 +26,25 @@ class Computed(NamedTuple):
     time: float
     value: Tensor
     skip: Tensor | None
+    version: int | None  # the tensor's, when it was stored: the pipeline gets the prediction and may write into it
+
+
+class Recalled(NamedTuple):
+    """What the past has of a place, up to the one thing that only the running call can add.
+
+    Attributes:
+        values: The value itself alone; or the last ones, to be aligned.
+        skips: The skip connection at the calls of `values`, where these are to be aligned.
+        step: The line's step (see `dato.forecast.align`).
+    """
+
+    values: tuple[Tensor, ...]
+    skips: tuple[Tensor, ...] = ()
+    step: float | Tensor = 0.0
+
+    def arrive(self, skip: Tensor | None) -> Tensor:
+        """The value for the present call, given its rung's skip connection now."""
+        return align(self.values, [*self.skips, skip], self.step) if self.skips else self.values[0]
 
 
 @dataclass(frozen=True)
@@ -78,7 +97,7 @@ class Cache:
             else:
                 del self._past[place]
 
-    def store(self, place: int, value: Tensor, skip: Tensor | None = None, *, copy: bool = False) -> None:
+    def store(self, place: int, value: Tensor, skip: Tensor | None = None) -> None:
         """Keep what this call computed, if it will be needed; a value of the same timestep is replaced."""
         now, keep = self.present, self.present.keep
         count = 1 if keep is None else keep.get(place, 0)
@@ -87,9 +106,11 @@ class Cache:
         past = self._past.setdefault(place, [])
         if past and past[-1].time == now.time:
             past.pop()
-        value = value.detach().clone() if copy else value.detach()
+        value = value.detach()
+        if place == LAST and _version(value) is None:
+            value = value.clone()
         skip = skip.detach() if self.forecast == "aligned" and skip is not None else None
-        past.append(Computed(now.call, now.time, value, skip))
+        past.append(Computed(now.call, now.time, value, skip, _version(value)))
         del past[:-count]
 
     def recall(self, place: int, skip: Tensor | None = None) -> Tensor:
@@ -99,21 +120,38 @@ class Cache:
             place: A rung, or `LAST`.
             skip: The rung's skip connection now, for aligned forecasts.
         """
+        return self.recalled(place).arrive(skip)
+
+    def recalled(self, place: int) -> Recalled:
+        """What is known of `place` before the present call runs."""
         now, past = self.present, self._past[place]
         past = past[-_needed(self.forecast, place, now.order) :]
+        values = tuple(p.value for p in past)
         if len(past) == 1:
-            return past[-1].value
-        values = [p.value for p in past]
+            return Recalled(values)
         if self.forecast == "chebyshev":
-            return combine(values, chebyshev([p.call for p in past], now.call, self.calls))
-        if self.forecast == "aligned" and now.order == 1 and skip is not None:
+            return Recalled((combine(values, chebyshev([p.call for p in past], now.call, self.calls)),))
+        if self.forecast == "aligned" and now.order == 1 and place != LAST:
             step = (now.time - past[-1].time) / (past[-1].time - past[-2].time)
-            return align(values, [*(p.skip for p in past), skip], step)
-        return combine(values, polynomial([p.time for p in past], now.time))
+            return Recalled(values, tuple(p.skip for p in past), step)
+        return Recalled((combine(values, polynomial([p.time for p in past], now.time)),))
+
+    def last(self) -> Tensor:
+        """The prediction for a call of depth 0: the last one itself, or a forecast."""
+        value = self.recall(LAST)
+        return value.clone() if _version(value) is None and not self.last_feature else value
 
     def bears(self, depth: int) -> bool:
-        """Whether a call of `depth` (below full) finds here what it needs."""
-        return depth - 1 in self._past
+        """Whether a call of `depth` (below full) finds here what it needs, and finds it as it was computed."""
+        past = self._past.get(depth - 1)
+        if not past:
+            return False
+        return depth > 0 or all(p.version == _version(p.value) for p in past)
+
+
+def _version(value: Tensor) -> int | None:
+    """How often a tensor was written into; None under `torch.inference_mode`, which does not count."""
+    return None if value.is_inference() else value._version
 
 
 def _needed(forecast: str, place: int, order: int) -> int:

@@ -86,8 +86,7 @@ class Ladder:
             (B, C_out, H, W), the prediction.
         """
         if depth == 0:
-            last = cache.recall(LAST)
-            return self._head(last) if cache.last_feature else last.clone()
+            return self._head(cache.last()) if cache.last_feature else cache.last()
         unet, full = self.unet, len(self.rungs)
 
         # Of a size that halving does not divide, each upsampling has to be told what to come out at.
@@ -153,7 +152,7 @@ class Ladder:
             cache.store(LAST, h)
             return self._head(h)
         prediction = self._head(h)
-        cache.store(LAST, prediction, copy=True)  # the pipeline may change what it is given
+        cache.store(LAST, prediction)
         return prediction
 
     def _head(self, h: Tensor) -> Tensor:

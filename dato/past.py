@@ -27,16 +27,26 @@ class TokenPast:
     """
 
     def __init__(self) -> None:
-        # v0, v1 (B, N, C) and t0, t1 (B, N) in float32; a time of infinity: never computed.
-        self._values: tuple[Tensor, Tensor] | None = None
-        self._times: tuple[Tensor, Tensor] | None = None
+        self.clear()
 
     @property
     def last(self) -> Tensor | None:
         """t1 (B, N): the timestep at which each token was last computed, infinity for never; None before any call."""
         return None if self._times is None else self._times[1]
 
-    def restore(self, output: Tensor, selection: TokenSelection | None, time: float) -> Tensor:
+    def clear(self) -> None:
+        """A new generation begins: nothing was computed yet."""
+        # v0, v1 (B, N, C) and t0, t1 (B, N) in float32; a time of infinity: never computed.
+        self._values: tuple[Tensor, Tensor] | None = None
+        self._times: tuple[Tensor, Tensor] | None = None
+
+    def copy_state(self) -> None:
+        """See `TokenPruner.copy_state`."""
+        if self._values is not None:
+            self._values = self._values[0].clone(), self._values[1].clone()
+            self._times = self._times[0].clone(), self._times[1].clone()
+
+    def restore(self, output: Tensor, selection: TokenSelection | None, time: float | Tensor) -> Tensor:
         """Fill up a layer's output, and take note of the tokens that it computed.
 
         A pruned token gets v1 + k (v1 - v0) with k = (time - t1) / (t1 - t0), from the last two different timesteps at
@@ -45,7 +55,7 @@ class TokenPast:
         Args:
             output: (B, N - K, C) of the kept tokens; (B, N, C) where nothing is pruned.
             selection: Of this call; None where nothing is pruned.
-            time: The call's timestep.
+            time: The call's timestep; a tensor () keeps a compiled call the same for all timesteps.
 
         Returns:
             (B, N, C) in the dtype of `output`.

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
 from torch import Tensor
 
-from dato.cache import Cache, Present, retention
+from dato.cache import LAST, Cache, Present, retention
 from dato.calls import Call, CallCounter
 from dato.errors import DatoError
 from dato.front import Front, Point, load_strategy
@@ -25,6 +25,7 @@ from dato.pruner import TokenPruner
 from dato.pruning import SITO_KEYWORDS, Pruning
 from dato.samplers import SAMPLERS, sampler_name
 from dato.schedule import Schedule
+from dato.steps import Kind, Steps
 
 T = TypeVar("T")
 _ATTRIBUTE = "_dato_patch"
@@ -38,6 +39,7 @@ def apply_patch(
     speedup: float | None = None,
     quality: float | None = None,
     prune_ratio: float | None = None,
+    compile: bool | Mapping[str, Any] | Steps = False,
     **pruning: Any,
 ) -> T:
     """Make a pipeline run a schedule. The pipeline is used as before; `remove_patch` undoes it bit for bit.
@@ -52,6 +54,9 @@ def apply_patch(
         speedup: Of a front, the best quality that is at least this many times as fast as stock.
         quality: Of a front, the fastest point of at least this quality.
         prune_ratio: One ratio for all calls, instead of the schedule's own.
+        compile: True compiles each different call of the schedule once, when it is first run, with `torch.compile`;
+            a mapping holds keyword arguments for that, as {"mode": "reduce-overhead"}. What was compiled goes with the
+            patch, unless it is a `dato.steps.Steps` of this UNet, which can be used again.
         **pruning: Fields of `Pruning`, or SiTo's names for them, instead of the schedule's own.
 
     Returns:
@@ -71,7 +76,7 @@ def apply_patch(
                 stacklevel=2,
             )
     chosen = replace(chosen, pruning=_pruning_of(chosen.pruning, pruning))
-    patch = Patch(unet, chosen, pipe)
+    patch = Patch(unet, chosen, pipe, _steps_of(unet, compile))
     remove_patch(unet)
     patch.attach()
     return pipe_or_unet
@@ -107,7 +112,9 @@ def patched(
 class Patch:
     """One UNet running one schedule: its ladder, its own cache, its own place in the generation."""
 
-    def __init__(self, unet: UNet2DConditionModel, schedule: Schedule, pipe: Any = None) -> None:
+    def __init__(
+        self, unet: UNet2DConditionModel, schedule: Schedule, pipe: Any = None, steps: Steps | None = None
+    ) -> None:
         self.unet = unet
         self.ladder = Ladder(unet)
         self.schedule = schedule.for_rungs(len(self.ladder))
@@ -115,7 +122,11 @@ class Patch:
         self._cache = Cache()
         self._keep: tuple[dict[int, int], ...] = ()
         self._calls = CallCounter()
-        self._pruner = TokenPruner(unet, schedule.pruning) if any(schedule.ratios) else None
+        self._steps = steps
+        self._pruner = None
+        if any(schedule.ratios):
+            self._pruner = TokenPruner(unet, schedule.pruning) if steps is None else steps.pruner(schedule.pruning)
+        self._places = _places(self.schedule)
         self._fitted: dict[int, Schedule] = {len(schedule): self.schedule}
         self._attached: tuple[str, Any] | None = None  # which attribute was taken, and what was in it
 
@@ -132,6 +143,8 @@ class Patch:
         self._attached = (slot, unet.__dict__.get(slot))
         setattr(unet, slot, self.forward)
         setattr(unet, _ATTRIBUTE, self)
+        if self._steps is not None:
+            self._steps.attach()
         if self._pruner is not None:
             self._pruner.attach()
 
@@ -149,6 +162,8 @@ class Patch:
         # Where somebody else's forward calls ours, that one stays, and ours only passes on.
         self._attached = None
         delattr(self.unet, _ATTRIBUTE)
+        if self._steps is not None:
+            self._steps.detach()
         if self._pruner is not None:
             self._pruner.detach()
         self._forget()
@@ -183,9 +198,13 @@ class Patch:
         return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
 
     def _run(self, depth: int, ratio: float, arguments: dict[str, Any]) -> Tensor:
-        if self._pruner is not None:
-            self._pruner.ratio, self._pruner.time = ratio, self._cache.present.time
-        prediction = self.ladder.run(depth, self._cache, **arguments)
+        if self._pruner is not None and depth:
+            self._pruner.prepare(ratio, arguments["sample"], self._cache.present.time)
+        if self._steps is None or not depth:
+            prediction = self.ladder.run(depth, self._cache, **arguments)
+        else:
+            kind = Kind(ratio, None if self._pruner is None else self.schedule.pruning, self._places)
+            prediction = self._steps.run(depth, kind, self._cache, **arguments)
         if self._pruner is not None and depth:
             self._pruner.observe(prediction)
         return prediction
@@ -266,6 +285,22 @@ def _schedule_of(
     if not isinstance(schedule, Schedule):
         raise DatoError(f"a schedule must be a dato.Schedule, a front, a path or a name, not {type(schedule).__name__}")
     return point, schedule if prune_ratio is None else schedule.with_ratios(prune_ratio)
+
+
+def _steps_of(unet: UNet2DConditionModel, compile: bool | Mapping[str, Any] | Steps) -> Steps | None:
+    if isinstance(compile, Steps):
+        if compile.unet is not unet:
+            raise DatoError("compile=: these steps were compiled for another UNet")
+        return compile
+    if compile is False:
+        return None
+    return Steps(unet, **({} if compile is True else compile))
+
+
+def _places(schedule: Schedule) -> tuple[int, ...]:
+    """The places of the cache that any of its calls reads and a compiled call has to hand out."""
+    rungs = {depth - 1 for depth in schedule.depths if 0 < depth < schedule.rungs}
+    return tuple(sorted(rungs | ({LAST} if schedule.forecast == "chebyshev" else set())))
 
 
 def _pruning_of(base: Pruning, keywords: dict[str, Any]) -> Pruning:

@@ -9,6 +9,7 @@ from typing import Any
 from dato.errors import DatoError
 
 SCORES = ("sito", "dato", "I", "II", "III", "IV", "V", "VI")
+SIMILARITIES = ("global", "local")
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,15 @@ class Pruning:
             similar "kept" token (the authors' code); "past" continues the token's own last two outputs where these
             are fresh, is "base" elsewhere, and lets tokens take turns: those not computed for longest are kept, and
             score and similarity decide among equals (ours, see `dato.past`). It holds two outputs of each such layer.
+        similarity: Base tokens that a token is compared with: all of them ("global", the papers) or those of its own
+            and the adjacent patches ("local", linear in the number of tokens).
         reduction: "prune" drops tokens, "merge" averages them into their most similar base token (ToMeSD).
         align_cfg: Both halves of a classifier-free-guidance batch use the first half's base tokens. Only for runs
             with guidance: without it the halves are different images.
         shared: The tokens that the first block of a call chooses are those of all its blocks on the same grid; off,
             every block chooses anew (the papers).
+        choose_every: Tokens are chosen at every n-th call that prunes; the calls between, where they prune as many,
+            use the last choice again. Needs `shared`.
         seed: Seed of the pruning's own random generator, set anew for every generation.
 
     Raises:
@@ -56,16 +61,19 @@ class Pruning:
     cross_attention: bool = False
     feed_forward: bool = False
     recover_from: str = "base"
+    similarity: str = "global"
     reduction: str = "prune"
     align_cfg: bool = False
     shared: bool = True
+    choose_every: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         _one_of("score", self.score, SCORES)
         _one_of("recover_from", self.recover_from, ("base", "kept", "past"))
+        _one_of("similarity", self.similarity, SIMILARITIES)
         _one_of("reduction", self.reduction, ("prune", "merge"))
-        for name in ("sx", "sy", "max_downsample"):
+        for name in ("sx", "sy", "max_downsample", "choose_every"):
             value = getattr(self, name)
             if value is None and name == "max_downsample":
                 continue
@@ -84,6 +92,10 @@ class Pruning:
             raise DatoError(f"pruning: seed must be a whole number, not {self.seed!r}")
         if self.reduction == "merge" and self.recover_from != "base":
             raise DatoError('pruning: reduction="merge" averages into base tokens, so it needs recover_from="base"')
+        if self.similarity == "local" and self.score in ("II", "III"):
+            raise DatoError(f'pruning: similarity="local" goes by patches; score {self.score} does not')
+        if self.choose_every > 1 and not self.shared:
+            raise DatoError("pruning: choose_every above 1 needs shared=True")
 
     @property
     def patch(self) -> tuple[int, int]:

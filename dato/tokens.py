@@ -7,6 +7,7 @@ on an (h, w) grid, C the channels, M the number of base tokens, K the number of 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -49,45 +50,53 @@ class TokenSelection:
         return _take(y, self.source)
 
 
+def normalise(x: Tensor) -> Tensor:
+    """Tokens (B, N, C) at length 1, in float32."""
+    # What enters a block is a transposed view of an image; norms along its stride would be slow.
+    return F.normalize(x.contiguous().float(), dim=-1)
+
+
 def similarity_score(x: Tensor) -> Tensor:
     """SimScore_i = sum_j cos(x_i, x_j), SiTo's equation for base tokens: (B, N, C) -> (B, N) in float32.
 
     The sum of cosines is the product with the sum of the normalised tokens, so no N x N matrix is needed.
     """
-    unit = F.normalize(x.float(), dim=-1)
-    return torch.einsum("bnc,bc->bn", unit, unit.sum(dim=1))
+    return _row_sums(normalise(x))
+
+
+def is_noisy(pruning: Pruning) -> bool:
+    """Whether the base score takes noise."""
+    return pruning.score not in ("I", "III", "V")
 
 
 def base_score(
-    x: Tensor, pruning: Pruning, generator: torch.Generator | None = None, difference: Tensor | None = None
+    x: Tensor,
+    pruning: Pruning,
+    noise: Tensor | None = None,
+    difference: Tensor | None = None,
+    unit: Tensor | None = None,
 ) -> Tensor:
     """The score by which base tokens are chosen, for tokens x (B, N, C): (B, N) in float32.
 
     Args:
         x: Hidden states of the tokens.
         pruning: Says which score (SiTo's, DaTo's, or a row of SiTo's table 3) and its weights.
-        generator: Source of the noise, on x's device.
-        difference: (B, N), DaTo's D: how much the last two predictions differ at each token. None while there are
-            no two predictions: DaTo's score is then noise alone.
+        noise: (B, N), drawn from N(0, 1), for scores that take it (`is_noisy`).
+        difference: (B, N), DaTo's D with its sign: how much the last two predictions differ at each token. None while
+            there are no two predictions: DaTo's score is then noise alone.
+        unit: `normalise(x)`, where that is known.
     """
-
-    def noise() -> Tensor:
-        return torch.randn(x.shape[:2], generator=generator, device=x.device, dtype=torch.float32)
-
-    if pruning.score in ("sito", "VI"):
-        return pruning.sim_beta * similarity_score(x) + pruning.noise_alpha * noise()
-    if pruning.score in ("V", "III"):
-        return similarity_score(x)
-    if pruning.score in ("II", "IV"):
-        return noise()
     if pruning.score == "I":
         return torch.zeros(x.shape[:2], device=x.device)  # the first of equals is the top-left one
-    score = pruning.noise_alpha * noise()
-    if difference is not None:
-        # A tensor sign, so that a GPU need not wait for the host.
-        sign = torch.randint(0, 2, (1,), generator=generator, device=x.device) * 2.0 - 1.0
-        score = score + sign * pruning.diff_gamma * difference.float()
-    return score
+    if pruning.score in ("II", "IV"):
+        return noise
+    if pruning.score == "dato":
+        score = pruning.noise_alpha * noise
+        return score if difference is None else score + pruning.diff_gamma * difference.float()
+    score = _row_sums(normalise(x) if unit is None else unit)
+    if pruning.score in ("V", "III"):
+        return score
+    return pruning.sim_beta * score + pruning.noise_alpha * noise
 
 
 def base_patch(pruning: Pruning) -> tuple[int, int] | None:
@@ -112,9 +121,11 @@ def select_tokens(
     patch: tuple[int, int] | None = (2, 2),
     score: Tensor | None = None,
     recover_from: str = "base",
+    similarity: str = "global",
     merge: bool = False,
     align_cfg: bool = False,
     last: Tensor | None = None,
+    unit: Tensor | None = None,
 ) -> TokenSelection:
     """Choose base tokens, and the `num_prune` other tokens that are most similar to one of them (SiTo, section 3).
 
@@ -129,10 +140,13 @@ def select_tokens(
         score: (B, N) base score; None: SimScore.
         recover_from: Whose value a pruned token gets: "kept", its most similar kept token's (the authors' code);
             "base" (the paper) and "past" (which needs it beside the past), its most similar base token's.
+        similarity: A token is compared with all base tokens ("global", the papers), in the dtype of x, or with those
+            of its own patch and the eight around it ("local").
         merge: See `TokenSelection.merge`.
         align_cfg: The second half of the batch uses the first half's base tokens.
         last: (B, N) timesteps, falling as a sampler's do, at which each token was last computed; infinity: never. The
             tokens with the highest become base tokens and are kept.
+        unit: `normalise(x)`, where that is known.
 
     Raises:
         DatoError: if shapes do not fit or K is above N - M; the message names the bound.
@@ -147,60 +161,119 @@ def select_tokens(
             f"token pruning: cannot prune {num_prune} of {n} tokens: {m} are base tokens, so at most {n - m} "
             f"(a ratio of {(n - m) / n:.4g}) can go; lower the ratio or use larger patches"
         )
-    unit = F.normalize(x, dim=-1)
-    base = _base_tokens(similarity_score(x) if score is None else score, grid, patch, m, last)
+    unit = normalise(x) if unit is None else unit
+    base, others = _base_tokens(_row_sums(unit) if score is None else score, grid, patch, m, last)
     if align_cfg and b % 2 == 0:
-        base = base[: b // 2].repeat(2, 1)
+        base, others = (half[: b // 2].repeat(2, 1) for half in (base, others))
 
-    others = _complement(base, n)
-    similarity, nearest = torch.bmm(_take(unit, others), _take(unit, base).transpose(1, 2)).max(dim=2)
+    unit = unit.to(x.dtype)
+    if similarity == "global":
+        best, nearest = _most_similar(_take(unit, others), _take(unit, base))
+        nearest = base.gather(1, nearest)
+    else:
+        best, nearest = (of_all.gather(1, others) for of_all in _most_similar_around(unit, grid, patch, base))
     if last is None:
-        pick = similarity.topk(num_prune, dim=1, sorted=False).indices
+        pick = best.topk(num_prune, dim=1, sorted=False).indices
     else:
-        pick = _order(-last.gather(1, others), similarity)[:, :num_prune]
-    pick = pick.sort(dim=1).values
-    pruned = others.gather(1, pick)
-    kept = _complement(pruned, n)
-    if recover_from != "kept":
-        target = base.gather(1, nearest.gather(1, pick))
-    else:
-        near = torch.bmm(_take(unit, pruned), _take(unit, kept).transpose(1, 2)).argmax(dim=2)
-        target = kept.gather(1, near)
+        pick = _order(-last.gather(1, others), best)[:, :num_prune]
+    target = torch.zeros(b, n, dtype=torch.long, device=x.device)  # of each pruned token the one it is recovered from
+    target = target.scatter(1, others.gather(1, pick), nearest.gather(1, pick))
 
+    pruned = torch.zeros(b, n, dtype=torch.uint8, device=x.device).scatter(1, others.gather(1, pick), 1)
+    kept, pruned = pruned.argsort(dim=1, stable=True).split((n - num_prune, num_prune), dim=1)
+    if recover_from == "kept":
+        target = kept.gather(1, _most_similar(_take(unit, pruned), _take(unit, kept))[1])
+    else:
+        target = target.gather(1, pruned)
     position = torch.zeros(b, n, dtype=torch.long, device=x.device)
-    position.scatter_(1, kept, torch.arange(n - num_prune, device=x.device).expand(b, -1))
+    position = position.scatter(1, kept, torch.arange(n - num_prune, device=x.device).expand(b, -1))
     source = position.scatter(1, pruned, position.gather(1, target))
     return TokenSelection(base, pruned, kept, source, merge)
 
 
+def _row_sums(unit: Tensor) -> Tensor:
+    """Row sums of the cosine matrix of normalised tokens (B, N, C), without the matrix: (B, N)."""
+    return torch.bmm(unit, unit.sum(dim=1)[..., None]).squeeze(2)
+
+
+def _most_similar(tokens: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """For each of (B, n, C) the highest product with one of (B, m, C), and which it is: (B, n) and (B, n).
+
+    In pieces of as many tokens as there are candidates, so that n x m products are never there at once.
+    """
+    across = candidates.transpose(1, 2)
+    pieces = [torch.bmm(piece, across).max(dim=2) for piece in tokens.split(max(candidates.shape[1], 1), dim=1)]
+    if len(pieces) == 1:
+        return pieces[0].values, pieces[0].indices
+    return torch.cat([p.values for p in pieces], dim=1), torch.cat([p.indices for p in pieces], dim=1)
+
+
+def _most_similar_around(
+    unit: Tensor, grid: tuple[int, int], patch: tuple[int, int], base: Tensor
+) -> tuple[Tensor, Tensor]:
+    """For each token the highest product with a base token of its own or an adjacent patch, and that token's index.
+
+    Tokens that no whole patch holds count to the patch nearest to them. One product of sy * sx by 9 for each patch.
+
+    Returns:
+        (B, N) and (B, N).
+    """
+    b, _, c = unit.shape
+    (h, w), (sy, sx) = grid, patch
+    rows, cols = h // sy, w // sx
+    tall, wide = math.ceil(h / sy), math.ceil(w / sx)
+
+    def around(count: int, whole: int) -> Tensor:
+        near = torch.arange(count, device=unit.device)[:, None] + torch.arange(-1, 2, device=unit.device)
+        return near.clamp(0, whole - 1)
+
+    near = (around(tall, rows)[:, None, :, None] * cols + around(wide, cols)[None, :, None, :]).view(-1)
+    near = base[:, near]  # (B, tall * wide * 9) token indices
+    x = F.pad(unit.view(b, h, w, c), (0, 0, 0, wide * sx - w, 0, tall * sy - h))
+    x = x.view(b, tall, sy, wide, sx, c).transpose(2, 3).reshape(b * tall * wide, sy * sx, c)
+    best, which = torch.bmm(x, _take(unit, near).view(b * tall * wide, 9, c).transpose(1, 2)).max(dim=2)
+    nearest = near.view(b * tall * wide, 9).gather(1, which)
+
+    def in_order(of_patches: Tensor) -> Tensor:
+        whole = of_patches.view(b, tall, wide, sy, sx).transpose(2, 3).reshape(b, tall * sy, wide * sx)
+        return whole[:, :h, :w].reshape(b, h * w)
+
+    return in_order(best), in_order(nearest)
+
+
 def _base_tokens(
     score: Tensor, grid: tuple[int, int], patch: tuple[int, int] | None, m: int, last: Tensor | None
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """Base tokens (B, M) and all others (B, N - M)."""
+    b, n = score.shape
     if patch is None:
         best = score.topk(m, dim=1).indices if last is None else _order(last, score)[:, :m]
-        return best.sort(dim=1).values
-    (h, w), (sy, sx) = grid, patch
+        taken = torch.zeros(b, n, dtype=torch.uint8, device=score.device).scatter(1, best, 1)
+        others, base = taken.argsort(dim=1, stable=True).split((n - m, m), dim=1)
+        return base, others
+    (h, w), (sy, sx), size = grid, patch, patch[0] * patch[1]
     rows, cols = h // sy, w // sx  # what does not fill a patch has no base token
-    index = torch.arange(h * w, device=score.device).view(h, w)
-    index = index[: rows * sy, : cols * sx].reshape(rows, sy, cols, sx).transpose(1, 2).reshape(m, sy * sx)
+    table = torch.arange(n, device=score.device).view(h, w)
+    index = table[: rows * sy, : cols * sx].reshape(rows, sy, cols, sx).transpose(1, 2).reshape(m, size)
     score = score[:, index]  # (B, M, sy * sx)
     if last is not None:
         turn = last[:, index]
         score = score.masked_fill(turn < turn.amax(dim=2, keepdim=True), -torch.inf)
-    best = score.argmax(dim=2)
-    return index.expand(len(score), -1, -1).gather(2, best[..., None]).squeeze(2)
+    index = index.expand(b, -1, -1)
+    best = score.argmax(dim=2, keepdim=True)
+    rest = torch.arange(size - 1, device=score.device)
+    rest = rest + (rest >= best)  # (B, M, sy * sx - 1): a patch's other places
+    others = index.gather(2, rest).view(b, -1)
+    if others.shape[1] + m < n:
+        beside = torch.cat([table[: rows * sy, cols * sx :].reshape(-1), table[rows * sy :].reshape(-1)])
+        others = torch.cat([others, beside.expand(b, -1)], dim=1)
+    return index.gather(2, best).squeeze(2), others
 
 
 def _order(first: Tensor, then: Tensor) -> Tensor:
     """Indices of each row by falling `first`, equals by falling `then`: (B, n), (B, n) -> (B, n)."""
     order = then.argsort(dim=1, descending=True, stable=True)
     return order.gather(1, first.gather(1, order).argsort(dim=1, descending=True, stable=True))
-
-
-def _complement(index: Tensor, n: int) -> Tensor:
-    """The ascending indices below n that are not in `index` (B, k): (B, n - k); no device synchronisation."""
-    taken = torch.zeros(len(index), n, dtype=torch.uint8, device=index.device).scatter_(1, index, 1)
-    return taken.argsort(dim=1, stable=True)[:, : n - index.shape[1]]
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
