@@ -14,6 +14,7 @@ from torch import Tensor
 from dato import emoji_sd
 from dato.errors import DatoError
 from dato.files import read_text
+from dato.random_models import RANDOM_MODELS, random_pipeline
 from dato.samplers import set_scheduler
 from dato.timing import Stopwatch, forward_times
 
@@ -66,7 +67,8 @@ def load_pipeline(
     """Load a text-to-image pipeline with a UNet.
 
     Args:
-        model: "emoji-sd" for the embedded model, else a folder or a hub id in diffusers' layout.
+        model: "emoji-sd" for the embedded model; "sd15-random", "sd21-random" or "sdxl-random" for these models'
+            configurations with random weights; else a folder or a hub id in diffusers' layout.
         device: Where to run.
         dtype: What to compute in.
         scheduler: A key of `dato.samplers.SAMPLERS`; None keeps the model's own.
@@ -74,21 +76,26 @@ def load_pipeline(
     Raises:
         DatoError: if it cannot be loaded, or has no UNet.
     """
-    path = str(emoji_sd.PIPE) if model == EMBEDDED else model
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # `torch_dtype` got a second name
-            pipe = AutoPipelineForText2Image.from_pretrained(path, torch_dtype=dtype)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DatoError(
-            f"cannot load the model {model!r}: {reason} (give a folder or hub id in diffusers' layout, or {EMBEDDED})"
-        ) from error
+    pipe = random_pipeline(model, device=device, dtype=dtype) if model in RANDOM_MODELS else _stored(model, dtype)
     if not isinstance(getattr(pipe, "unet", None), UNet2DConditionModel):
         raise DatoError(f"{model!r} is a {type(pipe).__name__} without a UNet2DConditionModel; dato is for UNets")
     pipe.set_progress_bar_config(disable=True)
     set_scheduler(pipe, scheduler)
     return pipe.to(device)
+
+
+def _stored(model: str, dtype: torch.dtype) -> DiffusionPipeline:
+    path = str(emoji_sd.PIPE) if model == EMBEDDED else model
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # `torch_dtype` got a second name
+            return AutoPipelineForText2Image.from_pretrained(path, torch_dtype=dtype)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DatoError(
+            f"cannot load the model {model!r}: {reason} (give a folder or hub id in diffusers' layout, or "
+            f"{', '.join((EMBEDDED, *RANDOM_MODELS))})"
+        ) from error
 
 
 def generate(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling) -> Generated:

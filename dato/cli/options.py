@@ -12,12 +12,16 @@ import typer
 from dato.errors import DatoError
 from dato.front import Front, Point
 from dato.quality import METRICS, shown
+from dato.random_models import RANDOM_MODELS
 from dato.samplers import SAMPLERS
 from dato.sampling import EMBEDDED
 
 Model = Annotated[
     str | None,
-    typer.Option(help=f"Folder or hub id of a diffusers pipeline with a UNet; '{EMBEDDED}' is the embedded model."),
+    typer.Option(
+        help=f"Folder or hub id of a diffusers pipeline with a UNet; '{EMBEDDED}' is the embedded model; "
+        f"{', '.join(RANDOM_MODELS)} have random weights, for timing."
+    ),
 ]
 Steps = Annotated[int | None, typer.Option(min=1, help="Sampler steps.", show_default="the preset's")]
 Scheduler = Annotated[str | None, typer.Option(help=f"Sampler: {', '.join(SAMPLERS)}.", show_default="the model's own")]
