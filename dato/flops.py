@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -94,7 +95,7 @@ class _Counter:
         self._mode = FakeTensorMode()
         with self._mode:
             self._unet = UNet2DConditionModel.from_config(json.loads(config))
-            self._inputs = _inputs(self._unet, sample_shape, text_tokens)
+            self._inputs = example_inputs(self._unet, sample_shape, text_tokens)
 
     def count(self, calls: Iterable[tuple[int, float]]) -> list[int]:
         """FLOPs of calls of (depth, ratio)."""
@@ -133,20 +134,24 @@ def _counter(unet: UNet2DConditionModel, schedule: Schedule, sample_shape: Itera
 _cached_counter = lru_cache(maxsize=16)(_Counter)
 
 
-def _inputs(unet: UNet2DConditionModel, sample_shape: tuple[int, ...], text_tokens: int) -> dict[str, object]:
-    """What the UNet takes in beside the timestep, of these shapes."""
+def example_inputs(unet: UNet2DConditionModel, sample_shape: tuple[int, ...], text_tokens: int = 77) -> dict[str, Any]:
+    """What the UNet takes in beside the timestep, drawn at random: latents of this shape, text, SDXL's sizes.
+
+    Raises:
+        DatoError: if the UNet takes in more.
+    """
     config, batch = unet.config, sample_shape[0]
     if config.class_embed_type or config.num_class_embeds or config.addition_embed_type not in (None, "text_time"):
         raise DatoError("FLOPs are counted of UNets that take in latents, text and, as SDXL does, sizes; this has more")
     width = config.encoder_hid_dim or config.cross_attention_dim
     width = width if isinstance(width, int) else width[0]
-    inputs: dict[str, object] = {
-        "sample": torch.empty(sample_shape),
-        "encoder_hidden_states": torch.empty(batch, text_tokens, width),
-    }
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=unet.dtype, device=unet.device)
+
+    inputs: dict[str, Any] = {"sample": draw(*sample_shape), "encoder_hidden_states": draw(batch, text_tokens, width)}
     if config.addition_embed_type == "text_time":
         sizes = 6  # SDXL's original size, crop and target size
         pooled = config.projection_class_embeddings_input_dim - sizes * config.addition_time_embed_dim
-        extra: dict[str, Tensor] = {"text_embeds": torch.empty(batch, pooled), "time_ids": torch.empty(batch, sizes)}
-        inputs["added_cond_kwargs"] = extra
+        inputs["added_cond_kwargs"] = {"text_embeds": draw(batch, pooled), "time_ids": draw(batch, sizes)}
     return inputs

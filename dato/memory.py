@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -34,7 +36,7 @@ def peak_memory(device: torch.device | str) -> Iterator[Peak]:
     On a CPU PyTorch keeps no such count, so the profiler records every allocation of this thread: keep the block short
     (one generation), for it holds a record of every operation too, some 15 MB for each UNet call, and do not time
     within. Inner buffers of oneDNN and MKL are not in it, and memory that is older than the block and freed in it
-    does not lower the peak. The profiler may write a line or two to stderr.
+    does not lower the peak.
 
     Args:
         device: Which device's memory.
@@ -54,12 +56,26 @@ def peak_memory(device: torch.device | str) -> Iterator[Peak]:
     elif device.type == "cpu":
         recorder = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
         try:
-            with recorder:
+            with _no_standard_error(), recorder:
                 yield peak
         finally:
             peak.bytes = _highest(recorder)
     else:
         raise DatoError(f"peak memory is measured on a CPU or a CUDA GPU, not on {device.type}")
+
+
+@contextlib.contextmanager
+def _no_standard_error() -> Iterator[None]:
+    """Drop what is written to standard error: the profiler's C++ code logs there, and nothing turns that off."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _highest(recorder: profile) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dato.past import TokenPast
 from dato.pruning import Pruning
-from dato.tokens import TokenSelection, base_patch, base_score, is_noisy, normalise, select_tokens
+from dato.tokens import TokenSelection, base_patch, base_score, is_noisy, select_tokens
 
 
 class TokenPruner:
@@ -186,7 +186,7 @@ class TokenPruner:
 
     def _select(self, factor: int, number: int, pasts: list[TokenPast], x: Tensor, k: int) -> TokenSelection:
         p = self._pruning
-        unit = normalise(x)
+        x = x.contiguous()  # a transposed view of an image arrives here, and rows of it are to be taken
         difference = None
         if self._difference is not None:
             difference = self._sign * F.adaptive_avg_pool2d(self._difference, self._grid).flatten(1)
@@ -196,13 +196,12 @@ class TokenPruner:
             self._grid,
             k,
             patch=base_patch(p),
-            score=base_score(x, p, noise, difference, unit),
+            score=base_score(x, p, noise, difference),
             recover_from=p.recover_from,
             similarity=p.similarity,
             merge=p.reduction == "merge",
             align_cfg=p.align_cfg,
             last=pasts[0].last,
-            unit=unit,
         )
 
     def _shorten(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:

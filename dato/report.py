@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 from matplotlib.figure import Figure
 from rich import box
@@ -108,6 +109,44 @@ def quality_plot(
         label = {"psnr": "PSNR to stock's image (dB)", "clip-score": "CLIP score (dotted: stock)"}.get(metric, metric)
         panel.set(xlabel=f"share of stock's time ({stock.steps} steps)", ylabel=label)
     panels[0].legend(fontsize=8)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    write_atomic(path, data.getvalue())
+
+
+def speed_chart(rows: Sequence[Mapping[str, Any]], title: str, path: str | Path) -> None:
+    """Write a PNG: for each method its speed-up over stock as a bar, and a mark at what its FLOPs allow.
+
+    Args:
+        rows: Of `dato.benchmark.time_images`, each with its `batch`; one panel for each batch size.
+        title: What was measured on what.
+        path: Where to.
+
+    Raises:
+        DatoError: if the place cannot be written to.
+    """
+    batches = sorted({row["batch"] for row in rows})
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    size = 6.5 * len(batches) + 1.5, 0.34 * len(names) + 1.4
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(batches), squeeze=False, sharey=True)[0]
+    figure.suptitle(title, fontsize=9)
+    for panel, batch in zip(panels, batches, strict=True):
+        own = [row for row in rows if row["batch"] == batch]
+        places = [names.index(row["method"]) for row in own]
+        known = [row["allowed"] is not None for row in own]
+        colours = ["tab:blue" if is_known else "tab:grey" for is_known in known]
+        bars = panel.barh(places, [row["loop_speedup"] for row in own], color=colours, alpha=0.85)
+        panel.bar_label(bars, [f"{row['loop_speedup']:.2f}x" for row in own], padding=4, fontsize=7)
+        marks = [(row["allowed"], place) for row, place in zip(own, places, strict=True) if row["allowed"] is not None]
+        panel.plot(*zip(*marks, strict=True), "k|", markersize=11, label="what the remaining FLOPs allow")
+        panel.axvline(1, color="grey", linewidth=0.8, linestyle=":")
+        panel.set(xlabel=f"speed-up of UNet and sampler over stock, batch {batch}")
+        panel.grid(axis="x", alpha=0.25)
+        panel.margins(x=0.12)
+    panels[0].set_yticks(range(len(names)), names, fontsize=8)
+    panels[0].invert_yaxis()
+    panels[-1].legend(fontsize=7, loc="lower right")
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=110)
     write_atomic(path, data.getvalue())

@@ -50,11 +50,14 @@ class Generated:
         images: (n, 3, H, W) float32 in [0, 1] on the CPU.
         latency_ms: Milliseconds per image for each batch, end to end: text encoder, sampler, VAE.
         unet_ms: Milliseconds per image for each batch, the UNet's calls alone.
+        loop_ms: Milliseconds per image for each batch, from the first UNet call to the end of the last: with the
+            sampler, without text encoder and VAE.
     """
 
     images: Tensor
     latency_ms: list[float]
     unet_ms: list[float]
+    loop_ms: list[float]
 
 
 def load_pipeline(
@@ -106,7 +109,7 @@ def generate(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling
             raise DatoError(f"{name} must be a multiple of 8, not {getattr(sampling, name)}")
     device = pipe.unet.device
     whole = Stopwatch(device)
-    images, sizes, unet_ms = [], [], []
+    images, sizes, unet_ms, loop_ms = [], [], [], []
     with forward_times(pipe.unet) as calls:
         for start in range(0, len(prompts), sampling.batch_size):
             batch = list(prompts[start : start + sampling.batch_size])
@@ -123,11 +126,12 @@ def generate(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling
                 output_type="pt",
             ).images
             whole.stop()
+            loop_ms.append(calls.span() / len(batch))
             unet_ms.append(sum(calls.read()) / len(batch))
             sizes.append(len(batch))
             images.append(result.float().cpu())
     latency = [ms / size for ms, size in zip(whole.read(), sizes, strict=True)]
-    return Generated(torch.cat(images), latency, unet_ms)
+    return Generated(torch.cat(images), latency, unet_ms, loop_ms)
 
 
 def read_prompts(source: str | Path | None, count: int | None) -> list[str]:

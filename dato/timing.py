@@ -34,10 +34,17 @@ class Stopwatch:
     def read(self) -> list[float]:
         """Milliseconds of each stretch since the last reading."""
         marks, self._marks = self._marks, []
+        return [self._between(*mark) for mark in marks]
+
+    def span(self) -> float:
+        """Milliseconds from the first stretch's start to the last one's end, of those that `read` would read."""
+        return self._between(self._marks[0][0], self._marks[-1][1])
+
+    def _between(self, begin: object, end: object) -> float:
         if not self._cuda:
-            return [1000 * (end - begin) for begin, end in marks]
-        torch.cuda.synchronize(self._device)
-        return [begin.elapsed_time(end) for begin, end in marks]
+            return 1000 * (end - begin)
+        end.synchronize()
+        return begin.elapsed_time(end)
 
     def _mark(self) -> object:
         if not self._cuda:

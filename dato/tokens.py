@@ -50,18 +50,20 @@ class TokenSelection:
         return _take(y, self.source)
 
 
-def normalise(x: Tensor) -> Tensor:
-    """Tokens (B, N, C) at length 1, in float32."""
-    # What enters a block is a transposed view of an image; norms along its stride would be slow.
-    return F.normalize(x.contiguous().float(), dim=-1)
-
-
 def similarity_score(x: Tensor) -> Tensor:
     """SimScore_i = sum_j cos(x_i, x_j), SiTo's equation for base tokens: (B, N, C) -> (B, N) in float32.
 
     The sum of cosines is the product with the sum of the normalised tokens, so no N x N matrix is needed.
     """
-    return _row_sums(normalise(x))
+    scale = _scale(x)
+    if x.dtype in (torch.float16, torch.bfloat16):
+        # A matrix product would be rounded to half precision, where neighbours' scores are equal; a sum need not be.
+        mean = (x * scale[..., None].to(x.dtype)).mean(dim=1, keepdim=True, dtype=torch.float32)
+        score = (x * mean.to(x.dtype)).sum(dim=2, dtype=torch.float32) * x.shape[1]
+    else:
+        total = torch.bmm(scale[:, None], x)  # (B, 1, C)
+        score = torch.bmm(x, total.transpose(1, 2)).squeeze(2)
+    return (score * scale).float()
 
 
 def is_noisy(pruning: Pruning) -> bool:
@@ -74,7 +76,6 @@ def base_score(
     pruning: Pruning,
     noise: Tensor | None = None,
     difference: Tensor | None = None,
-    unit: Tensor | None = None,
 ) -> Tensor:
     """The score by which base tokens are chosen, for tokens x (B, N, C): (B, N) in float32.
 
@@ -84,7 +85,6 @@ def base_score(
         noise: (B, N), drawn from N(0, 1), for scores that take it (`is_noisy`).
         difference: (B, N), DaTo's D with its sign: how much the last two predictions differ at each token. None while
             there are no two predictions: DaTo's score is then noise alone.
-        unit: `normalise(x)`, where that is known.
     """
     if pruning.score == "I":
         return torch.zeros(x.shape[:2], device=x.device)  # the first of equals is the top-left one
@@ -93,7 +93,7 @@ def base_score(
     if pruning.score == "dato":
         score = pruning.noise_alpha * noise
         return score if difference is None else score + pruning.diff_gamma * difference.float()
-    score = _row_sums(normalise(x) if unit is None else unit)
+    score = similarity_score(x)
     if pruning.score in ("V", "III"):
         return score
     return pruning.sim_beta * score + pruning.noise_alpha * noise
@@ -125,7 +125,6 @@ def select_tokens(
     merge: bool = False,
     align_cfg: bool = False,
     last: Tensor | None = None,
-    unit: Tensor | None = None,
 ) -> TokenSelection:
     """Choose base tokens, and the `num_prune` other tokens that are most similar to one of them (SiTo, section 3).
 
@@ -146,7 +145,6 @@ def select_tokens(
         align_cfg: The second half of the batch uses the first half's base tokens.
         last: (B, N) timesteps, falling as a sampler's do, at which each token was last computed; infinity: never. The
             tokens with the highest become base tokens and are kept.
-        unit: `normalise(x)`, where that is known.
 
     Raises:
         DatoError: if shapes do not fit or K is above N - M; the message names the bound.
@@ -161,17 +159,14 @@ def select_tokens(
             f"token pruning: cannot prune {num_prune} of {n} tokens: {m} are base tokens, so at most {n - m} "
             f"(a ratio of {(n - m) / n:.4g}) can go; lower the ratio or use larger patches"
         )
-    unit = normalise(x) if unit is None else unit
-    base, others = _base_tokens(_row_sums(unit) if score is None else score, grid, patch, m, last)
+    base, others = _base_tokens(similarity_score(x) if score is None else score, grid, patch, m, last)
     if align_cfg and b % 2 == 0:
         base, others = (half[: b // 2].repeat(2, 1) for half in (base, others))
 
-    unit = unit.to(x.dtype)
     if similarity == "global":
-        best, nearest = _most_similar(_take(unit, others), _take(unit, base))
-        nearest = base.gather(1, nearest)
+        best, nearest = _most_similar(x, others, base)
     else:
-        best, nearest = (of_all.gather(1, others) for of_all in _most_similar_around(unit, grid, patch, base))
+        best, nearest = (of_all.gather(1, others) for of_all in _most_similar_around(x, grid, patch, base))
     if last is None:
         pick = best.topk(num_prune, dim=1, sorted=False).indices
     else:
@@ -181,64 +176,66 @@ def select_tokens(
 
     pruned = torch.zeros(b, n, dtype=torch.uint8, device=x.device).scatter(1, others.gather(1, pick), 1)
     kept, pruned = pruned.argsort(dim=1, stable=True).split((n - num_prune, num_prune), dim=1)
-    if recover_from == "kept":
-        target = kept.gather(1, _most_similar(_take(unit, pruned), _take(unit, kept))[1])
-    else:
-        target = target.gather(1, pruned)
+    target = _most_similar(x, pruned, kept)[1] if recover_from == "kept" else target.gather(1, pruned)
     position = torch.zeros(b, n, dtype=torch.long, device=x.device)
     position = position.scatter(1, kept, torch.arange(n - num_prune, device=x.device).expand(b, -1))
     source = position.scatter(1, pruned, position.gather(1, target))
     return TokenSelection(base, pruned, kept, source, merge)
 
 
-def _row_sums(unit: Tensor) -> Tensor:
-    """Row sums of the cosine matrix of normalised tokens (B, N, C), without the matrix: (B, N)."""
-    return torch.bmm(unit, unit.sum(dim=1)[..., None]).squeeze(2)
+def _scale(x: Tensor) -> Tensor:
+    """1 / |x_i| of each token of (B, N, C): (B, N), at least float32. With it no normalised copy of x is needed."""
+    norm = torch.linalg.vector_norm(x, dim=2, dtype=torch.promote_types(x.dtype, torch.float32))
+    return norm.clamp_min(1e-6).reciprocal()
 
 
-def _most_similar(tokens: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-    """For each of (B, n, C) the highest product with one of (B, m, C), and which it is: (B, n) and (B, n).
-
-    In pieces of as many tokens as there are candidates, so that n x m products are never there at once.
-    """
-    across = candidates.transpose(1, 2)
-    pieces = [torch.bmm(piece, across).max(dim=2) for piece in tokens.split(max(candidates.shape[1], 1), dim=1)]
-    if len(pieces) == 1:
-        return pieces[0].values, pieces[0].indices
-    return torch.cat([p.values for p in pieces], dim=1), torch.cat([p.indices for p in pieces], dim=1)
+def _most_similar(x: Tensor, tokens: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """For each of `tokens` (B, n) its highest cosine to one of `candidates` (B, m), and which: (B, n) and (B, n)."""
+    scale = _scale(x)
+    across = (_take(x, candidates) * scale.gather(1, candidates)[..., None].to(x.dtype)).transpose(1, 2)
+    # In pieces of a quarter of all tokens: n x m products are never there at once.
+    pieces = [torch.bmm(_take(x, piece), across).max(dim=2) for piece in tokens.split(max(x.shape[1] // 4, 1), dim=1)]
+    best, nearest = (torch.cat(parts, dim=1) for parts in zip(*pieces, strict=True))
+    return best * scale.gather(1, tokens), candidates.gather(1, nearest)
 
 
 def _most_similar_around(
-    unit: Tensor, grid: tuple[int, int], patch: tuple[int, int], base: Tensor
+    x: Tensor, grid: tuple[int, int], patch: tuple[int, int], base: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """For each token the highest product with a base token of its own or an adjacent patch, and that token's index.
+    """For each token its highest cosine to a base token of its own or an adjacent patch, and that token's index.
 
     Tokens that no whole patch holds count to the patch nearest to them. One product of sy * sx by 9 for each patch.
 
     Returns:
         (B, N) and (B, N).
     """
-    b, _, c = unit.shape
+    b, _, c = x.shape
     (h, w), (sy, sx) = grid, patch
     rows, cols = h // sy, w // sx
     tall, wide = math.ceil(h / sy), math.ceil(w / sx)
+    scale = _scale(x)
 
     def around(count: int, whole: int) -> Tensor:
-        near = torch.arange(count, device=unit.device)[:, None] + torch.arange(-1, 2, device=unit.device)
-        return near.clamp(0, whole - 1)
+        own = torch.arange(count, device=x.device).clamp_max(whole - 1)
+        return (own[:, None] + torch.arange(-1, 2, device=x.device)).clamp(0, whole - 1)
 
-    near = (around(tall, rows)[:, None, :, None] * cols + around(wide, cols)[None, :, None, :]).view(-1)
-    near = base[:, near]  # (B, tall * wide * 9) token indices
-    x = F.pad(unit.view(b, h, w, c), (0, 0, 0, wide * sx - w, 0, tall * sy - h))
-    x = x.view(b, tall, sy, wide, sx, c).transpose(2, 3).reshape(b * tall * wide, sy * sx, c)
-    best, which = torch.bmm(x, _take(unit, near).view(b * tall * wide, 9, c).transpose(1, 2)).max(dim=2)
-    nearest = near.view(b * tall * wide, 9).gather(1, which)
+    near = (around(tall, rows)[:, None, :, None] * cols + around(wide, cols)[None, :, None, :]).view(tall, wide * 9)
+    bases = _take(x, base) * scale.gather(1, base)[..., None].to(x.dtype)  # (B, M, C)
+    whole = F.pad(x.view(b, h, w, c), (0, 0, 0, wide * sx - w, 0, tall * sy - h)).view(b, tall, sy, wide, sx, c)
+    best, which = [], []
+    for line in range(0, tall, step := math.ceil(tall / 4)):  # in pieces, as above
+        piece = whole[:, line : line + step].transpose(2, 3).reshape(-1, sy * sx, c)
+        beside = bases.index_select(1, near[line : line + step].reshape(-1)).view(-1, 9, c)
+        found = torch.bmm(piece, beside.transpose(1, 2)).max(dim=2)
+        best.append(found.values.view(b, -1, wide, sy, sx))
+        which.append(found.indices.view(b, -1, wide, sy, sx))
+    number = torch.cat(which, dim=1)  # 0 to 8, of (B, tall, wide, sy, sx)
+    number = near.view(1, tall, wide, 9).expand(b, -1, -1, -1).gather(3, number.flatten(3)).view_as(number)
 
     def in_order(of_patches: Tensor) -> Tensor:
-        whole = of_patches.view(b, tall, wide, sy, sx).transpose(2, 3).reshape(b, tall * sy, wide * sx)
-        return whole[:, :h, :w].reshape(b, h * w)
+        return of_patches.transpose(2, 3).reshape(b, tall * sy, wide * sx)[:, :h, :w].reshape(b, h * w)
 
-    return in_order(best), in_order(nearest)
+    return in_order(torch.cat(best, dim=1)) * scale, base.gather(1, in_order(number))
 
 
 def _base_tokens(

@@ -92,6 +92,49 @@ def test_blocks_of_a_call_share_one_selection_a_grid(make_pipe, monkeypatch, sha
     assert len(count) == 5 * selections  # 4 PLMS steps make 5 calls; SD has 5 blocks at the highest resolution
 
 
+@pytest.mark.parametrize(("every", "choices"), [(1, 6), (2, 4), (9, 2)])
+def test_a_choice_of_tokens_serves_several_calls(monkeypatch, every, choices):
+    import dato.pruner
+
+    count, select = [], dato.pruner.select_tokens
+    monkeypatch.setattr(dato.pruner, "select_tokens", lambda *a, **k: count.append(1) or select(*a, **k))
+    unet, (x, text) = tiny_unet(), unet_inputs()
+    # Another ratio needs another choice; depth 0 and ratio 0 need none.
+    schedule = Schedule([12, 12, 12, 0, 12, 12, 12, 1], [0.5, 0, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25])
+    dato.apply_patch(unet, schedule, choose_every=every)
+    with torch.no_grad():
+        for generation in (1, 2):
+            for time in range(800, 0, -100):
+                unet(x, time, text)
+            assert len(count) == generation * choices
+
+
+def test_the_sign_of_datos_score_is_random():
+    unet, (x, _) = tiny_unet(), unet_inputs()
+    pruner = dato.pruner.TokenPruner(unet, dato.Pruning(score="dato"))
+    pruner.begin(x.device)
+    pruner.observe(x)
+    pruner.observe(-x)
+    signs = []
+    for _ in range(200):
+        pruner.prepare(0.5, x, 0.0)
+        signs.append(pruner._sign.item())
+    assert set(signs) == {-1.0, 1.0} and 60 < signs.count(1.0) < 140
+
+
+def test_norms_and_projections_see_kept_tokens_only():
+    unet, (x, text), seen = tiny_unet(), unet_inputs(), {}
+    dato.apply_patch(unet, prune_ratio=0.5, prune_crossattn_flag=True, prune_mlp_flag=True)
+    block = unet.down_blocks[0].attentions[0].transformer_blocks[0]
+    for name in ("norm1", "attn1.to_q", "attn1.to_k", "norm2", "attn2.to_q", "attn2.to_k", "norm3", "ff"):
+        module = block.get_submodule(name)
+        module.register_forward_hook(lambda m, args, out, name=name: seen.__setitem__(name, args[0].shape[1]))
+    with torch.no_grad():
+        unet(x, 500, text)
+    assert seen.pop("attn2.to_k") == text.shape[1]
+    assert set(seen.values()) == {x.shape[2] * x.shape[3] // 2}
+
+
 def test_pruning_leaves_the_pipelines_random_numbers_alone(make_pipe):
     pipe = make_pipe()
     torch.manual_seed(3)
