@@ -97,8 +97,15 @@ class Cache:
             else:
                 del self._past[place]
 
-    def store(self, place: int, value: Tensor, skip: Tensor | None = None) -> None:
-        """Keep what this call computed, if it will be needed; a value of the same timestep is replaced."""
+    def store(self, place: int, value: Tensor, skip: Tensor | None = None, *, copy: bool = False) -> None:
+        """Keep what this call computed, if it will be needed; a value of the same timestep is replaced.
+
+        Args:
+            place: A rung, or `LAST`.
+            value: What was computed.
+            skip: The rung's skip connection, for aligned forecasts.
+            copy: The memory of both will be written over.
+        """
         now, keep = self.present, self.present.keep
         count = 1 if keep is None else keep.get(place, 0)
         if not count:
@@ -107,9 +114,11 @@ class Cache:
         if past and past[-1].time == now.time:
             past.pop()
         value = value.detach()
-        if place == LAST and _version(value) is None:
+        if copy or (place == LAST and _version(value) is None):
             value = value.clone()
         skip = skip.detach() if self.forecast == "aligned" and skip is not None else None
+        if copy and skip is not None:
+            skip = skip.clone()
         past.append(Computed(now.call, now.time, value, skip, _version(value)))
         del past[:-count]
 

@@ -16,7 +16,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
 from torch import Tensor
 
-from dato.cache import LAST, Cache, Present, retention
+from dato.cache import Cache, Present, retention
 from dato.calls import Call, CallCounter
 from dato.errors import DatoError
 from dato.front import Front, Point, load_strategy
@@ -126,7 +126,6 @@ class Patch:
         self._pruner = None
         if any(schedule.ratios):
             self._pruner = TokenPruner(unet, schedule.pruning) if steps is None else steps.pruner(schedule.pruning)
-        self._places = _places(self.schedule)
         self._fitted: dict[int, Schedule] = {len(schedule): self.schedule}
         self._attached: tuple[str, Any] | None = None  # which attribute was taken, and what was in it
 
@@ -203,7 +202,7 @@ class Patch:
         if self._steps is None or not depth:
             prediction = self.ladder.run(depth, self._cache, **arguments)
         else:
-            kind = Kind(ratio, None if self._pruner is None else self.schedule.pruning, self._places)
+            kind = Kind(ratio, None if self._pruner is None else self.schedule.pruning)
             prediction = self._steps.run(depth, kind, self._cache, **arguments)
         if self._pruner is not None and depth:
             self._pruner.observe(prediction)
@@ -295,12 +294,6 @@ def _steps_of(unet: UNet2DConditionModel, compile: bool | Mapping[str, Any] | St
     if compile is False:
         return None
     return Steps(unet, **({} if compile is True else compile))
-
-
-def _places(schedule: Schedule) -> tuple[int, ...]:
-    """The places of the cache that any of its calls reads and a compiled call has to hand out."""
-    rungs = {depth - 1 for depth in schedule.depths if 0 < depth < schedule.rungs}
-    return tuple(sorted(rungs | ({LAST} if schedule.forecast == "chebyshev" else set())))
 
 
 def _pruning_of(base: Pruning, keywords: dict[str, Any]) -> Pruning:

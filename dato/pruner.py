@@ -172,21 +172,25 @@ class TokenPruner:
     def _on_transformer(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self._grid = tuple((args[0] if args else kwargs["hidden_states"]).shape[-2:])
 
-    def _on_block(self, factor: int, number: int, pasts: list[TokenPast], module: nn.Module, args: tuple, kwargs: dict):
+    def _on_block(
+        self, factor: int, number: int, pasts: list[TokenPast], module: nn.Module, args: tuple, kwargs: dict
+    ) -> tuple[tuple, dict] | None:
         x = args[0] if args else kwargs["hidden_states"]
         k = int(x.shape[1] * self._ratio)
         if not k or not pasts:
             self._selection = None
-        elif not self._pruning.shared:
+            return None
+        x = x.contiguous()  # a transposed view of an image arrives here; without this every gather would copy it whole
+        if not self._pruning.shared:
             self._selection = self._select(factor, number, pasts, x, k)
         else:
             if factor not in self._selections:
                 self._selections[factor] = self._select(factor, 0, pasts, x, k)
             self._selection = self._selections[factor]
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
 
     def _select(self, factor: int, number: int, pasts: list[TokenPast], x: Tensor, k: int) -> TokenSelection:
         p = self._pruning
-        x = x.contiguous()  # a transposed view of an image arrives here, and rows of it are to be taken
         difference = None
         if self._difference is not None:
             difference = self._sign * F.adaptive_avg_pool2d(self._difference, self._grid).flatten(1)

@@ -28,12 +28,10 @@ class Kind(NamedTuple):
     Attributes:
         ratio: Share of tokens to prune.
         pruning: How, if any call of the schedule prunes.
-        places: Rungs whose values the schedule reads (and `LAST`, where it reads the last feature).
     """
 
     ratio: float
     pruning: Pruning | None
-    places: tuple[int, ...]
 
 
 class Steps:
@@ -101,28 +99,28 @@ class Steps:
         past = cache.recalled(depth - 1) if depth < len(self._ladder) else None
         if past is not None and past.skips:
             past = past._replace(step=torch.full((), past.step, device=sample.device))
-        key = (depth, kind, cache.forecast, 0 if past is None else len(past.values))
+        key = (depth, kind, cache.last_feature, 0 if past is None else len(past.values))
         if key not in self._compiled:
-            self._compiled[key] = self._compile(depth, kind.places, cache.forecast)
+            self._compiled[key] = self._compile(depth, cache.last_feature)
         if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()
         arguments = {name: value for name, value in arguments.items() if value is not None}
         prediction, kept = self._compiled[key](past, sample, timestep, arguments)
         if self._graphs:  # what the next replay writes over must not be what is kept
-            prediction, kept = torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, (prediction, kept))
+            prediction = prediction.clone()
             if kind.pruning is not None:
                 self._pruners[kind.pruning].copy_state()
         for place, (value, skip) in kept.items():
-            cache.store(place, value, skip)
+            cache.store(place, value, skip, copy=self._graphs)
         if not cache.last_feature:
             cache.store(LAST, prediction)
         return prediction
 
-    def _compile(self, depth: int, places: tuple[int, ...], forecast: str) -> Callable:
+    def _compile(self, depth: int, last_feature: bool) -> Callable:
         ladder = self._ladder
 
         def step(past: Recalled | None, sample: Tensor, timestep: Tensor, arguments: Mapping[str, Any]):
-            exchange = _Exchange(past, places, forecast)
+            exchange = _Exchange(past, last_feature)
             prediction = ladder.run(depth, exchange, sample, timestep, **arguments)
             return prediction, exchange.kept
 
@@ -143,19 +141,22 @@ class Steps:
 
 
 class _Exchange:
-    """The cache as a compiled call sees it: tensors that came in, and tensors to go out."""
+    """The cache as a compiled call sees it: tensors that came in, and tensors to go out.
 
-    def __init__(self, past: Recalled | None, places: tuple[int, ...], forecast: str) -> None:
+    All rungs' values go out, whatever the schedule reads, so that all schedules share what was compiled.
+    """
+
+    def __init__(self, past: Recalled | None, last_feature: bool) -> None:
         self.kept: dict[int, tuple[Tensor, Tensor | None]] = {}
-        self.last_feature = forecast == "chebyshev"
-        self._past, self._places, self._skips = past, places, forecast == "aligned"
+        self.last_feature = last_feature
+        self._past = past
 
     def recall(self, place: int, skip: Tensor | None = None) -> Tensor:
         return self._past.arrive(skip)
 
     def store(self, place: int, value: Tensor, skip: Tensor | None = None) -> None:
-        if place in self._places and (place != LAST or self.last_feature):
-            self.kept[place] = value, skip if self._skips else None
+        if place != LAST or self.last_feature:
+            self.kept[place] = value, skip
 
 
 def _need_compiler() -> None:

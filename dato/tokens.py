@@ -18,7 +18,7 @@ from dato.errors import DatoError
 from dato.pruning import Pruning
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class TokenSelection:
     """Which tokens are pruned, and where each token finds its value afterwards.
 
@@ -37,9 +37,14 @@ class TokenSelection:
     source: Tensor
     merge: bool = False
 
+    def __post_init__(self) -> None:
+        # Computed once, for every layer shortens and restores.
+        self._shorten = _rows(self.kept, self.source.shape[1])
+        self._restore = _rows(self.source, self.kept.shape[1])
+
     def shorten(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N - K, C): the kept tokens, in their order."""
-        short = _take(x, self.kept)
+        short = _take_rows(x, self._shorten)
         if not self.merge or not self.pruned.shape[1]:
             return short
         target = self.source.gather(1, self.pruned)[..., None].expand(-1, -1, x.shape[2])
@@ -47,7 +52,7 @@ class TokenSelection:
 
     def restore(self, y: Tensor) -> Tensor:
         """(B, N - K, C) -> (B, N, C): kept tokens in their places, pruned ones a copy of their source."""
-        return _take(y, self.source)
+        return _take_rows(y, self._restore)
 
 
 def similarity_score(x: Tensor) -> Tensor:
@@ -273,8 +278,16 @@ def _order(first: Tensor, then: Tensor) -> Tensor:
     return order.gather(1, first.gather(1, order).argsort(dim=1, descending=True, stable=True))
 
 
+def _rows(index: Tensor, n: int) -> Tensor:
+    """Tokens `index` (B, k) of images of n tokens each, counted through the whole batch: (B * k,)."""
+    return (index + n * torch.arange(len(index), device=index.device)[:, None]).view(-1)
+
+
+def _take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows (B * k,) of x (B, n, C): (B, k, C). On a CPU this is ten times as fast as a gather."""
+    return x.reshape(-1, x.shape[2]).index_select(0, rows).view(len(x), -1, x.shape[2])
+
+
 def _take(x: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` (B, k) of x (B, n, C): (B, k, C), as one copy of rows."""
-    b, n, c = x.shape
-    flat = index + n * torch.arange(b, device=x.device)[:, None]
-    return x.reshape(b * n, c).index_select(0, flat.reshape(-1)).view(b, -1, c)
+    """Tokens `index` (B, k) of x (B, n, C): (B, k, C)."""
+    return _take_rows(x, _rows(index, x.shape[1]))
