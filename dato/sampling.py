@@ -32,6 +32,9 @@ class Sampling:
         width: Pixels; None: the model's own.
         seed: Image i starts from the noise of seed + i.
         batch_size: Images per generation.
+
+    Raises:
+        DatoError: if height or width is no multiple of 8.
     """
 
     steps: int = 20
@@ -40,6 +43,12 @@ class Sampling:
     width: int | None = None
     seed: int = 0
     batch_size: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            # Every diffusers pipeline of this kind asks for multiples of 8, whatever its VAE does.
+            if (getattr(self, name) or 8) % 8:
+                raise DatoError(f"{name} must be a multiple of 8, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -103,10 +112,6 @@ def _stored(model: str, dtype: torch.dtype) -> DiffusionPipeline:
 
 def generate(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling) -> Generated:
     """Generate one image for each prompt; image i of every call with the same sampling starts from the same noise."""
-    for name in ("height", "width"):
-        # Every diffusers pipeline of this kind asks for multiples of 8, whatever its VAE does.
-        if (getattr(sampling, name) or 8) % 8:
-            raise DatoError(f"{name} must be a multiple of 8, not {getattr(sampling, name)}")
     device = pipe.unet.device
     whole = Stopwatch(device)
     images, sizes, unet_ms, loop_ms = [], [], [], []

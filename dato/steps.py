@@ -56,7 +56,8 @@ class Steps:
         if unet.device.type == "cpu" and options.get("backend", "inductor") == "inductor":
             _need_compiler()
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         """How many different calls were compiled."""
         return len(self._compiled)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import runpy
+import sys
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need a hub
 
@@ -14,6 +18,8 @@ from torch import Tensor
 import dato
 from dato.sampling import load_pipeline
 
+logging.getLogger("torch.__trace").propagate = False  # pytest would keep every line of what torch.compile does
+ROOT = Path(__file__).parent.parent
 PROMPTS = ["red apple on a blue background", "dog face on a pink background", "rose on a white background"]
 
 
@@ -83,3 +89,17 @@ def make_pipe(_embedded):
         return tiny
 
     return make
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run one of the scripts as a user would; (exit code, standard output, standard error)."""
+
+    def call(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        printed = capsys.readouterr()
+        return left.value.code or 0, printed.out, printed.err
+
+    return call

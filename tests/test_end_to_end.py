@@ -1,8 +1,6 @@
 """The whole path as a user walks it: both searches, the fronts they write, generation with them; and bad input."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,23 +10,6 @@ from PIL import Image
 
 import dato
 from dato import Schedule, load_front
-
-ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run one of the scripts as a user would; (exit code, standard output, standard error)."""
-
-    def call(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        printed = capsys.readouterr()
-        return left.value.code or 0, printed.out, printed.err
-
-    return call
-
 
 SMALL = ("--images", 2, "--pop-size", 4, "--generations", 2, "--rounds", 1)
 

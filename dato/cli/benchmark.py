@@ -89,9 +89,14 @@ def run_benchmark(
         if part not in PARTS:
             raise DatoError(f"--parts: unknown part {part!r}; known are {', '.join(PARTS)}")
     batches = opt.whole_numbers("--batch-size", batch_size)
+    if min(batches) < 1:
+        raise DatoError(f"--batch-size {batch_size!r}: the numbers must be at least 1")
+    if chart is not None and "images" not in chosen:
+        raise DatoError("--chart shows the methods: it needs --parts images")
     options = {} if compile_mode is None else {"mode": compile_mode}
     if options and not compile:
         raise DatoError("--compile-mode needs --compile")
+    sampling = Sampling(steps, guidance_scale, height, width)
     where = opt.device_of(device)
     kind = opt.dtype_of(dtype, where)
     pruning = Pruning(similarity=similarity)
@@ -104,7 +109,6 @@ def run_benchmark(
         with err.status(f"Loading {model}"):
             sampler = scheduler or ("dpm++2m" if model == EMBEDDED else None)
             pipe = load_pipeline(model, device=where, dtype=kind, scheduler=sampler)
-        sampling = Sampling(steps, guidance_scale, height, width)
         rungs = len(Ladder(pipe.unet))
         some = opt.numbers("--depths", depths, int) or list(range(rungs + 1))
         if not set(some) <= set(range(rungs + 1)):
@@ -173,8 +177,6 @@ def run_benchmark(
     write_atomic(path, dumps({"format": "dato.benchmark", "version": 1, "conditions": conditions, **found}))
     out.print(f"{hardware(where)}; written to {path}", highlight=False, soft_wrap=True, markup=False)
     if chart is not None:
-        if "images" not in found:
-            raise DatoError("--chart shows the methods: it needs --parts images")
         speed_chart(found["images"], f"{model}, {conditions['hardware']}", chart)
 
 
