@@ -95,7 +95,17 @@ def test_stock_and_ours_compiled(pipe):
 def test_the_command_writes_tables_json_and_a_chart(run, tmp_path):
     path, chart = tmp_path / "speed.json", tmp_path / "speed.png"
     code, printed, _ = run(
-        *("scripts/benchmark.py", "--parts", "calls,images", "--depths", "0,1", "--ratios", "0,0.5", "--rounds", 1),
+        *(
+            "scripts/benchmark.py",
+            "--parts",
+            "calls,images,table",
+            "--depths",
+            "0,1",
+            "--ratios",
+            "0,0.5",
+            "--rounds",
+            1,
+        ),
         *("--steps", 2, "--batch-size", "1,2", "--no-memory", "--strategies", "sd15-uniform-n2-d1"),
         *("--out", path, "--chart", chart),
     )
@@ -107,14 +117,17 @@ def test_the_command_writes_tables_json_and_a_chart(run, tmp_path):
     names = [row["method"] for row in data["images"] if row["batch"] == 1]
     assert names[0] == "stock" and names[-1] == "sd15-uniform-n2-d1" and "pruned 50%" in names
     assert all(name in printed for name in names)
+    assert len(data["table"]) == 20 and all(min(pair.values()) > 0 for pair in data["table"])
+    assert "The latency table against the clock, 20 schedules" in printed
     assert chart.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--parts", "speed"], "unknown part 'speed'; known are images, calls, selection"),
+        (["--parts", "speed"], "unknown part 'speed'; known are calls, images, table, selection"),
         (["--compile-mode", "reduce-overhead"], "--compile-mode needs --compile"),
+        (["--compile", "--parts", "table"], "the latency table is of eager calls"),
         (["--depths", "13"], "depths go from 0 to 12"),
         (["--ratios", "0.9"], "lower the ratio"),
         (["--batch-size", "0"], "--batch-size"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +24,9 @@ from dato.errors import DatoError
 from dato.files import write_atomic
 from dato.front import Front, Point, dumps, load_strategy
 from dato.ladder import Ladder
+from dato.latency_check import TableCheck, check_table, measurer, random_schedules
 from dato.peers import deepcache_peer, tomesd_peer
+from dato.probes import measure_table
 from dato.pruning import Pruning
 from dato.report import speed_chart
 from dato.samplers import num_calls
@@ -32,19 +34,20 @@ from dato.sampling import EMBEDDED, Sampling, load_pipeline, read_prompts
 from dato.schedule import Schedule
 from dato.steps import Steps
 
-PARTS = ("images", "calls", "selection")
+PARTS = ("calls", "images", "table", "selection")
 PROMPT = "red apple on a blue background"
 
 
 def run_benchmark(
     model: opt.Model = EMBEDDED,
     parts: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help=f"What to measure: {', '.join(PARTS)} (per image with each method; per call at each depth and ratio; "
-            "the choice of tokens alone)."
+            help=f"What to measure: {', '.join(PARTS)} (calls at each depth and ratio; images with each method; 20 "
+            "random schedules against the latency table; the choice of tokens alone).",
+            show_default="all; with --compile without table",
         ),
-    ] = ",".join(PARTS),
+    ] = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Stock and our schedules with torch.compile; the others stay eager.")
     ] = False,
@@ -84,13 +87,15 @@ def run_benchmark(
     With no option it measures the embedded model. sd15-random, sd21-random and sdxl-random are the published
     configurations with random weights, for time does not depend on weights.
     """
-    chosen = parts.split(",")
+    chosen = parts.split(",") if parts else [part for part in PARTS if part != "table" or not compile]
     for part in chosen:
         if part not in PARTS:
             raise DatoError(f"--parts: unknown part {part!r}; known are {', '.join(PARTS)}")
     batches = opt.whole_numbers("--batch-size", batch_size)
     if min(batches) < 1:
         raise DatoError(f"--batch-size {batch_size!r}: the numbers must be at least 1")
+    if compile and "table" in chosen:
+        raise DatoError("--compile: the latency table is of eager calls; leave table out of --parts")
     if chart is not None and "images" not in chosen:
         raise DatoError("--chart shows the methods: it needs --parts images")
     options = {} if compile_mode is None else {"mode": compile_mode}
@@ -105,7 +110,7 @@ def run_benchmark(
     path = out_file or Path("benchmarks") / _file_name(where, model, compile)
 
     found: dict[str, Any] = {}
-    if {"images", "calls"} & set(chosen):
+    if {"calls", "images", "table"} & set(chosen):
         with err.status(f"Loading {model}"):
             sampler = scheduler or ("dpm++2m" if model == EMBEDDED else None)
             pipe = load_pipeline(model, device=where, dtype=kind, scheduler=sampler)
@@ -153,6 +158,10 @@ def run_benchmark(
                     )
                 found.setdefault("images", []).extend({"batch": batch, **row} for row in rows)
                 out.print(_table(f"Per image, batch {batch}", rows, _IMAGES))
+        if "table" in chosen:
+            check = _check_table(pipe, replace(sampling, batch_size=batches[0]), shares, pruning, rounds)
+            found["table"] = [asdict(pair) for pair in check.pairs]
+            out.print(f"{check}", highlight=False, soft_wrap=True)
     if "selection" in chosen:
         with err.status("Choosing tokens"):
             found["selection"] = bench.time_selection(where, kind, rounds)
@@ -272,6 +281,41 @@ def _methods(
                 )
             methods.append(ours(f"{name}, {label}", schedule, count))
     return methods
+
+
+def _check_table(
+    pipe: DiffusionPipeline, sampling: Sampling, ratios: list[float], pruning: Pruning, rounds: int
+) -> TableCheck:
+    """A latency table against the clock: 20 random schedules of three lengths."""
+    rungs = len(Ladder(pipe.unet))
+    counts = [
+        num_calls(pipe, steps) for steps in {sampling.steps, max(2, sampling.steps // 2), max(2, sampling.steps // 5)}
+    ]
+    kinds = {"depths": range(min(4, rungs)), "orders": (0, 1), "rungs": rungs}
+    schedules = [
+        *random_schedules(10, counts, **kinds, seed=1),
+        *random_schedules(10, counts, **kinds, ratios=ratios, pruning=pruning, seed=2),
+    ]
+    prompts = [PROMPT] * sampling.batch_size
+    with progress() as bar:
+        task = bar.add_task("Latency table", total=None)
+        table = measure_table(
+            pipe,
+            prompts,
+            sampling,
+            schedules,
+            rounds=rounds,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+        task = bar.add_task("20 random schedules", total=rounds * (1 + len(schedules)))
+        return check_table(
+            table,
+            schedules,
+            measurer(pipe, prompts, sampling),
+            stock=Schedule.full(num_calls(pipe, sampling.steps), rungs=rungs),
+            rounds=rounds,
+            progress=lambda: bar.advance(task),
+        )
 
 
 def _file_name(device: torch.device, model: str, compile: bool) -> str:
