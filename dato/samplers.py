@@ -67,3 +67,20 @@ def num_calls(pipe: DiffusionPipeline, steps: int) -> int:
     except ValueError as error:
         raise DatoError(f"{type(pipe.scheduler).__name__} cannot do {steps} steps: {error}") from None
     return len(pipe.scheduler.timesteps)
+
+
+def lengths(pipe: DiffusionPipeline, most: int) -> dict[int, int]:
+    """Number of UNet calls -> number of steps, ascending, up to the first length of at least `most` calls.
+
+    Not every number of calls can be had, and some samplers cannot do a single step, or many.
+    """
+    found: dict[int, int] = {}
+    for steps in range(1, most + 1):
+        try:
+            calls = num_calls(pipe, steps)
+        except DatoError:
+            continue
+        found[calls] = steps
+        if calls >= most:
+            break
+    return found

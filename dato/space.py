@@ -78,6 +78,14 @@ class DepthSpace:
         order = 0 if set(depths) == {self.rungs} else self._head(x, "orders")
         return Schedule(depths, orders=order, rungs=self.rungs, forecast=self.forecast if order else "polynomial")
 
+    def examples(self) -> list[Schedule]:
+        """Schedules that hold between them every kind of call of this space's, for a latency table."""
+        return [
+            Schedule.uniform(6, 2, depth, order, rungs=self.rungs, forecast=self.forecast if order else "polynomial")
+            for depth in self.depths[:-1]
+            for order in self.orders
+        ]
+
     def encode(self, schedule: Schedule) -> np.ndarray | None:
         """The genes of a schedule; None if it has a length, an order or depths that there is no choosing here."""
         whole = set(schedule.depths) == {self.rungs}
@@ -176,6 +184,17 @@ class RatioSpace:
         base = self.bases[int(x[0])]
         ratios = [self.ratios[int(g)] if d else 0.0 for g, d in zip(x[1 : 1 + len(base)], base.depths, strict=True)]
         return base.with_ratios(ratios)
+
+    def examples(self) -> list[Schedule]:
+        """Schedules that hold between them every kind of call of this space's, for a latency table."""
+        # A call at ratio 0 among others that prune is another kind than one where nothing does.
+        least, most = self.ratios[0], self.ratios[-1]
+        pairs = [(least, most), (most, least), *((ratio, ratio) for ratio in self.ratios)]
+        return [
+            base.with_ratios([pair[call % 2] if depth else 0.0 for call, depth in enumerate(base.depths)])
+            for base in self.bases
+            for pair in pairs
+        ]
 
     def active(self, x: Sequence[int]) -> int:
         """How many genes of calls a vector uses."""

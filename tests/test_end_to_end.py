@@ -11,7 +11,7 @@ from PIL import Image
 import dato
 from dato import Schedule, load_front
 
-SMALL = ("--images", 2, "--pop-size", 4, "--generations", 2, "--rounds", 1)
+SMALL = ("--images", 2, "--pop-size", 4, "--generations", 2, "--rounds", 1, "--latency", "measured")
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +225,7 @@ BAD = [
     ("search/search_depth.py", ("--steps", "1"), "at least two UNet calls"),
     ("search/search_depth.py", ("--orders", "3"), "order 0, 1 or 2"),
     ("search/search_depth.py", ("--forecast", "hope"), "--forecast 'hope'"),
+    ("search/search_depth.py", ("--latency", "fast"), "--latency 'fast': known are auto, table, measured"),
     ("scripts/evaluate.py", ("--methods", "magic"), "unknown method 'magic'"),
     ("search/search_depth.py", ("--depths", "0,13"), "depths of this UNet are 0 to 12"),
     ("search/search_depth.py", ("--model", "nowhere"), "give --prompts FILE for nowhere"),
@@ -242,6 +243,7 @@ BAD = [
     ("search/search_ratio.py", ("--depths", "none.json"), "no file and no shipped strategy"),
     ("search/search_ratio.py", ("--depths", "emoji-sd-depth", "--ratios", "0,0.9"), "ratios go from 0 to 0.75"),
     ("search/search_ratio.py", ("--depths", "emoji-sd-depth", "--score", "x"), "score must be one of"),
+    ("search/search_ratio.py", ("--depths", "emoji-sd-depth", "--latency", "no"), "--latency 'no'"),
     ("search/search_ratio.py", ("--depths", "emoji-sd-depth", "--pick", "best"), "--pick 'best'"),
     ("search/search_ratio.py", ("--depths", "emoji-sd-depth", "--recover-from", "hope"), "recover_from must be one of"),
     ("scripts/generate.py", ("--strategy", "one.txt", "rose"), "one.txt is not JSON"),

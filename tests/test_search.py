@@ -259,22 +259,27 @@ def test_candidates_see_the_same_prompts_and_noise(judge_of):
     first = judge(schedule)
     images = judge.images
     assert judge(schedule) is first and judge.images == images  # not generated again
-    assert again(schedule).metrics | {"unet_ms": 0} == first.metrics | {"unet_ms": 0}
-    assert 0 < first.quality < 100 and first.metrics["unet_ms"] < first.latency_ms
+    times = {"unet_ms": 0, "measured_ms": 0}
+    assert again(schedule).metrics | times == first.metrics | times
+    assert 0 < first.quality < 100 and first.metrics["unet_ms"] < first.latency_ms == first.metrics["measured_ms"]
 
 
-def test_given_latencies_are_used_as_they_are(judge_of):
+def test_predicted_latencies_are_what_counts_until_all_are_timed(judge_of):
     judge = judge_of(lambda schedule: sum(schedule.depths) + 1.0)
-    schedule = Schedule.uniform(4, 2, 1)
-    assert judge(schedule).latency_ms == 27 and judge(schedule).speedup == pytest.approx(49 / 27)
-    space = DepthSpace([4], 12, [0, 1])
-    preset = replace(SMALL, pop_size=4, generations=2)
-    fronts = [non_dominated(search(space, judge_of(lambda s: sum(s.depths) + 1.0), preset, seed=3)) for _ in range(2)]
-    assert [(p.schedule, p.quality, p.latency_ms) for p in fronts[0]] == [
-        (p.schedule, p.quality, p.latency_ms) for p in fronts[1]
-    ]
-    baseline, [point] = judge.retime([schedule], 2)
-    assert (baseline.latency_ms, point.latency_ms) == (49, 27)
+    schedule, peer = Schedule.uniform(4, 2, 1), tomesd_peer(0.5, Schedule.full(4))
+    point = judge(schedule)
+    assert point.latency_ms == point.metrics["table_ms"] == 27 and point.speedup == pytest.approx(49 / 27)
+    assert point.metrics["measured_ms"] > point.metrics["unet_ms"] > 0
+    # Nobody predicts a peer: its speed-up is a ratio of measured times.
+    other, stock = judge(peer), judge.baseline
+    assert other.latency_ms == other.metrics["measured_ms"] and "table_ms" not in other.metrics
+    assert other.speedup == pytest.approx(stock.metrics["measured_ms"] / other.latency_ms)
+    assert judge.retime([schedule, peer], 0) == (stock, [point, other])
+    baseline, timed = judge.retime([schedule, peer], 1)
+    assert baseline.metrics["table_ms"] == 49 and timed[0].metrics["table_ms"] == 27
+    for again in (baseline, *timed):
+        assert again.latency_ms == again.metrics["measured_ms"]
+        assert again.speedup == pytest.approx(baseline.latency_ms / again.latency_ms)
 
 
 def test_timing_again_goes_in_turn_and_gives_ratios_of_one_run(judge_of):

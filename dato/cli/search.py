@@ -14,6 +14,7 @@ import typer
 
 from dato import emoji_sd
 from dato.cli import options as opt
+from dato.cli.latency import Latency, check_of, mode_of, use_latency
 from dato.console import err, out, progress
 from dato.environment import hardware, versions
 from dato.errors import DatoError
@@ -112,6 +113,7 @@ def search_depth(
     batch_size: Batch = 2,
     pop_size: PopSize = None,
     generations: Generations = None,
+    latency: Latency = "auto",
     rounds: Rounds = 2,
     clip: Clip = None,
     statistics: Statistics = None,
@@ -141,6 +143,7 @@ def search_depth(
     if model != EMBEDDED and prompts is None:
         raise DatoError(f"give --prompts FILE for {model}: the prompts that are built in are {EMBEDDED}'s")
     texts = read_prompts(prompts, chosen.images)
+    timing = mode_of(latency, device)
     folder = opt.new_folder(out, "depth")
     sampling = Sampling(reference_steps or max(chosen.steps), chosen.guidance_scale, height, width, seed, batch_size)
     if model == EMBEDDED:
@@ -162,6 +165,7 @@ def search_depth(
         "min_quality": min_quality,
     }
     begin = seeds(lengths, evaluator.rungs, chosen.orders, chosen.forecast, chosen.pop_size)
+    use_latency(timing, evaluator, [*space.examples(), *known.values()], conditions)
     front = _run(space, evaluator, chosen, known, begin, seed, floor, rounds, conditions)
     path = folder / "pareto.json"
     front.save(path)
@@ -211,6 +215,7 @@ def search_ratio(
     ] = None,
     pop_size: PopSize = None,
     generations: Generations = None,
+    latency: Latency = "auto",
     rounds: Rounds = 2,
     clip: Clip = None,
     statistics: Statistics = None,
@@ -253,6 +258,7 @@ def search_ratio(
     space = RatioSpace([point.schedule for point in points], alphabet, pruning)
     name = model or found.get("model", EMBEDDED)
     texts = _prompts_of(found, prompts, name, chosen.images)
+    timing = mode_of(latency, device)
     folder = opt.new_folder(out, "ratio")
     size = found.get("height"), found.get("width")
     batch_size = batch_size or found.get("batch_size", 2)
@@ -292,6 +298,7 @@ def search_ratio(
         "pick": pick,
         "min_quality": min_quality,
     }
+    use_latency(timing, evaluator, [*space.examples(), *known.values()], conditions)
     front = _run(space, evaluator, chosen, known, [], seed, floor, rounds, conditions)
     path = folder / "pareto.json"
     front.save(path)
@@ -369,7 +376,6 @@ def _prepare(
         "quality": quality,
         "clip": clip,
         "statistics": None if statistics is None else str(statistics),
-        "latency": "end to end per image, median over batches; front, references and stock timed again in turn",
         "hardware": hardware(where),
         "versions": versions("dato", "torch", "diffusers", "transformers", "pymoo"),
         "search": {k: v for k, v in asdict(preset).items() if k not in _ELSEWHERE},
@@ -429,6 +435,8 @@ def _run(
         task = bar.add_task("Timing side by side", total=rounds * (1 + len(again)))
         try:
             baseline, points = evaluator.retime(again, rounds, lambda: bar.advance(task))
+            if rounds and evaluator.latency is not None:
+                err.print(f"{check_of(baseline, points)}", highlight=False, soft_wrap=True)
         except KeyboardInterrupt:
             err.print("Interrupted: the front keeps the times of the search.")
             baseline, points = evaluator.baseline, [evaluator.judged[schedule] for schedule in again]
