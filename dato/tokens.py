@@ -226,7 +226,10 @@ def _most_similar_around(
 
     near = (around(tall, rows)[:, None, :, None] * cols + around(wide, cols)[None, :, None, :]).view(tall, wide * 9)
     bases = _take(x, base) * scale.gather(1, base)[..., None].to(x.dtype)  # (B, M, C)
-    whole = F.pad(x.view(b, h, w, c), (0, 0, 0, wide * sx - w, 0, tall * sy - h)).view(b, tall, sy, wide, sx, c)
+    whole = x.view(b, h, w, c)
+    if (h, w) != (tall * sy, wide * sx):  # padding by nothing would be a copy
+        whole = F.pad(whole, (0, 0, 0, wide * sx - w, 0, tall * sy - h))
+    whole = whole.view(b, tall, sy, wide, sx, c)
     best, which = [], []
     for line in range(0, tall, step := math.ceil(tall / 4)):  # in pieces, as above
         piece = whole[:, line : line + step].transpose(2, 3).reshape(-1, sy * sx, c)

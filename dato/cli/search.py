@@ -252,6 +252,8 @@ def search_ratio(
         max_downsample=max_downsample,
         shared=not papers,
         recover_from=recover_from or ("base" if papers else "past"),
+        # Nearly the same tokens for less; scores that go by no patch have no neighbours.
+        similarity="global" if papers or score in ("II", "III") else "local",
         # Where chance decides, the halves of guidance must not choose differently.
         align_cfg=not papers and score != "sito" and chosen.guidance_scale > 1,
     )
