@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from numbers import Integral, Real
 from typing import Any
 
@@ -147,7 +148,7 @@ class Schedule:
                 waited += 1
         return cls(depths, None, order, rungs=rungs, forecast=forecast)  # type: ignore[arg-type]
 
-    @property
+    @cached_property
     def entries(self) -> tuple[tuple[int, float, int], ...]:
         """(depth, ratio, order) of each call."""
         return tuple(zip(self.depths, self.ratios, self.orders, strict=True))
