@@ -136,8 +136,11 @@ def speed_chart(rows: Sequence[Mapping[str, Any]], title: str, path: str | Path)
         places = [names.index(row["method"]) for row in own]
         known = [row["allowed"] is not None for row in own]
         colours = ["tab:blue" if is_known else "tab:grey" for is_known in known]
-        bars = panel.barh(places, [row["loop_speedup"] for row in own], color=colours, alpha=0.85)
-        panel.bar_label(bars, [f"{row['loop_speedup']:.2f}x" for row in own], padding=4, fontsize=7)
+        panel.barh(places, [row["loop_speedup"] for row in own], color=colours, alpha=0.85)
+        for row, place in zip(own, places, strict=True):
+            end = max(row["loop_speedup"], row["allowed"] or 0)
+            label = f"{row['loop_speedup']:.2f}x"
+            panel.annotate(label, (end, place), (5, 0), textcoords="offset points", va="center", fontsize=7)
         marks = [(row["allowed"], place) for row, place in zip(own, places, strict=True) if row["allowed"] is not None]
         panel.plot(*zip(*marks, strict=True), "k|", markersize=11, label="what the remaining FLOPs allow")
         panel.axvline(1, color="grey", linewidth=0.8, linestyle=":")

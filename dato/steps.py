@@ -8,6 +8,7 @@ is first run, and nothing is compiled again after the first generation.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import count
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -63,7 +64,9 @@ class Steps:
 
     def pruner(self, pruning: Pruning) -> TokenPruner:
         """The pruner of these settings: compiled calls hold its hooks, so there is one for all patches."""
-        return self._pruners.setdefault(pruning, TokenPruner(self.unet, pruning))
+        if pruning not in self._pruners:
+            self._pruners[pruning] = TokenPruner(self.unet, pruning)
+        return self._pruners[pruning]
 
     def attach(self) -> None:
         """Lay the convolutions' weights out channels last, which convolutions run faster in."""
@@ -100,12 +103,13 @@ class Steps:
         past = cache.recalled(depth - 1) if depth < len(self._ladder) else None
         if past is not None and past.skips:
             past = past._replace(step=torch.full((), past.step, device=sample.device))
-        key = (depth, kind, cache.last_feature, 0 if past is None else len(past.values))
+        arguments = {name: value for name, value in arguments.items() if value is not None}
+        shapes = sample.shape, sample.dtype, arguments["encoder_hidden_states"].shape, *arguments
+        key = (depth, kind, cache.last_feature, 0 if past is None else len(past.values), *shapes)
         if key not in self._compiled:
             self._compiled[key] = self._compile(depth, cache.last_feature)
         if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()
-        arguments = {name: value for name, value in arguments.items() if value is not None}
         prediction, kept = self._compiled[key](past, sample, timestep, arguments)
         if self._graphs:  # what the next replay writes over must not be what is kept
             prediction = prediction.clone()
@@ -125,18 +129,27 @@ class Steps:
             prediction = ladder.run(depth, exchange, sample, timestep, **arguments)
             return prediction, exchange.kept
 
-        # torch.compile keeps what it knows of a function with its code, which all of these would share.
-        name = f"dato_depth_{depth}_{len(self._compiled)}"
-        step = FunctionType(step.__code__.replace(co_name=name), step.__globals__, name, None, step.__closure__)
-        whole = torch.compile(step, fullgraph=True, dynamic=False, **self._options)
+        numbers = count()
+
+        def compiled(whole: bool) -> Callable:
+            # torch.compile keeps what it knows of a function with its code, which all of these would share.
+            name = f"dato_depth_{depth}_{len(self._compiled)}_{next(numbers)}"
+            own = FunctionType(step.__code__.replace(co_name=name), step.__globals__, name, None, step.__closure__)
+            return torch.compile(own, fullgraph=whole, dynamic=False, **self._options)
+
+        whole = True
+        function = compiled(whole)
 
         def run(*inputs: Any) -> tuple[Tensor, dict]:
-            nonlocal whole
+            nonlocal whole, function
             try:
-                return whole(*inputs)
+                return function(*inputs)
             except torch._dynamo.exc.Unsupported:  # as under offloading, whose hooks cannot be compiled
-                whole = torch.compile(step, dynamic=False, **self._options)
-                return whole(*inputs)
+                whole = False
+            except getattr(torch._dynamo.exc, "FailOnRecompileLimitHit", ()):
+                pass  # one function was compiled for too many things, as after loading other adapters many times
+            function = compiled(whole)
+            return function(*inputs)
 
         return run
 

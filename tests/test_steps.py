@@ -103,6 +103,17 @@ def test_pipelines_of_any_length_and_plain_numbers_as_timesteps(make_pipe):
         assert farthest([unet(x, t, text).sample for t in (900, 500)], eager) < 1e-5
 
 
+def test_sizes_and_modules_may_change_any_number_of_times():
+    unet = tiny_unet(**SMALL)
+    dato.apply_patch(unet, Schedule.full(2, rungs=6), compile={"backend": "eager"})
+    with torch._dynamo.config.patch(recompile_limit=2), torch.no_grad():
+        for size, slope in [(8, 0.1), (12, 0.1), (16, 0.1), (16, 0.2), (16, 0.3), (16, 0.4)]:
+            unet.conv_act = torch.nn.LeakyReLU(slope)  # another module each time, as adapters are
+            x, text = unet_inputs(size=(size, size))
+            stock = type(unet).forward(unet, x, 990, text).sample
+            assert (unet(x, 990, text).sample - stock).abs().max() < 1e-5
+
+
 def test_what_cannot_be_compiled_whole_runs_in_pieces():
     unet = tiny_unet(**SMALL)
     stock = run(unet, 2)
