@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from diffusers import DiffusionPipeline
 
 from dato.errors import DatoError
+from dato.pruner import smallest_downsample
 from dato.schedule import Schedule
 
 
@@ -33,7 +34,7 @@ class Peer:
 
 
 def tomesd_peer(ratio: float, schedule: Schedule) -> Peer | None:
-    """ToMeSD (Bolya & Hoffman, CVPRW 2023) at its defaults, with this ratio; None if the package is not there."""
+    """ToMeSD (Bolya & Hoffman, CVPRW 2023) at this ratio and the largest grid; None if the package is not there."""
     try:
         import tomesd
     except ImportError:
@@ -41,7 +42,8 @@ def tomesd_peer(ratio: float, schedule: Schedule) -> Peer | None:
 
     @contextlib.contextmanager
     def apply(pipe: DiffusionPipeline) -> Iterator[None]:
-        tomesd.apply_patch(pipe, ratio=ratio)
+        # Its default of 1 would merge nothing where attention begins at half the resolution, as in SDXL.
+        tomesd.apply_patch(pipe, ratio=ratio, max_downsample=smallest_downsample(pipe.unet))
         try:
             yield
         finally:

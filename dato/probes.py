@@ -65,6 +65,8 @@ def measure_table(
     settings = {schedule.pruning for schedule in schedules if any(schedule.ratios)} or {Pruning()}
     if len(settings) > 1:
         raise DatoError("latency table: its schedules prune with different settings; measure a table for each")
+    if any(pruning.choose_every > 1 for pruning in settings):
+        raise DatoError("latency table: with choose_every above 1 a call does not take the same time everywhere")
     pruning, kinds = settings.pop(), {kind for schedule in schedules for kind in call_kinds(schedule)}
     steps_of = lengths(pipe, CALLS)
     repeats = min(4, max(2, 48 // max(1, len(kinds))))  # of many kinds each one's error weighs less in a sum

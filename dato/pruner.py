@@ -134,6 +134,8 @@ class TokenPruner:
 
     def copy_state(self) -> None:
         """Copy what later calls read out of memory that the running call does not own."""
+        if self._pruning.choose_every == 1:
+            self._selections = {}
         for factor, s in self._selections.items():
             tensors = (x.clone() for x in (s.base, s.pruned, s.kept, s.source))
             self._selections[factor] = TokenSelection(*tensors, s.merge)
@@ -192,7 +194,7 @@ class TokenPruner:
     def _select(self, factor: int, number: int, pasts: list[TokenPast], x: Tensor, k: int) -> TokenSelection:
         p = self._pruning
         difference = None
-        if self._difference is not None:
+        if self._sign is not None:  # drawn with the choice: a difference that came later has none
             difference = self._sign * F.adaptive_avg_pool2d(self._difference, self._grid).flatten(1)
         noise = self._noise[factor][number] if is_noisy(p) else None
         return select_tokens(
@@ -222,6 +224,11 @@ class TokenPruner:
         if self._pruning.recover_from == "past":
             return past.restore(output, selection, self._time)
         return None if selection is None else selection.restore(output)
+
+
+def smallest_downsample(unet: UNet2DConditionModel) -> int:
+    """The smallest downsampling at which the UNet has attention: 1 in SD 1.x and 2.x, 2 in SDXL."""
+    return _transformers(unet, None)[0][0]
 
 
 def _transformers(unet: UNet2DConditionModel, max_downsample: int | None) -> list[tuple[int, Transformer2DModel]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -190,11 +191,12 @@ class RatioSpace:
         # A call at ratio 0 among others that prune is another kind than one where nothing does.
         least, most = self.ratios[0], self.ratios[-1]
         pairs = [(least, most), (most, least), *((ratio, ratio) for ratio in self.ratios)]
-        return [
-            base.with_ratios([pair[call % 2] if depth else 0.0 for call, depth in enumerate(base.depths)])
-            for base in self.bases
-            for pair in pairs
-        ]
+        found = []
+        for base in self.bases:
+            for pair in pairs:
+                turns = itertools.cycle(pair)  # over the calls that run: every other call may be of depth 0
+                found.append(base.with_ratios([next(turns) if depth else 0.0 for depth in base.depths]))
+        return found
 
     def active(self, x: Sequence[int]) -> int:
         """How many genes of calls a vector uses."""

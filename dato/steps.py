@@ -7,6 +7,7 @@ is first run, and nothing is compiled again after the first generation.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from itertools import count
 from types import FunctionType
@@ -40,21 +41,27 @@ class Steps:
 
     Args:
         unet: The UNet.
-        **options: Keyword arguments of `torch.compile`. With a mode that captures CUDA graphs ("reduce-overhead",
-            "max-autotune") what a later call needs is copied out of the graphs' memory.
+        **options: Keyword arguments of `torch.compile`. Where they ask for CUDA graphs (mode "reduce-overhead" or
+            "max-autotune"), what a later call needs is copied out of the graphs' memory.
 
     Raises:
         DatoError: if the UNet is to run on a CPU and there is no C++ compiler.
     """
 
     def __init__(self, unet: UNet2DConditionModel, **options: Any) -> None:
-        self.unet, self._options = unet, options
-        self._graphs = options.get("mode") in ("reduce-overhead", "max-autotune")
+        self.unet, self._options = unet, {"dynamic": False, "fullgraph": True} | options
+        inductor = options.get("options") or {}
+        self._graphs = (
+            options.get("mode") in ("reduce-overhead", "max-autotune")
+            or options.get("backend") == "cudagraphs"
+            or bool(inductor.get("triton.cudagraphs"))
+        )
         self._ladder = Ladder(unet)
         self._compiled: dict[tuple, Callable] = {}
         self._pruners: dict[Pruning, TokenPruner] = {}
         self._moved: list[nn.Parameter] = []
-        if unet.device.type == "cpu" and options.get("backend", "inductor") == "inductor":
+        offloaded = hasattr(unet, "_hf_hook")  # the weights lie on the CPU and run elsewhere
+        if unet.device.type == "cpu" and not offloaded and options.get("backend", "inductor") == "inductor":
             _need_compiler()
 
     @property
@@ -131,24 +138,27 @@ class Steps:
 
         numbers = count()
 
-        def compiled(whole: bool) -> Callable:
+        def compiled() -> Callable:
             # torch.compile keeps what it knows of a function with its code, which all of these would share.
             name = f"dato_depth_{depth}_{len(self._compiled)}_{next(numbers)}"
             own = FunctionType(step.__code__.replace(co_name=name), step.__globals__, name, None, step.__closure__)
-            return torch.compile(own, fullgraph=whole, dynamic=False, **self._options)
+            return torch.compile(own, **self._options)
 
-        whole = True
-        function = compiled(whole)
+        function = compiled()
 
         def run(*inputs: Any) -> tuple[Tensor, dict]:
-            nonlocal whole, function
+            nonlocal function
             try:
                 return function(*inputs)
-            except torch._dynamo.exc.Unsupported:  # as under offloading, whose hooks cannot be compiled
-                whole = False
+            except torch._dynamo.exc.Unsupported as error:  # as under offloading, whose hooks cannot be compiled
+                if not self._options["fullgraph"]:
+                    raise
+                reason = str(error).strip().splitlines()[0]
+                warnings.warn(f"calls are compiled in pieces, which is slower: {reason}", stacklevel=2)
+                self._options["fullgraph"] = False
             except getattr(torch._dynamo.exc, "FailOnRecompileLimitHit", ()):
                 pass  # one function was compiled for too many things, as after loading other adapters many times
-            function = compiled(whole)
+            function = compiled()
             return function(*inputs)
 
         return run

@@ -126,7 +126,10 @@ def test_a_space_names_its_kinds():
     rng = np.random.default_rng(0)
     depths = DepthSpace([4, 9, 13], 12, [0, 1, 3], [0, 1, 2], "aligned")
     bases = [s for s in random_schedules(4, [9, 13], depths=[0, 1, 3], orders=[0, 1], forecast="aligned")]
-    for space in (depths, RatioSpace(bases, [0, 0.3, 0.5], Pruning()), RatioSpace(bases, [0.3, 0.5], Pruning())):
+    ratios = [RatioSpace(bases, [0, 0.3, 0.5], Pruning()), RatioSpace(bases, [0.3, 0.5], Pruning())]
+    # Where every other call is of depth 0, ratios that alternate by call would be all zero.
+    ratios.append(RatioSpace([Schedule([12, 0, 1, 0, 1, 0])], [0, 0.5], Pruning()))
+    for space in (depths, *ratios):
         known = {kind for schedule in space.examples() for kind in call_kinds(schedule)}
         for x in [*space.papers_initial(100, rng), *space.initial(20, rng, [])]:
             assert set(call_kinds(space.decode(x))) <= known
@@ -214,6 +217,11 @@ def test_one_table_is_of_one_way_to_prune(make_pipe):
     schedules = [replace(Schedule.full(4).with_ratios(0.5), pruning=Pruning(sx=n)) for n in (2, 4)]
     with pytest.raises(DatoError, match="prune with different settings"):
         measure_table(make_pipe(), ["a"], Sampling(), schedules)
+    with pytest.raises(DatoError, match="choose_every"):
+        pruning = Pruning(choose_every=2)
+        measure_table(
+            make_pipe(), ["a"], Sampling(), [replace(Schedule.full(4, rungs=12).with_ratios(0.5), pruning=pruning)]
+        )
 
 
 def test_lengths_that_samplers_make(make_pipe):

@@ -109,6 +109,16 @@ def test_a_choice_of_tokens_serves_several_calls(monkeypatch, every, choices):
             assert len(count) == generation * choices
 
 
+def test_a_choice_may_be_older_than_the_first_difference():
+    unet, (x, text) = tiny_unet(), unet_inputs()
+    schedule = Schedule(
+        [12, 1, 12], [0, 0.5, 0.5], pruning=dato.Pruning(score="dato", choose_every=2, max_downsample=2)
+    )
+    dato.apply_patch(unet, schedule)
+    with torch.no_grad():
+        assert all(torch.isfinite(unet(x, time, text).sample).all() for time in (900, 600, 300))
+
+
 def test_the_sign_of_datos_score_is_random():
     unet, (x, _) = tiny_unet(), unet_inputs()
     pruner = dato.pruner.TokenPruner(unet, dato.Pruning(score="dato"))

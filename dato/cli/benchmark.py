@@ -109,7 +109,27 @@ def run_benchmark(
     fronts = {name: load_strategy(name) for name in loaded}
     path = out_file or Path("benchmarks") / _file_name(where, model, compile)
 
+    conditions = {
+        "command": shlex.join(["python", "scripts/benchmark.py", *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+        "model": model,
+        "compiled": compile,
+        "compile_mode": compile_mode,
+        "dtype": str(kind).removeprefix("torch."),
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "height": height,
+        "width": width,
+        "rounds": rounds,
+        "pruning": pruning.to_dict(),
+        "hardware": hardware(where),
+        "versions": versions("dato", "torch", "diffusers", *_installed("tomesd", "DeepCache")),
+    }
     found: dict[str, Any] = {}
+
+    def save() -> None:  # after every part, so that none is lost if a later one fails
+        write_atomic(path, dumps({"format": "dato.benchmark", "version": 1, "conditions": conditions, **found}))
+
     if {"calls", "images", "table"} & set(chosen):
         with err.status(f"Loading {model}"):
             sampler = scheduler or ("dpm++2m" if model == EMBEDDED else None)
@@ -141,10 +161,11 @@ def run_benchmark(
                         progress=lambda bar=bar, task=task: bar.advance(task),
                     )
                 found.setdefault("calls", []).extend({"batch": batch, **row} for row in rows)
+                save()
                 out.print(_table(f"One UNet call, batch {batch}", rows, _CALLS))
             if "images" in chosen:
                 methods = _methods(pipe, sampling, fronts, pruning, forward, compiled)
-                prompts = (read_prompts(None, None) if model == EMBEDDED else [PROMPT] * batch)[:batch]
+                prompts = ((read_prompts(None, None) if model == EMBEDDED else [PROMPT]) * batch)[:batch]
                 with progress() as bar:
                     task = bar.add_task(f"Images, batch {batch}", total=len(methods) * (rounds + 1 + memory))
                     rows = bench.time_images(
@@ -157,33 +178,19 @@ def run_benchmark(
                         progress=lambda bar=bar, task=task: bar.advance(task),
                     )
                 found.setdefault("images", []).extend({"batch": batch, **row} for row in rows)
+                save()
                 out.print(_table(f"Per image, batch {batch}", rows, _IMAGES))
         if "table" in chosen:
             check = _check_table(pipe, replace(sampling, batch_size=batches[0]), shares, pruning, rounds)
             found["table"] = [asdict(pair) for pair in check.pairs]
+            save()
             out.print(f"{check}", highlight=False, soft_wrap=True)
     if "selection" in chosen:
         with err.status("Choosing tokens"):
             found["selection"] = bench.time_selection(where, kind, rounds)
+        save()
         out.print(_table("Choosing the tokens of one call, ratio 0.5", found["selection"], _SELECTION))
 
-    conditions = {
-        "command": shlex.join(["python", "scripts/benchmark.py", *sys.argv[1:]]),
-        "date": date.today().isoformat(),
-        "model": model,
-        "compiled": compile,
-        "compile_mode": compile_mode,
-        "dtype": str(kind).removeprefix("torch."),
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "height": height,
-        "width": width,
-        "rounds": rounds,
-        "pruning": pruning.to_dict(),
-        "hardware": hardware(where),
-        "versions": versions("dato", "torch", "diffusers", *_installed("tomesd", "DeepCache")),
-    }
-    write_atomic(path, dumps({"format": "dato.benchmark", "version": 1, "conditions": conditions, **found}))
     out.print(f"{hardware(where)}; written to {path}", highlight=False, soft_wrap=True, markup=False)
     if chart is not None:
         speed_chart(found["images"], f"{model}, {conditions['hardware']}", chart)
