@@ -125,6 +125,8 @@ def run_benchmark(
         "hardware": hardware(where),
         "versions": versions("dato", "torch", "diffusers", *_installed("tomesd", "DeepCache")),
     }
+    if missing := {"tomesd", "DeepCache"} - set(_installed("tomesd", "DeepCache")):
+        err.print(f"Not installed, so left out: {', '.join(sorted(missing))} (pip install -e '.\\[bench]')")
     found: dict[str, Any] = {}
 
     def save() -> None:  # after every part, so that none is lost if a later one fails
