@@ -126,8 +126,9 @@ def time_images(
     rows = []
     for method, results, computed, peak in zip(methods, runs, flops, peaks, strict=True):
         row: dict[str, Any] = {"method": method.name, "steps": method.steps}
-        for name in ("latency_ms", "loop_ms", "unet_ms"):
-            row[name.replace("latency", "image")] = statistics.median(getattr(r, name)[0] for r in results)
+        row["image_ms"] = statistics.median(r.latency_ms[0] for r in results)
+        row["loop_ms"] = statistics.median(r.loop_ms[0] for r in results)
+        row["unet_ms"] = statistics.median(r.unet_ms[0] for r in results)
         first = rows[0] if rows else row
         row["speedup"] = first["image_ms"] / row["image_ms"]
         row["loop_speedup"] = first["loop_ms"] / row["loop_ms"]
@@ -176,22 +177,23 @@ def time_calls(
     # A first whole call fills the cache; from then on every kind follows upon every other.
     schedule = Schedule((rungs, *(d for d, _ in kinds)), (0.0, *(r for _, r in kinds)), rungs=rungs, pruning=pruning)
     whole = Schedule.full(1, rungs=rungs)
-    peers = [peer for ratio in ratios if ratio and (peer := tomesd_peer(ratio, whole))] if forward is None else []
+    peers = (
+        {ratio: peer for ratio in ratios if ratio and (peer := tomesd_peer(ratio, whole))} if forward is None else {}
+    )
     times: dict[tuple[str, int, float], list[float]] = {}
 
     def run(timestep: float) -> None:
         unet(sample, timestep, **inputs)
 
-    watch: Stopwatch
     with torch.no_grad(), forward_times(unet) as watch:
         for turn in range(rounds + 1):
             found: list[tuple[str, int, float]] = [("stock", rungs, 0.0)]
             with stock("", 1, whole, forward).apply(pipe):
                 run(999)
-            for peer in peers:
+            for ratio, peer in peers.items():
                 with peer.apply(pipe):
                     run(999)
-                found.append((peer.name, rungs, float(peer.name.split()[1].rstrip("%")) / 100))
+                found.append((peer.name, rungs, ratio))
             with patched(unet, schedule, compile=steps or False):
                 for call in range(len(schedule)):
                     run(999 - call)
@@ -252,10 +254,9 @@ def time_selection(
                 watch.start()
                 select()
                 watch.stop()
+                measured = watch.read()
                 if turn:
-                    times[name] += watch.read()
-                else:
-                    watch.read()
+                    times[name] += measured
         peaks = {}
         for name, select in ways.items():
             with peak_memory(device) as peak:

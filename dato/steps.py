@@ -60,6 +60,7 @@ class Steps:
         self._compiled: dict[tuple, Callable] = {}
         self._pruners: dict[Pruning, TokenPruner] = {}
         self._moved: list[nn.Parameter] = []
+        self._numbers = count()
         offloaded = hasattr(unet, "_hf_hook")  # the weights lie on the CPU and run elsewhere
         if unet.device.type == "cpu" and not offloaded and options.get("backend", "inductor") == "inductor":
             _need_compiler()
@@ -136,11 +137,9 @@ class Steps:
             prediction = ladder.run(depth, exchange, sample, timestep, **arguments)
             return prediction, exchange.kept
 
-        numbers = count()
-
         def compiled() -> Callable:
             # torch.compile keeps what it knows of a function with its code, which all of these would share.
-            name = f"dato_depth_{depth}_{len(self._compiled)}_{next(numbers)}"
+            name = f"dato_depth_{depth}_{next(self._numbers)}"
             own = FunctionType(step.__code__.replace(co_name=name), step.__globals__, name, None, step.__closure__)
             return torch.compile(own, **self._options)
 

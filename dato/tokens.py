@@ -176,11 +176,11 @@ def select_tokens(
         pick = best.topk(num_prune, dim=1, sorted=False).indices
     else:
         pick = _order(-last.gather(1, others), best)[:, :num_prune]
+    picked = others.gather(1, pick)
     target = torch.zeros(b, n, dtype=torch.long, device=x.device)  # of each pruned token the one it is recovered from
-    target = target.scatter(1, others.gather(1, pick), nearest.gather(1, pick))
+    target = target.scatter(1, picked, nearest.gather(1, pick))
 
-    pruned = torch.zeros(b, n, dtype=torch.uint8, device=x.device).scatter(1, others.gather(1, pick), 1)
-    kept, pruned = pruned.argsort(dim=1, stable=True).split((n - num_prune, num_prune), dim=1)
+    kept, pruned = _partition(picked, n)
     target = _most_similar(x, pruned, kept)[1] if recover_from == "kept" else target.gather(1, pruned)
     position = torch.zeros(b, n, dtype=torch.long, device=x.device)
     position = position.scatter(1, kept, torch.arange(n - num_prune, device=x.device).expand(b, -1))
@@ -253,8 +253,7 @@ def _base_tokens(
     b, n = score.shape
     if patch is None:
         best = score.topk(m, dim=1).indices if last is None else _order(last, score)[:, :m]
-        taken = torch.zeros(b, n, dtype=torch.uint8, device=score.device).scatter(1, best, 1)
-        others, base = taken.argsort(dim=1, stable=True).split((n - m, m), dim=1)
+        others, base = _partition(best, n)
         return base, others
     (h, w), (sy, sx), size = grid, patch, patch[0] * patch[1]
     rows, cols = h // sy, w // sx  # what does not fill a patch has no base token
@@ -273,6 +272,14 @@ def _base_tokens(
         beside = torch.cat([table[: rows * sy, cols * sx :].reshape(-1), table[rows * sy :].reshape(-1)])
         others = torch.cat([others, beside.expand(b, -1)], dim=1)
     return index.gather(2, best).squeeze(2), others
+
+
+def _partition(index: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The indices below n that are not in `index` (B, k), and those that are, both ascending; nothing waits."""
+    b, k = index.shape
+    taken = torch.zeros(b, n, dtype=torch.uint8, device=index.device).scatter(1, index, 1)
+    others, chosen = taken.argsort(dim=1, stable=True).split((n - k, k), dim=1)
+    return others, chosen
 
 
 def _order(first: Tensor, then: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import shlex
 import sys
 from dataclasses import asdict, replace
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +36,7 @@ from dato.schedule import Schedule
 from dato.steps import Steps
 
 PARTS = ("calls", "images", "table", "selection")
+PEERS = ("DeepCache", "tomesd")
 PROMPT = "red apple on a blue background"
 
 
@@ -108,6 +110,7 @@ def run_benchmark(
     loaded = [name for name in (strategies or ("emoji-sd-depth" if model == EMBEDDED else "")).split(",") if name]
     fronts = {name: load_strategy(name) for name in loaded}
     path = out_file or Path("benchmarks") / _file_name(where, model, compile)
+    installed = [package for package in PEERS if find_spec(package)]
 
     conditions = {
         "command": shlex.join(["python", "scripts/benchmark.py", *sys.argv[1:]]),
@@ -123,10 +126,10 @@ def run_benchmark(
         "rounds": rounds,
         "pruning": pruning.to_dict(),
         "hardware": hardware(where),
-        "versions": versions("dato", "torch", "diffusers", *_installed("tomesd", "DeepCache")),
+        "versions": versions("dato", "torch", "diffusers", *installed),
     }
-    if missing := {"tomesd", "DeepCache"} - set(_installed("tomesd", "DeepCache")):
-        err.print(f"Not installed, so left out: {', '.join(sorted(missing))} (pip install -e '.\\[bench]')")
+    if missing := [package for package in PEERS if package not in installed]:
+        err.print(f"Not installed, so left out: {', '.join(missing)} (pip install -e '.\\[bench]')")
     found: dict[str, Any] = {}
 
     def save() -> None:  # after every part, so that none is lost if a later one fails
@@ -331,9 +334,3 @@ def _file_name(device: torch.device, model: str, compile: bool) -> str:
     name = hardware(device).split(",")[0]
     words = [name, Path(model).name, "compiled" if compile else "eager", date.today().isoformat()]
     return "-".join(re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in words) + ".json"
-
-
-def _installed(*packages: str) -> list[str]:
-    from importlib.util import find_spec
-
-    return [package for package in packages if find_spec(package)]
