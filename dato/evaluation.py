@@ -3,28 +3,53 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import io
+import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 from torch import Tensor
 
 from dato.errors import DatoError
 from dato.front import Point
+from dato.judgement import Judgement, failed
 from dato.ladder import Ladder
 from dato.latency import is_stock
 from dato.patch import patched, remove_patch
 from dato.peers import Peer
-from dato.quality import QualityMetric
+from dato.quality import MeanOverImages, QualityMetric
+from dato.racing import Rival, expected_if_beaten, rival_for
 from dato.samplers import num_calls, sampler_name
 from dato.sampling import Generated, Sampling, generate
 from dato.schedule import Schedule
 
+PROBE_STEPS = 4  # of the short stock generation that tells how fast the machine is just now
+BLACK = 1 / 255
+SAMPLE_PIXELS = 256  # a sample's images are at most so high
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What everything is compared with.
+
+    Attributes:
+        point: Stock as a point, the baseline.
+        images: (n, 3, H, W) float32 in [0, 1], one for each prompt: the references of fidelity.
+        sample: The first of them side by side, as a picture file.
+    """
+
+    point: Point
+    images: Tensor
+    sample: bytes
+
 
 class Evaluator:
-    """Turns schedules (and peers' methods) into points. What was judged before is not judged again.
+    """Turns schedules (and peers' methods) into points. What was asked for once as a point is not judged again.
 
     Making one takes the patch and the safety checker off the pipeline; stock's images are generated when they are
     first needed.
@@ -38,8 +63,12 @@ class Evaluator:
         latency: Milliseconds per image of a schedule, predicted, as by `LatencyTable.predict`; it is then what counts,
             so that the same seed gives the same front. None: what is measured while the images are generated (end to
             end, the median over batches) counts. Peers are measured always.
+        race: So many images, in whole batches, may be enough to give a candidate up (see `judge`); None: all get all.
+        interleave: Before each candidate a short stock generation tells how fast the machine is just now, and measured
+            times are scaled to the speed it had at stock's turn; so a GPU that throttles favours nobody.
 
-    The metrics of a point hold both: `measured_ms`, and `table_ms` where there is a prediction.
+    The metrics of a point hold both: `measured_ms`, and `table_ms` where there is a prediction; with `interleave`
+    `probe_ms`, the time of the short generation.
 
     Attributes:
         latency: As above; to be changed only before anything is judged.
@@ -58,40 +87,119 @@ class Evaluator:
         metrics: Sequence[QualityMetric],
         latency: Callable[[Schedule], float] | None = None,
         steps: Sequence[int] = (),
+        race: int | None = None,
+        interleave: bool = False,
     ) -> None:
         if getattr(pipe, "safety_checker", None) is not None:
             pipe.safety_checker = None  # a picture turned black says nothing about a schedule, and takes time
         self.pipe, self.prompts, self.sampling, self.metrics = remove_patch(pipe), list(prompts), sampling, metrics
-        self.latency = latency
+        self.latency, self.interleave = latency, interleave
+        batch = sampling.batch_size
+        # A race is decided between batches, and by a metric that judges each image by itself.
+        self.race = None if race is None or not isinstance(metrics[0], MeanOverImages) else -(-race // batch) * batch
         self.rungs = len(Ladder(pipe.unet))
         self.steps_of = {num_calls(pipe, count): count for count in (*steps, sampling.steps)}
         self.calls = num_calls(pipe, sampling.steps)
         self.judged: dict[Schedule | Peer, Point] = {}
         self.images = 0
+        self._stock: Stock | None = None
 
-    @cached_property
+    @property
+    def stock(self) -> Stock:
+        """Stock and its images, which are generated when they are first asked for."""
+        if self._stock is None:
+            generate(self.pipe, self.prompts[: self.sampling.batch_size], replace(self.sampling, steps=2))  # warm up
+            probe = self._probe()
+            self.images += len(self.prompts)
+            result = generate(self.pipe, self.prompts, self.sampling)
+            if not result.images.isfinite().all():
+                raise DatoError("stock's images are not finite numbers: give --dtype float32 or bfloat16")
+            schedule = Schedule.full(self.calls, rungs=self.rungs)
+            point = self._point(schedule, result, result.images, probe, baseline=None)
+            self._stock = Stock(point, result.images, sample_of(result.images))
+        return self._stock
+
+    @stock.setter
+    def stock(self, stock: Stock) -> None:
+        """Take what was generated before, under the same conditions."""
+        if len(stock.images) != len(self.prompts):
+            raise DatoError(f"there are {len(stock.images)} images of stock and {len(self.prompts)} prompts")
+        self._stock = stock
+
+    @property
+    def has_stock(self) -> bool:
+        """Whether stock's images are there already."""
+        return self._stock is not None
+
+    @property
     def baseline(self) -> Point:
-        """Stock as a point; its images, which are generated now, are what fidelity is measured against."""
-        warm_up = replace(self.sampling, steps=2)
-        generate(self.pipe, self.prompts[: self.sampling.batch_size], warm_up)
-        self.images += len(self.prompts)
-        stock = generate(self.pipe, self.prompts, self.sampling)
-        if not stock.images.isfinite().all():
-            raise DatoError("stock's images are not finite numbers: give --dtype float32 or bfloat16")
-        self._references = stock.images
-        return self._point(Schedule.full(self.calls, rungs=self.rungs), stock, baseline=None)
+        """Stock as a point."""
+        return self.stock.point
 
     def __call__(self, contender: Schedule | Peer) -> Point:
         """Generate the contender's images and judge them, or return what is known of it."""
         if contender not in self.judged:
-            stock = self.baseline
-            result = self._generate(contender, self.prompts)
-            self.images += len(self.prompts)
-            self.judged[contender] = self._point(contender, result, stock)
+            self.judged[contender] = self.judge(contender).point
         return self.judged[contender]
 
+    def judge(self, contender: Schedule | Peer, rivals: Sequence[Rival] = ()) -> Judgement:
+        """Generate the contender's images and judge them.
+
+        One that runs out of memory, or gives images that are not finite or are black where stock's are not, has failed.
+
+        Args:
+            contender: What to judge.
+            rivals: Where candidates race: points of the front. A contender that is slower than one of them and surely
+                worse, by its first images, does not get the others, and its quality is what it would be expected to be.
+        """
+        stock, images = self.stock, self.images
+        schedule = contender.schedule if isinstance(contender, Peer) else contender
+        try:
+            return self._judge(contender, schedule, stock, rivals)
+        except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            reason = "out of memory"
+        gc.collect()
+        if self.pipe.unet.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return failed(schedule, reason, self.images - images)
+
+    def _judge(
+        self, contender: Schedule | Peer, schedule: Schedule, stock: Stock, rivals: Sequence[Rival]
+    ) -> Judgement:
+        probe = self._probe()
+        parts, total, expected = [], len(self.prompts), None
+        cut = self.race if rivals and self.race is not None and self.race < total else total
+        for start, stop in ((0, cut), (cut, total)):
+            if start == stop:
+                continue
+            self.images += stop - start
+            sampling = replace(self.sampling, seed=self.sampling.seed + start)
+            part = self._generate(contender, self.prompts[start:stop], sampling)
+            parts.append(part)
+            reason = _flaw(part.images, stock.images[start:stop])
+            if reason is not None:
+                return failed(schedule, reason, stop)
+            if stop < total:
+                own = self._per_image(part.images)
+                rival = rival_for(self._latency_of(contender, part, probe), rivals)
+                expected = None if rival is None else expected_if_beaten(own, rival)
+                if expected is not None:
+                    break
+        result = _joined(parts)
+        point = self._point(contender, result, stock.images[: len(result.images)], probe, stock.point)
+        if not all(map(math.isfinite, point.metrics.values())):
+            worst = next(name for name, value in point.metrics.items() if not math.isfinite(value))
+            return failed(schedule, f"{worst} is no number", len(result.images))
+        if expected is not None:
+            point = replace(point, quality=expected)
+        return Judgement(
+            point, tuple(self._per_image(result.images)), len(result.images), sample=sample_of(result.images)
+        )
+
     def retime(
-        self, contenders: Sequence[Schedule | Peer], rounds: int, progress: Callable[[], None] = lambda: None
+        self, contenders: Mapping[Schedule | Peer, Point], rounds: int, progress: Callable[[], None] = lambda: None
     ) -> tuple[Point, list[Point]]:
         """Time stock and these again, side by side, and return stock's and their points with those times.
 
@@ -103,9 +211,9 @@ class Evaluator:
         times: list[list[Generated]] = [[] for _ in turns]
         for _ in range(rounds):
             for contender, measured in zip(turns, times, strict=True):
-                measured.append(self._generate(contender, self.prompts[: self.sampling.batch_size]))
+                measured.append(self._generate(contender, self.prompts[: self.sampling.batch_size], self.sampling))
                 progress()
-        points = [self.baseline, *(self.judged[c] for c in contenders)]
+        points = [self.baseline, *contenders.values()]
         if rounds:
             points = [_timed(point, measured) for point, measured in zip(points, times, strict=True)]
             stock = points[0].latency_ms
@@ -115,16 +223,16 @@ class Evaluator:
 
     def images_of(self, contender: Schedule | Peer | None, count: int) -> Tensor:
         """The images (count, 3, H, W) of a contender (None: stock) for the first prompts, to be looked at."""
-        return self._generate(contender, self.prompts[:count]).images
+        return self._generate(contender, self.prompts[:count], self.sampling).images
 
-    def _generate(self, contender: Schedule | Peer | None, prompts: Sequence[str]) -> Generated:
+    def _generate(self, contender: Schedule | Peer | None, prompts: Sequence[str], sampling: Sampling) -> Generated:
         if contender is None:
-            return generate(self.pipe, prompts, self.sampling)
+            return generate(self.pipe, prompts, sampling)
         schedule = contender.schedule if isinstance(contender, Peer) else contender
         if len(schedule) not in self.steps_of:
             known = ", ".join(map(str, sorted(self.steps_of)))
             raise DatoError(f"a schedule of {len(schedule)} calls cannot be judged here; generations have {known}")
-        sampling = replace(self.sampling, steps=self.steps_of[len(schedule)])
+        sampling = replace(sampling, steps=self.steps_of[len(schedule)])
         if isinstance(contender, Peer):
             running = contender.apply(self.pipe)
         elif is_stock(schedule):
@@ -134,19 +242,91 @@ class Evaluator:
         with running:
             return generate(self.pipe, prompts, sampling)
 
-    def _point(self, contender: Schedule | Peer, result: Generated, baseline: Point | None) -> Point:
-        schedule = contender.schedule if isinstance(contender, Peer) else contender
-        scores = {m.name: m(result.images, self.prompts, self._references) for m in self.metrics}
+    def _probe(self) -> float | None:
+        if not self.interleave or self.latency is not None:
+            return None
+        short = replace(self.sampling, steps=PROBE_STEPS)
+        return generate(self.pipe, self.prompts[: self.sampling.batch_size], short).loop_ms[0]
+
+    def _per_image(self, images: Tensor) -> list[float]:
+        """The objective for each of the first images."""
+        metric, count = self.metrics[0], len(images)
+        if not isinstance(metric, MeanOverImages):
+            return []
+        return metric.per_image(images, self.prompts[:count], self.stock.images[:count]).tolist()
+
+    def _latency_of(self, contender: Schedule | Peer, result: Generated, probe: float | None) -> float:
+        if self.latency is not None and isinstance(contender, Schedule):
+            return self.latency(contender)
         measured = statistics.median(result.latency_ms)
-        metrics = {**scores, "unet_ms": statistics.median(result.unet_ms), "measured_ms": measured}
-        known = "measured_ms"
-        if self.latency is not None and contender is schedule:
-            known = "table_ms"
-            metrics[known] = self.latency(schedule)
+        if probe is None or self._stock is None:
+            return measured
+        return measured * self._stock.point.metrics["probe_ms"] / probe
+
+    def _point(
+        self,
+        contender: Schedule | Peer,
+        result: Generated,
+        references: Tensor,
+        probe: float | None,
+        baseline: Point | None,
+    ) -> Point:
+        schedule = contender.schedule if isinstance(contender, Peer) else contender
+        prompts = self.prompts[: len(references)]
+        metrics = {m.name: m(result.images, prompts, references) for m in self.metrics}
+        quality = metrics[self.metrics[0].name]
+        metrics["unet_ms"] = statistics.median(result.unet_ms)
+        metrics["measured_ms"] = statistics.median(result.latency_ms)
+        if probe is not None:
+            metrics["probe_ms"] = probe
+        latency = self._latency_of(contender, result, probe)
         # A speed-up is a ratio of two times of one kind.
-        speedup = 1.0 if baseline is None else baseline.metrics[known] / metrics[known]
+        known = "measured_ms"
+        if self.latency is not None and isinstance(contender, Schedule):
+            metrics[known := "table_ms"] = latency
+        speedup = 1.0 if baseline is None else baseline.metrics[known] / latency
         steps, sampler = self.steps_of[len(schedule)], sampler_name(self.pipe.scheduler)
-        return Point(schedule, scores[self.metrics[0].name], metrics[known], speedup, metrics, steps, sampler)
+        return Point(schedule, quality, latency, speedup, metrics, steps, sampler)
+
+
+def sample_of(images: Tensor, count: int = 4) -> bytes:
+    """The first `count` of images (n, 3, H, W) in [0, 1] side by side, as a WebP file; large ones are made smaller."""
+    strip = torch.cat(list(images[:count].clamp(0, 1)), dim=2)
+    picture = Image.fromarray((strip.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
+    if picture.height > SAMPLE_PIXELS:
+        width = picture.width * SAMPLE_PIXELS // picture.height
+        picture = picture.resize((width, SAMPLE_PIXELS), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    picture.save(data, "webp", lossless=picture.height < 128, quality=90)
+    return data.getvalue()
+
+
+def _joined(parts: Sequence[Generated]) -> Generated:
+    """Generations of one contender, put together."""
+
+    def all_of(name: str) -> list[float]:
+        return [value for part in parts for value in getattr(part, name)]
+
+    return Generated(
+        torch.cat([part.images for part in parts]), all_of("latency_ms"), all_of("unet_ms"), all_of("loop_ms")
+    )
+
+
+def _flaw(images: Tensor, references: Tensor) -> str | None:
+    """What makes these images (n, 3, H, W) unfit to be judged, or None."""
+    if not images.isfinite().all():
+        return "its images are not finite numbers"
+    black = images.flatten(1).amax(1) < BLACK
+    if (black & (references.flatten(1).amax(1) >= BLACK)).any():
+        return "it gives black images"
+    return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # A CPU's allocator has no exception of its own.
+    return not isinstance(error, RuntimeError) or any(
+        words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
 
 
 def _timed(point: Point, measured: Sequence[Generated]) -> Point:

@@ -206,7 +206,7 @@ class Front:
         pruning = Pruning.from_dict(data["pruning"])
 
         def point(name: str, value: Any) -> Point:
-            return _point(name, value, data["rungs"], pruning)
+            return point_from_dict(name, value, data["rungs"], pruning)
 
         return cls(
             tuple(sorted((point(f"point {i}", p) for i, p in enumerate(data["front"])), key=lambda p: p.latency_ms)),
@@ -287,7 +287,7 @@ def dumps(data: Any, indent: int = 0) -> str:
     return json.dumps(data, ensure_ascii=False, allow_nan=False)
 
 
-def _point(name: str, data: Any, rungs: Any, pruning: Pruning) -> Point:
+def point_from_dict(name: str, data: Any, rungs: Any, pruning: Pruning) -> Point:
     if not isinstance(data, dict):
         raise DatoError(f"front: {name} must be an object")
     _check_keys(name, data, _POINT_KEYS, _OWN_KEYS)

@@ -31,6 +31,8 @@ class QualityMetric(Protocol):
     Attributes:
         name: What reports call it.
         lower_is_better: Whether the field's own number has the other sign; reports then show it with that sign.
+
+    One that is a mean over images is a `MeanOverImages`.
     """
 
     name: str
@@ -63,7 +65,19 @@ class Setup:
         return Clip(self.clip_id, device=self.device)
 
 
-class ClipScore:
+class MeanOverImages:
+    """A metric that judges each image by itself."""
+
+    def per_image(self, images: Tensor, prompts: Sequence[str], references: Tensor) -> Tensor:
+        """(n,) the values for images, prompts and references as in `QualityMetric`."""
+        raise TypeError(f"{type(self).__name__} must say how it judges an image")
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], references: Tensor) -> float:
+        """See `QualityMetric`."""
+        return self.per_image(images, prompts, references).mean().item()
+
+
+class ClipScore(MeanOverImages):
     """Mean of 100 max(0, cos(image, prompt)) (Hessel et al., EMNLP 2021)."""
 
     name, lower_is_better = "clip-score", False
@@ -71,12 +85,12 @@ class ClipScore:
     def __init__(self, setup: Setup) -> None:
         self._clip = setup.clip
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], references: Tensor) -> float:
-        """See `QualityMetric`."""
-        return self._clip.score(images, prompts).mean().item()
+    def per_image(self, images: Tensor, prompts: Sequence[str], references: Tensor) -> Tensor:
+        """See `MeanOverImages`."""
+        return self._clip.score(images, prompts)
 
 
-class Psnr:
+class Psnr(MeanOverImages):
     """Fidelity to stock's images in dB, the mean over images; images that are equal count as 100 dB."""
 
     name, lower_is_better = "psnr", False
@@ -85,13 +99,13 @@ class Psnr:
     def __init__(self, setup: Setup) -> None:
         pass
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], references: Tensor) -> float:
-        """See `QualityMetric`."""
-        per_image = peak_signal_noise_ratio(images, references, data_range=1.0, dim=(1, 2, 3), reduction="none")
-        return per_image.clamp(max=self.CEILING).mean().item()
+    def per_image(self, images: Tensor, prompts: Sequence[str], references: Tensor) -> Tensor:
+        """See `MeanOverImages`."""
+        values = peak_signal_noise_ratio(images, references, data_range=1.0, dim=(1, 2, 3), reduction="none")
+        return values.clamp(max=self.CEILING)
 
 
-class Ssim:
+class Ssim(MeanOverImages):
     """Fidelity to stock's images: structural similarity (Wang et al., 2004), the mean over images, at most 1."""
 
     name, lower_is_better = "ssim", False
@@ -99,9 +113,9 @@ class Ssim:
     def __init__(self, setup: Setup) -> None:
         pass
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], references: Tensor) -> float:
-        """See `QualityMetric`."""
-        return structural_similarity_index_measure(images, references, data_range=1.0).item()
+    def per_image(self, images: Tensor, prompts: Sequence[str], references: Tensor) -> Tensor:
+        """See `MeanOverImages`."""
+        return structural_similarity_index_measure(images, references, data_range=1.0, reduction="none")
 
 
 class FrechetDistance:

@@ -7,7 +7,7 @@ DaTo searches cache depths and prune ratios with it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -24,7 +24,7 @@ from dato.front import Point
 from dato.operators import EditMutation, Layout, SpliceCrossover
 from dato.schedule import Schedule
 
-WORST = -1e9  # stands for a quality that is no number, as that of images that overflowed
+WORST = 1e9  # stands for objectives and violated constraints of a candidate that failed
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Preset:
         scheduler: The sampler, for the embedded model; None: the model's own.
         guidance_scale: Classifier-free guidance.
         images: Prompts, one image each.
+        race: After so many images a candidate that is surely dominated gets no more; None: all get all.
         pop_size: Individuals of a generation; the first one takes in all seeds.
         generations: Generations, the initial population included.
         crossover: Probability and eta of simulated binary crossover, rounded; None: `SpliceCrossover`.
@@ -52,6 +53,7 @@ class Preset:
     scheduler: str | None
     guidance_scale: float
     images: int
+    race: int | None
     pop_size: int
     generations: int
     crossover: tuple[float, float] | None
@@ -68,6 +70,7 @@ DEPTH_PRESETS = {
         scheduler="dpm++2m",
         guidance_scale=3.0,
         images=4,
+        race=2,
         pop_size=24,
         generations=5,
         crossover=None,
@@ -82,6 +85,7 @@ DEPTH_PRESETS = {
         scheduler=None,
         guidance_scale=7.5,
         images=32,
+        race=None,
         pop_size=15,
         generations=30,
         crossover=(0.8, 15),
@@ -123,7 +127,7 @@ def first_generation(space: Space, preset: Preset, seed: int, seeds: Sequence[Sc
 
 def search(
     space: Space,
-    judge: Callable[[Schedule], Point],
+    ask: Callable[[Sequence[Schedule]], Iterable[Point]],
     preset: Preset,
     *,
     seed: int = 0,
@@ -134,17 +138,17 @@ def search(
 
     Args:
         space: What to search.
-        judge: Judges a schedule; it is asked once for each individual, so it should remember.
+        ask: Gives the points of a generation's schedules, in their order (`dato.study.Study`).
         preset: Population, generations, operators.
         seed: Fixes everything random in the search. The same seed and the same judgements give the same points.
         seeds: Schedules to begin from.
-        min_quality: Schedules below this quality count as infeasible.
+        min_quality: Schedules below this quality count as infeasible, as those that failed do.
     """
     initial = first_generation(space, preset, seed, seeds)
     problem = Problem(
         n_var=len(space.upper),
         n_obj=2,
-        n_ieq_constr=0 if min_quality is None else 1,
+        n_ieq_constr=1,
         xl=np.zeros(len(space.upper)),
         xu=space.upper,
         vtype=int,
@@ -162,15 +166,21 @@ def search(
         if individuals is None:  # everything there is has been tried
             return
         objectives, constraints = [], []
-        for x in individuals.get("X"):
-            point = judge(space.decode(x))
-            quality = point.quality if math.isfinite(point.quality) else WORST
-            objectives.append([-quality, point.latency_ms])
-            constraints.append([0.0 if min_quality is None else min_quality - quality])
+        for point in ask([space.decode(x) for x in individuals.get("X")]):
+            found, violation = _told(point, min_quality)
+            objectives.append(found)
+            constraints.append([violation])
             yield point
-        known = {"F": np.array(objectives)} | ({} if min_quality is None else {"G": np.array(constraints)})
+        known = {"F": np.array(objectives), "G": np.array(constraints)}
         PymooEvaluator().eval(StaticProblem(problem, **known), individuals)
         algorithm.tell(infills=individuals)
+
+
+def _told(point: Point, min_quality: float | None) -> tuple[list[float], float]:
+    """What the algorithm is told of a point: both objectives, to be minimised, and by how much it is infeasible."""
+    if not (math.isfinite(point.quality) and math.isfinite(point.latency_ms)):
+        return [WORST, WORST], WORST
+    return [-point.quality, point.latency_ms], 0.0 if min_quality is None else min_quality - point.quality
 
 
 def _rounded(operator: type, prob: float, eta: float) -> SBX | PM:

@@ -19,7 +19,8 @@ class DepthSpace:
 
     The vector begins with the *heads*, which hold for the whole schedule: which length, if there are several, and
     which order. Then comes one gene for each call but the first, which is always whole; a shorter schedule leaves the
-    last genes unused, and they are 0.
+    last genes unused, and they are 0. A gene chooses a depth; where ratios are searched together with depths, it
+    chooses a (depth, ratio), so that the same operators serve both.
 
     Args:
         calls: The lengths to choose from: UNet calls of one generation.
@@ -27,13 +28,16 @@ class DepthSpace:
         depths: The depths to choose from; the whole UNet is always among them.
         orders: The orders of forecasts to choose from.
         forecast: What orders above 0 mean (see `Schedule`).
+        ratios: The prune ratios to choose from; 0 is always among them.
+        pruning: The settings that the ratios are meant with.
 
     Attributes:
-        upper: (n,) the largest value of each gene; the smallest is 0. Genes of calls are ordered by depth.
+        upper: (n,) the largest value of each gene; the smallest is 0. Genes of calls are ordered by depth, and within
+            a depth from the largest ratio to the smallest: what costs less comes first.
         heads: How many genes come before those of the calls.
 
     Raises:
-        DatoError: if there is nothing to choose, or a depth does not exist.
+        DatoError: if there is nothing to choose, or a depth or ratio does not exist.
     """
 
     def __init__(
@@ -43,12 +47,15 @@ class DepthSpace:
         depths: Sequence[int],
         orders: Sequence[int] = (0,),
         forecast: str = "polynomial",
+        ratios: Sequence[float] = (0.0,),
+        pruning: Pruning | None = None,
     ) -> None:
         for depth in depths:
             if not 0 <= depth <= rungs:
                 raise DatoError(f"--depths: the depths of this UNet are 0 to {rungs}, not {depth}")
-        self.rungs, self.forecast = rungs, forecast
-        self.depths = sorted({*depths, rungs})
+        self.rungs, self.forecast, self.pruning = rungs, forecast, pruning or Pruning()
+        self.depths, self.ratios = sorted({*depths, rungs}), sorted({0.0, *ratios})
+        _check_ratios(self.ratios, self.pruning)
         self.calls, self.orders = sorted(set(calls)), sorted(set(orders))
         if len(self.depths) < 2:
             raise DatoError(f"--depths: besides {rungs}, the whole UNet, there must be something to choose")
@@ -56,11 +63,13 @@ class DepthSpace:
             raise DatoError("a search needs at least two UNet calls: give more --steps")
         if not self.orders or not set(self.orders) <= {0, 1, 2}:
             raise DatoError(f"--orders: forecasts have order 0, 1 or 2, not {self.orders}")
+        # At depth 0 nothing runs, so nothing is pruned.
+        self.entries = [(d, r) for d in self.depths for r in ([0.0] if d == 0 else reversed(self.ratios))]
         # A head with one choice is none: the papers' operators would waste their effort on it.
         self._choices = {name: c for name, c in [("calls", self.calls), ("orders", self.orders)] if len(c) > 1}
         self.heads = len(self._choices)
         heads = [len(choices) - 1 for choices in self._choices.values()]
-        self.upper = np.array([*heads, *[len(self.depths) - 1] * (self.calls[-1] - 1)])
+        self.upper = np.array([*heads, *[len(self.entries) - 1] * (self.calls[-1] - 1)])
 
     def _head(self, x: Sequence[int], name: str) -> int:
         if name not in self._choices:
@@ -73,32 +82,37 @@ class DepthSpace:
 
     def decode(self, x: Sequence[int]) -> Schedule:
         """The schedule of a vector of genes."""
-        genes = x[self.heads : self.heads + self.active(x)]
-        depths = (self.rungs, *(self.depths[int(gene)] for gene in genes))
+        chosen = [self.entries[int(gene)] for gene in x[self.heads : self.heads + self.active(x)]]
+        depths, ratios = zip((self.rungs, 0.0), *chosen, strict=True)
         # Where nothing is forecast, order and rule have no say, and one schedule has one spelling.
         order = 0 if set(depths) == {self.rungs} else self._head(x, "orders")
-        return Schedule(depths, orders=order, rungs=self.rungs, forecast=self.forecast if order else "polynomial")
+        forecast = self.forecast if order else "polynomial"
+        return Schedule(depths, ratios, order, self.rungs, self.pruning, forecast)
 
     def examples(self) -> list[Schedule]:
         """Schedules that hold between them every kind of call of this space's, for a latency table."""
-        return [
+        plain = [
             Schedule.uniform(6, 2, depth, order, rungs=self.rungs, forecast=self.forecast if order else "polynomial")
             for depth in self.depths[:-1]
             for order in self.orders
         ]
+        return plain if len(self.ratios) == 1 else [*plain, *RatioSpace(plain, self.ratios, self.pruning).examples()]
 
     def encode(self, schedule: Schedule) -> np.ndarray | None:
-        """The genes of a schedule; None if it has a length, an order or depths that there is no choosing here."""
+        """The genes of a schedule; None if it has a length, an order or calls that there is no choosing here."""
         whole = set(schedule.depths) == {self.rungs}
         order = self.orders[0] if whole else schedule.orders[0]
-        if not (set(schedule.depths) <= set(self.depths) and len(schedule) in self.calls and order in self.orders):
+        chosen = [(depth, ratio) for depth, ratio, _ in schedule.entries]
+        if not (set(chosen) <= set(self.entries) and len(schedule) in self.calls and order in self.orders):
             return None
         forecast = self.forecast if order else "polynomial"
         if not whole and (len(set(schedule.orders)) > 1 or schedule.forecast != forecast):
             return None
+        if chosen[0] != (self.rungs, 0.0) or (any(schedule.ratios) and schedule.pruning != self.pruning):
+            return None
         own = {"calls": len(schedule), "orders": order}
         heads = [choices.index(own[name]) for name, choices in self._choices.items()]
-        genes = [self.depths.index(d) for d in schedule.depths[1:]]
+        genes = [self.entries.index(entry) for entry in chosen[1:]]
         return np.array([*heads, *genes, *[0] * (self.calls[-1] - len(schedule))])
 
     def with_head(self, x: np.ndarray, gene: int, value: int) -> np.ndarray:
@@ -121,7 +135,7 @@ class DepthSpace:
                 places among shallow ones.
         """
         known = [genes for seed in seeds if (genes := self.encode(seed)) is not None]
-        population, whole = list(known), len(self.depths) - 1
+        population, whole = list(known), len(self.entries) - 1
         while len(population) < count:
             if len(known) > 1:
                 early, late = rng.choice(len(known), 2, replace=False)
@@ -141,7 +155,7 @@ class DepthSpace:
         At most 1, 2 and 1 beside the first in the first three, next four and last three tenths of the calls, the
         rest shallow at random.
         """
-        whole, population = len(self.depths) - 1, np.zeros((count, len(self.upper)), dtype=int)
+        whole, population = len(self.entries) - 1, np.zeros((count, len(self.upper)), dtype=int)
         for x in population:
             x[: self.heads] = rng.integers(0, self.upper[: self.heads] + 1)
             n = self.active(x)
@@ -170,11 +184,7 @@ class RatioSpace:
         self.bases = [replace(base, pruning=pruning) for base in bases]
         self.heads = 1
         self.ratios = sorted(set(ratios))
-        bound = 1 - 1 / (pruning.sx * pruning.sy)
-        for ratio in self.ratios:
-            if not 0 <= ratio <= bound:
-                patch = f"{pruning.sy} x {pruning.sx}"
-                raise DatoError(f"--ratios: with patches of {patch}, ratios go from 0 to {bound:g}, not {ratio:g}")
+        _check_ratios(self.ratios, pruning)
         if len(self.ratios) < 2:
             raise DatoError("--ratios: there must be at least two to choose from")
         calls = max(len(base) for base in self.bases)
@@ -223,3 +233,11 @@ class RatioSpace:
     def papers_initial(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """(count, n) genes at random."""
         return rng.integers(0, self.upper + 1, size=(count, len(self.upper)))
+
+
+def _check_ratios(ratios: Sequence[float], pruning: Pruning) -> None:
+    bound = 1 - 1 / (pruning.sx * pruning.sy)
+    for ratio in ratios:
+        if not 0 <= ratio <= bound:
+            patch = f"{pruning.sy} x {pruning.sx}"
+            raise DatoError(f"--ratios: with patches of {patch}, ratios go from 0 to {bound:g}, not {ratio:g}")

@@ -112,13 +112,14 @@ def evaluate(
     families = _methods(judge, chosen) | _loaded(judge, loaded, points)
     contenders = {name: contender for family in families.values() for name, contender in family.items()}
     unique = list(dict.fromkeys(contenders.values()))
+    judged_as: dict[Any, Point] = {}
     with progress() as bar:
         task = bar.add_task("Images", total=len(unique))
         for contender in unique:
-            judge(contender)
+            judged_as[contender] = judge(contender)
             bar.advance(task)
         task = bar.add_task("Timing side by side", total=rounds * (1 + len(unique)))
-        stock, timed = judge.retime(unique, rounds, lambda: bar.advance(task))
+        stock, timed = judge.retime(judged_as, rounds, lambda: bar.advance(task))
     measured = dict(zip(unique, timed, strict=True))
     judged = {label: {n: measured[c] for n, c in family.items()} for label, family in families.items()}
     rows = {"stock": stock} | {name: point for family in judged.values() for name, point in family.items()}

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
 from dato.cli import options as opt
-from dato.console import err
 from dato.errors import DatoError
-from dato.evaluation import Evaluator
 from dato.front import Point
 from dato.latency_check import Pair, TableCheck
-from dato.probes import measure_table
-from dato.schedule import Schedule
 
 MODES = ("auto", "table", "measured")
 # What a front's conditions say.
@@ -39,29 +35,6 @@ def mode_of(name: str, device: str) -> str:
     if name == "auto":
         return "measured" if opt.device_of(device).type == "cuda" else "table"
     return name
-
-
-def use_latency(mode: str, evaluator: Evaluator, schedules: Iterable[Schedule], conditions: dict[str, Any]) -> None:
-    """Have the evaluator time candidates in this mode, and note in the conditions how.
-
-    Args:
-        mode: "table" or "measured".
-        evaluator: It has judged nothing yet.
-        schedules: Of every kind of call that it will be asked for.
-        conditions: Of the front.
-    """
-    conditions["latency"] = HOW[mode]
-    if mode == "measured":
-        return
-    with err.status("Measuring the latency table") as status:
-
-        def show(done: float, rounds: int) -> None:
-            status.update(f"Measuring the latency table: {done / rounds:.0%}")
-
-        table = measure_table(evaluator.pipe, evaluator.prompts, evaluator.sampling, schedules, progress=show)
-    err.print(f"Latency table: {len(table.calls)} kinds of call measured.", highlight=False)
-    evaluator.latency = table.predict
-    conditions["latency_table"] = table.to_dict()
 
 
 def check_of(baseline: Point, points: Sequence[Point]) -> TableCheck:

@@ -106,6 +106,8 @@ def new_folder(out: Path | None, kind: str) -> Path:
     folder = out or Path("runs") / f"{kind}-{datetime.now():%Y%m%d-%H%M%S}"
     if (folder / "pareto.json").exists():
         raise DatoError(f"{folder} holds a front already; give another --out, or remove it first")
+    if (folder / "journal.jsonl").exists():
+        raise DatoError(f"{folder} holds a search already: go on with --resume {folder}, or give another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,38 +1,55 @@
-"""`search_depth` and `search_ratio`: from a model and prompts to a front on disk."""
+"""`search_depth`, `search_ratio` and `search_joint`: from a model and prompts to a front on disk."""
 
 from __future__ import annotations
 
 import hashlib
-import math
+import json
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
 
 from dato import emoji_sd
 from dato.cli import options as opt
-from dato.cli.latency import Latency, check_of, mode_of, use_latency
-from dato.console import err, out, progress
-from dato.environment import hardware, versions
+from dato.cli.display import display_of
+from dato.cli.latency import Latency, mode_of
+from dato.cli.run import Plan, Run, run
+from dato.console import err, out
 from dato.errors import DatoError
-from dato.evaluation import Evaluator
+from dato.folder import Folder
 from dato.forecast import FORECASTS
-from dato.front import Front, Point, load_front, non_dominated
+from dato.front import Front, load_front
+from dato.journal import read_entries
 from dato.pruning import SCORES, Pruning
-from dato.quality import METRICS, Setup, load_metric, shown
+from dato.quality import METRICS
 from dato.references import fewer_steps, references, seeds
 from dato.report import front_table
-from dato.samplers import SAMPLERS, num_calls, sampler_name
-from dato.sampling import EMBEDDED, Sampling, load_pipeline, read_prompts
+from dato.samplers import SAMPLERS
+from dato.sampling import EMBEDDED, Sampling, read_prompts
 from dato.schedule import Schedule
-from dato.search import DEPTH_PRESETS, RATIO_PRESETS, Preset, Space, first_generation, search
+from dato.search import DEPTH_PRESETS, RATIO_PRESETS, Preset
 from dato.space import DepthSpace, RatioSpace
+from dato.study import check_header
+from dato.workers import Facts, Recipe
 
-# Of a preset, what stands elsewhere in a front's conditions.
-_ELSEWHERE = ("steps", "orders", "forecast", "scheduler", "guidance_scale", "alphabet")
+# Options that say nothing of what is searched, and are not remembered for who resumes.
+_PASSING = ("out", "resume", "workers", "ray_address", "quiet", "as_json")
+
+
+def _take_up(ctx: typer.Context, folder: Path | None) -> Path | None:
+    """Make a journal's options this command line's defaults."""
+    if folder is None:
+        return None
+    path = Folder(folder).journal
+    entries, _ = read_entries(path)
+    check_header(entries[0] if entries else None, path)
+    ctx.default_map = {k: v for k, v in entries[0]["options"].items() if v is not None}
+    return folder
+
 
 Prompts = Annotated[
     Path | None, typer.Option(help="Text file, one prompt a line.", show_default="the embedded model's search split")
@@ -70,9 +87,47 @@ Out = Annotated[
 PresetName = Annotated[
     str, typer.Option("--preset", help="quick (minutes on a CPU, embedded model) or paper (DaTo's).")
 ]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        is_eager=True,
+        callback=_take_up,
+        help="Go on with the search of this folder, with its options: what its journal holds is not generated again.",
+    ),
+]
+Workers = Annotated[
+    int, typer.Option(min=1, help="GPUs (or shares of a CPU) that judge candidates at the same time; above 1 with Ray.")
+]
+RayAddress = Annotated[str | None, typer.Option(help="A Ray cluster, as auto or ray://host:10001.")]
+Race = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="After so many images a candidate that is surely dominated is given up; 0: all get all images.",
+        show_default="the preset's",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print the place of the front and nothing else.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print what happens as JSON, one object a line.")]
+Ratios = Annotated[
+    str | None, typer.Option(help="Ratios to choose from, as in 0,0.3,0.5,0.7.", show_default="the preset's")
+]
+Score = Annotated[str, typer.Option(help=f"Base score of token pruning: {', '.join(SCORES)}.")]
+RecoverFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--recover-from",
+        help="What a pruned token gets: base, kept (token's output), past (its own).",
+        show_default="past; with --preset paper base",
+    ),
+]
+MaxDownsample = Annotated[
+    int | None, typer.Option(min=1, help="Prune at a downsampling of at most this.", show_default="the smallest")
+]
 
 
 def search_depth(
+    ctx: typer.Context,
     model: opt.Model = EMBEDDED,
     prompts: Prompts = None,
     preset: PresetName = "quick",
@@ -115,64 +170,97 @@ def search_depth(
     generations: Generations = None,
     latency: Latency = "auto",
     rounds: Rounds = 2,
+    race: Race = None,
+    workers: Workers = 1,
+    ray_address: RayAddress = None,
     clip: Clip = None,
     statistics: Statistics = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     out: Out = None,
+    resume: Resume = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Search cache-depth schedules: how many steps, and for each UNet call how deep to run; quality against latency.
 
     With no option at all it searches the embedded model, on a CPU, in minutes.
     """
-    chosen = _preset(
-        DEPTH_PRESETS,
-        preset,
-        steps=opt.whole_numbers("--steps", steps),
-        orders=opt.whole_numbers("--orders", orders),
-        forecast=forecast,
-        guidance_scale=guidance_scale,
-        images=images,
-        pop_size=pop_size,
-        generations=generations,
-    )
-    if chosen.forecast not in FORECASTS:
-        raise DatoError(f"--forecast {chosen.forecast!r}: known are {', '.join(FORECASTS)}")
-    alphabet = opt.numbers("--depths", depths, int) or [int(d) for d in chosen.alphabet]
-    if model != EMBEDDED and prompts is None:
-        raise DatoError(f"give --prompts FILE for {model}: the prompts that are built in are {EMBEDDED}'s")
-    texts = read_prompts(prompts, chosen.images)
-    timing = mode_of(latency, device)
-    folder = opt.new_folder(out, "depth")
-    sampling = Sampling(reference_steps or max(chosen.steps), chosen.guidance_scale, height, width, seed, batch_size)
-    if model == EMBEDDED:
-        scheduler = scheduler or chosen.scheduler
-    evaluator, conditions = _prepare(
-        model, texts, chosen, sampling, scheduler, quality, clip, statistics, device, dtype
-    )
-    lengths = [num_calls(evaluator.pipe, count) for count in chosen.steps]
-    space = DepthSpace(lengths, evaluator.rungs, alphabet, chosen.orders, chosen.forecast)
-    known = references(evaluator.steps_of, evaluator.calls, evaluator.rungs)
-    floor = opt.floor_of(quality, min_quality)
-    conditions["search"] |= {
-        "kind": "depth",
-        "preset": preset,
-        "depths": space.depths,
-        "orders": list(chosen.orders),
-        "forecast": chosen.forecast,
-        "steps": list(chosen.steps),
-        "min_quality": min_quality,
-    }
-    begin = seeds(lengths, evaluator.rungs, chosen.orders, chosen.forecast, chosen.pop_size)
-    use_latency(timing, evaluator, [*space.examples(), *known.values()], conditions)
-    front = _run(space, evaluator, chosen, known, begin, seed, floor, rounds, conditions)
-    path = folder / "pareto.json"
-    front.save(path)
-    _finish(front, path, [["python", "search/search_ratio.py", "--depths", str(path)]])
+    _search_calls(ctx, "depth", "search/search_depth.py", ratios=None)
+
+
+def search_joint(
+    ctx: typer.Context,
+    model: opt.Model = EMBEDDED,
+    prompts: Prompts = None,
+    preset: PresetName = "quick",
+    depths: Annotated[
+        str | None,
+        typer.Option(help="Depths to choose from besides the whole UNet, as in 0,1,3.", show_default="the preset's"),
+    ] = None,
+    orders: Annotated[
+        str | None,
+        typer.Option(
+            help="Orders of forecasts to choose from; 0: hand back what is cached.", show_default="the preset's"
+        ),
+    ] = None,
+    forecast: Annotated[
+        str | None,
+        typer.Option(help=f"What an order above 0 means: {', '.join(FORECASTS)}.", show_default="the preset's"),
+    ] = None,
+    ratios: Ratios = None,
+    score: Score = "sito",
+    recover_from: RecoverFrom = None,
+    max_downsample: MaxDownsample = None,
+    quality: Quality = "psnr",
+    min_quality: MinQuality = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(help="Sampler steps to choose from, as in 10,15,20,25,50.", show_default="the preset's"),
+    ] = None,
+    reference_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Stock with so many steps is the reference.", show_default="the largest of --steps"),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Sampler: {', '.join(SAMPLERS)}.", show_default="the model's own; quick on emoji-sd: dpm++2m"
+        ),
+    ] = None,
+    guidance_scale: opt.Guidance = None,
+    height: opt.Height = None,
+    width: opt.Width = None,
+    images: Images = None,
+    batch_size: Batch = 2,
+    pop_size: PopSize = None,
+    generations: Generations = None,
+    latency: Latency = "auto",
+    rounds: Rounds = 2,
+    race: Race = None,
+    workers: Workers = 1,
+    ray_address: RayAddress = None,
+    clip: Clip = None,
+    statistics: Statistics = None,
+    seed: opt.Seed = 0,
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
+    out: Out = None,
+    resume: Resume = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search depths and prune ratios together: how many steps, and for each UNet call how deep and with which tokens.
+
+    The papers search depths first, then ratios on top of them (search_depth, search_ratio). Here one search weighs
+    a call that is shallow against one that is pruned.
+    """
+    _search_calls(ctx, "joint", "search/search_joint.py", ratios=ratios)
 
 
 def search_ratio(
+    ctx: typer.Context,
     depths: Annotated[
         str | None,
         typer.Option(
@@ -188,21 +276,10 @@ def search_ratio(
         ),
     ] = None,
     preset: PresetName = "quick",
-    ratios: Annotated[
-        str | None, typer.Option(help="Ratios to choose from, as in 0,0.3,0.5,0.7.", show_default="the preset's")
-    ] = None,
-    score: Annotated[str, typer.Option(help=f"Base score of token pruning: {', '.join(SCORES)}.")] = "sito",
-    recover_from: Annotated[
-        str | None,
-        typer.Option(
-            "--recover-from",
-            help="What a pruned token gets: base, kept (token's output), past (its own).",
-            show_default="past; with --preset paper base",
-        ),
-    ] = None,
-    max_downsample: Annotated[
-        int | None, typer.Option(min=1, help="Prune at a downsampling of at most this.", show_default="the smallest")
-    ] = None,
+    ratios: Ratios = None,
+    score: Score = "sito",
+    recover_from: RecoverFrom = None,
+    max_downsample: MaxDownsample = None,
     quality: Annotated[str | None, typer.Option(help="Objective beside latency.", show_default="the front's")] = None,
     min_quality: MinQuality = None,
     prompts: Annotated[
@@ -217,6 +294,9 @@ def search_ratio(
     generations: Generations = None,
     latency: Latency = "auto",
     rounds: Rounds = 2,
+    race: Race = None,
+    workers: Workers = 1,
+    ray_address: RayAddress = None,
     clip: Clip = None,
     statistics: Statistics = None,
     seed: opt.Seed = 0,
@@ -225,86 +305,227 @@ def search_ratio(
         str | None, typer.Option(help="float32, float16, bfloat16 or auto.", show_default="the front's")
     ] = None,
     out: Out = None,
+    resume: Resume = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Search prune ratios on top of a front of cache-depth schedules: for each call the share of tokens to leave out.
 
     Model, prompts, sampler, steps, guidance and size are those of the front.
     """
-    source = str(_newest_run()) if depths is None else depths
+    o = SimpleNamespace(**ctx.params)
+    source = str(_newest_run()) if o.depths is None else o.depths
+    ctx.params["depths"] = source if load_front(source) and not Path(source).exists() else str(Path(source).resolve())
     base = load_front(source)
     found = base.conditions
-    points = base.points if pick is None else (opt.pick_point(base, pick),)
+    points = base.points if o.pick is None else (opt.pick_point(base, o.pick),)
     reference = found.get("steps", max(RATIO_PRESETS["quick"].steps))
     chosen = _preset(
         RATIO_PRESETS,
-        preset,
+        o.preset,
         steps=tuple(sorted({point.steps or reference for point in points})),
         guidance_scale=found.get("guidance_scale"),
-        images=images,
-        pop_size=pop_size,
-        generations=generations,
+        images=o.images,
+        pop_size=o.pop_size,
+        generations=o.generations,
+        race=o.race,
     )
-    alphabet = opt.numbers("--ratios", ratios, float) or list(chosen.alphabet)
-    # In the papers every block chooses its own tokens, and a pruned one gets its base token's output.
-    papers = preset == "paper"
-    pruning = Pruning(
-        score=score,
-        max_downsample=max_downsample,
-        shared=not papers,
-        recover_from=recover_from or ("base" if papers else "past"),
-        # Nearly the same tokens for less; scores that go by no patch have no neighbours.
-        similarity="global" if papers or score in ("II", "III") else "local",
-        # Where chance decides, the halves of guidance must not choose differently.
-        align_cfg=not papers and score != "sito" and chosen.guidance_scale > 1,
-    )
+    alphabet = opt.numbers("--ratios", o.ratios, float) or list(chosen.alphabet)
+    pruning = _pruning(o, chosen)
     space = RatioSpace([point.schedule for point in points], alphabet, pruning)
-    name = model or found.get("model", EMBEDDED)
-    texts = _prompts_of(found, prompts, name, chosen.images)
-    timing = mode_of(latency, device)
-    folder = opt.new_folder(out, "ratio")
+    name = o.model or found.get("model", EMBEDDED)
+    texts = _prompts_of(found, o.prompts, name, chosen.images)
+    timing = mode_of(o.latency, o.device)
+    folder = _folder(o, "ratio")
     size = found.get("height"), found.get("width")
-    batch_size = batch_size or found.get("batch_size", 2)
-    sampling = Sampling(reference, chosen.guidance_scale, *size, seed, batch_size)
-    if statistics is None and found.get("statistics"):
-        statistics = Path(found["statistics"])
-    evaluator, conditions = _prepare(
-        name,
-        texts,
-        chosen,
-        sampling,
-        found.get("scheduler_name"),
-        quality or found["quality"],
-        clip or found.get("clip"),
-        statistics,
-        device,
-        dtype,
-        found.get("dtype", "auto"),
+    sampling = Sampling(reference, chosen.guidance_scale, *size, o.seed, o.batch_size or found.get("batch_size", 2))
+    if o.statistics is None and found.get("statistics"):
+        o.statistics = Path(found["statistics"])
+    o.clip = o.clip or found.get("clip")
+    sampler, objective = found.get("scheduler_name"), o.quality or found["quality"]
+    recipe = _recipe(o, name, texts, chosen, sampling, sampler, objective, o.dtype, timing, found.get("dtype", "auto"))
+
+    def plan(facts: Facts) -> Plan:
+        for point in points:
+            if facts.steps_of.get(len(point.schedule)) != (point.steps or reference) or facts.rungs != base.rungs:
+                raise DatoError(
+                    f"{source} has a schedule of {len(point.schedule)} calls and {base.rungs} rungs for "
+                    f"{point.steps or reference} steps, and this model makes {sorted(facts.steps_of)} calls and has "
+                    f"{facts.rungs} rungs; search its depths first"
+                )
+        known = references(facts.steps_of, facts.calls, facts.rungs)
+        most = space.ratios[-1]
+        known[f"all whole, ratio {most:g}"] = Schedule.full(facts.calls, rungs=base.rungs).with_ratios(most)
+        content = json.dumps([point.schedule.to_dict() for point in points])
+        settings = {
+            "preset": o.preset,
+            "ratios": space.ratios,
+            "depths": source,
+            "depths_sha256": hashlib.sha256(content.encode()).hexdigest(),
+            "pick": o.pick,
+        }
+        return Plan(space, *_with_pruning(known, [], pruning), pruning, settings)
+
+    front = _run(ctx, o, "ratio", "search/search_ratio.py", folder, recipe, chosen, plan, timing)
+    _finish(o, front, folder, [])
+
+
+def _search_calls(ctx: typer.Context, kind: str, script: str, ratios: str | None) -> None:
+    """Search over lengths and depths and, where `kind` is "joint", ratios."""
+    o = SimpleNamespace(**ctx.params)
+    chosen = _preset(
+        DEPTH_PRESETS,
+        o.preset,
+        steps=opt.whole_numbers("--steps", o.steps),
+        orders=opt.whole_numbers("--orders", o.orders),
+        forecast=o.forecast,
+        guidance_scale=o.guidance_scale,
+        images=o.images,
+        pop_size=o.pop_size,
+        generations=o.generations,
+        race=o.race,
     )
-    for point in points:
-        if evaluator.steps_of.get(len(point.schedule)) != (point.steps or reference) or evaluator.rungs != base.rungs:
-            raise DatoError(
-                f"{source} has a schedule of {len(point.schedule)} calls and {base.rungs} rungs for "
-                f"{point.steps or reference} steps, and this model makes {sorted(evaluator.steps_of)} calls and has "
-                f"{evaluator.rungs} rungs; search its depths first"
-            )
-    known = references(evaluator.steps_of, evaluator.calls, evaluator.rungs)
-    most = space.ratios[-1]
-    known[f"all whole, ratio {most:g}"] = Schedule.full(evaluator.calls, rungs=base.rungs).with_ratios(most)
-    known = {name: replace(schedule, pruning=pruning) for name, schedule in known.items()}
-    floor = opt.floor_of(conditions["quality"], min_quality)
-    conditions["search"] |= {
-        "kind": "ratio",
-        "preset": preset,
-        "ratios": space.ratios,
-        "depths": source,
-        "pick": pick,
-        "min_quality": min_quality,
-    }
-    use_latency(timing, evaluator, [*space.examples(), *known.values()], conditions)
-    front = _run(space, evaluator, chosen, known, [], seed, floor, rounds, conditions)
-    path = folder / "pareto.json"
-    front.save(path)
-    _finish(front, path, [])
+    if chosen.forecast not in FORECASTS:
+        raise DatoError(f"--forecast {chosen.forecast!r}: known are {', '.join(FORECASTS)}")
+    alphabet = opt.numbers("--depths", o.depths, int) or [int(d) for d in chosen.alphabet]
+    joint = kind == "joint"
+    shares = opt.numbers("--ratios", ratios, float) or (list(RATIO_PRESETS[o.preset].alphabet) if joint else [0.0])
+    if o.model != EMBEDDED and o.prompts is None:
+        raise DatoError(f"give --prompts FILE for {o.model}: the prompts that are built in are {EMBEDDED}'s")
+    texts = read_prompts(o.prompts, chosen.images)
+    pruning = _pruning(o, chosen) if joint else Pruning()
+    timing = mode_of(o.latency, o.device)
+    folder = _folder(o, kind)
+    size = o.height, o.width
+    sampling = Sampling(o.reference_steps or max(chosen.steps), chosen.guidance_scale, *size, o.seed, o.batch_size)
+    scheduler = o.scheduler or (chosen.scheduler if o.model == EMBEDDED else None)
+    recipe = _recipe(o, o.model, texts, chosen, sampling, scheduler, o.quality, o.dtype, timing)
+
+    def plan(facts: Facts) -> Plan:
+        lengths = [facts.calls_of[count] for count in chosen.steps]
+        space = DepthSpace(lengths, facts.rungs, alphabet, chosen.orders, chosen.forecast, shares, pruning)
+        known = references(facts.steps_of, facts.calls, facts.rungs)
+        begin = seeds(lengths, facts.rungs, chosen.orders, chosen.forecast, chosen.pop_size)
+        settings = {
+            "preset": o.preset,
+            "depths": space.depths,
+            **({"ratios": space.ratios} if joint else {}),
+            "orders": list(chosen.orders),
+            "forecast": chosen.forecast,
+            "steps": list(chosen.steps),
+        }
+        return Plan(space, *_with_pruning(known, begin, pruning), pruning, settings)
+
+    front = _run(ctx, o, kind, script, folder, recipe, chosen, plan, timing)
+    more = [] if joint else [["python", "search/search_ratio.py", "--depths", str(folder.front)]]
+    _finish(o, front, folder, more)
+
+
+def _folder(o: SimpleNamespace, kind: str) -> Folder:
+    """The folder to write to: the one that is gone on with, or a new one."""
+    if o.resume is None:
+        return Folder(opt.new_folder(o.out, kind))
+    if o.out is not None:
+        raise DatoError("--resume goes on in its own folder: leave out --out")
+    return Folder(o.resume)
+
+
+def _pruning(o: SimpleNamespace, chosen: Preset) -> Pruning:
+    """How ratios are meant. In the papers every block chooses its own tokens, and a pruned one gets another's output."""
+    papers = o.preset == "paper"
+    return Pruning(
+        score=o.score,
+        max_downsample=o.max_downsample,
+        shared=not papers,
+        recover_from=o.recover_from or ("base" if papers else "past"),
+        # Nearly the same tokens for less; scores that go by no patch have no neighbours.
+        similarity="global" if papers or o.score in ("II", "III") else "local",
+        # Where chance decides, the halves of guidance must not choose differently.
+        align_cfg=not papers and o.score != "sito" and chosen.guidance_scale > 1,
+    )
+
+
+def _with_pruning(
+    known: Mapping[str, Schedule], begin: Sequence[Schedule], pruning: Pruning
+) -> tuple[dict[str, Schedule], list[Schedule]]:
+    """References and seeds as schedules of a front whose ratios are meant so."""
+    references = {name: replace(schedule, pruning=pruning) for name, schedule in known.items()}
+    return references, [replace(schedule, pruning=pruning) for schedule in begin]
+
+
+def _recipe(
+    o: SimpleNamespace,
+    model: str,
+    texts: list[str],
+    preset: Preset,
+    sampling: Sampling,
+    scheduler: str | None,
+    quality: str,
+    dtype: str | None,
+    timing: str,
+    dtype_of_front: str = "auto",
+) -> Recipe:
+    where = opt.device_of(o.device)
+    # Of another model only fidelity is free; CLIP is loaded where it is asked for.
+    recorded = ["psnr", "ssim"] + (["clip-score"] if model == EMBEDDED or o.clip else [])
+    if quality not in METRICS:
+        raise DatoError(f"unknown quality metric {quality!r}; known are {', '.join(METRICS)}")
+    statistics = o.statistics or (emoji_sd.STATISTICS if model == EMBEDDED else None)
+    return Recipe(
+        model,
+        str(where),
+        str(opt.dtype_of(dtype, where, dtype_of_front)).removeprefix("torch."),
+        scheduler,
+        tuple(texts),
+        sampling,
+        (*preset.steps, *fewer_steps(sampling.steps)),
+        tuple(dict.fromkeys([quality, *recorded])),
+        str(o.clip or (emoji_sd.CLIP if model == EMBEDDED else "openai/clip-vit-base-patch16")),
+        None if statistics is None else str(statistics),
+        preset.race or None,
+        timing == "measured",
+    )
+
+
+def _run(
+    ctx: typer.Context,
+    o: SimpleNamespace,
+    kind: str,
+    script: str,
+    folder: Folder,
+    recipe: Recipe,
+    preset: Preset,
+    plan: Callable[[Facts], Plan],
+    timing: str,
+) -> Front:
+    order = Run(
+        kind,
+        folder,
+        _kept(ctx.params),
+        recipe,
+        preset,
+        plan,
+        timing,
+        o.seed,
+        opt.floor_of(recipe.metrics[0], o.min_quality),
+        o.min_quality,
+        o.rounds,
+        o.workers,
+        o.ray_address,
+        {"clip": o.clip, "statistics": None if o.statistics is None else str(o.statistics)},
+    )
+    front, finished = run(order, display_of(recipe.metrics[0], o.quiet, o.as_json))
+    if not finished:
+        resume = shlex.join(["python", script, "--resume", str(folder.path)])
+        err.print(f"Stopped early; {folder.front} is the front so far. Go on with: {resume}", soft_wrap=True)
+        raise typer.Exit(130)
+    return front
+
+
+def _kept(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a journal keeps them; files by their whole path, so that they are found from anywhere."""
+    paths = {name: str(value.resolve()) for name, value in parameters.items() if isinstance(value, Path)}
+    return {name: paths.get(name, value) for name, value in parameters.items() if name not in _PASSING}
 
 
 def _preset(presets: dict[str, Preset], name: str, **given: Any) -> Preset:
@@ -331,138 +552,14 @@ def _prompts_of(conditions: Mapping[str, Any], prompts: Path | None, model: str,
     return read_prompts(prompts, count)
 
 
-def _prepare(
-    model: str,
-    texts: list[str],
-    preset: Preset,
-    sampling: Sampling,
-    scheduler: str | None,
-    quality: str,
-    clip: str | None,
-    statistics: Path | None,
-    device: str,
-    dtype: str | None,
-    dtype_of_front: str = "auto",
-) -> tuple[Evaluator, dict[str, Any]]:
-    """Load everything once; return what judges schedules, and the conditions under which it does."""
-    where = opt.device_of(device)
-    kind = opt.dtype_of(dtype, where, dtype_of_front)
-    setup = Setup(
-        clip or (emoji_sd.CLIP if model == EMBEDDED else "openai/clip-vit-base-patch16"),
-        statistics or (emoji_sd.STATISTICS if model == EMBEDDED else None),
-        where,
-    )
-    # Of another model only fidelity is free; CLIP is loaded where it is asked for.
-    recorded = ["psnr", "ssim"] + (["clip-score"] if model == EMBEDDED or clip else [])
-    metrics = [load_metric(name, setup) for name in dict.fromkeys([quality, *recorded])]
-    with err.status(f"Loading {model}"):
-        pipe = load_pipeline(model, device=where, dtype=kind, scheduler=scheduler)
-        lengths = [*preset.steps, *fewer_steps(sampling.steps)]
-        evaluator = Evaluator(pipe, texts, sampling, metrics, steps=lengths)
-    pixels = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    conditions = {
-        "model": model,
-        "dtype": str(kind).removeprefix("torch."),
-        "height": sampling.height or pixels,
-        "width": sampling.width or pixels,
-        "scheduler": type(pipe.scheduler).__name__,
-        "scheduler_name": sampler if (sampler := sampler_name(pipe.scheduler)) in SAMPLERS else None,
-        "steps": sampling.steps,
-        "calls": evaluator.calls,
-        "guidance_scale": sampling.guidance_scale,
-        "prompts": texts,
-        "prompts_sha256": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
-        "seeds": [sampling.seed + i for i in range(len(texts))],
-        "batch_size": sampling.batch_size,
-        "safety_checker": False,
-        "quality": quality,
-        "clip": clip,
-        "statistics": None if statistics is None else str(statistics),
-        "hardware": hardware(where),
-        "versions": versions("dato", "torch", "diffusers", "transformers", "pymoo"),
-        "search": {k: v for k, v in asdict(preset).items() if k not in _ELSEWHERE},
-    }
-    return evaluator, conditions
-
-
-def _run(
-    space: Space,
-    evaluator: Evaluator,
-    preset: Preset,
-    references: dict[str, Schedule],
-    seeds: Sequence[Schedule],
-    seed: int,
-    min_quality: float | None,
-    rounds: int,
-    conditions: dict[str, Any],
-) -> Front:
-    """Judge the references, search, time what matters again, and put it all together.
-
-    References compete for the front: a schedule that stock with fewer steps or a rival beats is not on it.
-    """
-    searched: list[Schedule] = []
-    metric = METRICS[conditions["quality"]]
-    with err.status("Generating stock's images"):
-        stock = evaluator.baseline
-    err.print(f"Stock takes {stock.latency_ms:.0f} ms for an image.", highlight=False)
-
-    def best() -> tuple[Point, ...]:
-        every = [evaluator.judged[s] for s in dict.fromkeys([*references.values(), *searched])]
-        return non_dominated(_feasible(every, min_quality)) or non_dominated(every)
-
-    with progress() as bar:
-        task = bar.add_task("Reference schedules", total=len(references))
-        for schedule in references.values():
-            evaluator(schedule)
-            bar.advance(task)
-        first = len(first_generation(space, preset, seed, seeds))
-        task = bar.add_task("Search", total=first + preset.pop_size * (preset.generations - 1))
-        try:
-            for point in search(space, evaluator, preset, seed=seed, seeds=seeds, min_quality=min_quality):
-                searched.append(point.schedule)
-                bar.advance(task)
-                found = best()
-                most = max((p.speedup for p in found), default=1.0)
-                bar.update(task, description=f"Search: {len(found)} points up to {most:.1f}x")
-        except KeyboardInterrupt:
-            if not searched:
-                raise
-            err.print("Interrupted: going on to write the front found so far.")
-        found = best()
-        if not found:
-            raise DatoError("no schedule gave finite images: give --dtype float32 or bfloat16")
-        if min_quality is not None and found[-1].quality < min_quality:
-            err.print(f"warning: no schedule reached --min-quality; the best has {shown(metric, found[-1].quality):g}")
-        again = list(dict.fromkeys([*(p.schedule for p in found), *references.values()]))
-        task = bar.add_task("Timing side by side", total=rounds * (1 + len(again)))
-        try:
-            baseline, points = evaluator.retime(again, rounds, lambda: bar.advance(task))
-            if rounds and evaluator.latency is not None:
-                err.print(f"{check_of(baseline, points)}", highlight=False, soft_wrap=True)
-        except KeyboardInterrupt:
-            err.print("Interrupted: the front keeps the times of the search.")
-            baseline, points = evaluator.baseline, [evaluator.judged[schedule] for schedule in again]
-    timed = dict(zip(again, points, strict=True))
-    conditions["search"] |= {
-        "rounds": rounds,
-        "seed": seed,
-        "candidates": len(evaluator.judged),
-        "images": evaluator.images,
-    }
-    pruning = found[0].schedule.pruning
-    return Front(
-        non_dominated(_feasible(points, min_quality)) or non_dominated(points),
-        replace(baseline, schedule=replace(baseline.schedule, pruning=pruning)),
-        {name: timed[s] for name, s in references.items() if math.isfinite(timed[s].quality)},
-        conditions,
-    )
-
-
-def _feasible(points: list[Point], min_quality: float | None) -> list[Point]:
-    return [p for p in points if min_quality is None or p.quality >= min_quality]
-
-
-def _finish(front: Front, path: Path, more: list[list[str]]) -> None:
+def _finish(o: SimpleNamespace, front: Front, folder: Folder, more: list[list[str]]) -> None:
+    path = folder.front
+    if o.as_json:
+        print(json.dumps({"event": "front", "path": str(path), "points": [p.to_dict() for p in front.points]}))
+        return
+    if o.quiet:
+        print(path)
+        return
     out.print(front_table(front))
     out.print(f"\n{len(front)} points written to {path}. Next:", highlight=False, markup=False, soft_wrap=True)
     fastest = max(point.speedup for point in front.points)

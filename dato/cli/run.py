@@ -1,0 +1,250 @@
+"""One run of a search: from a recipe to a front on disk, gone on from where it was left."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from dato.cli.display import Display
+from dato.cli.latency import HOW, check_of
+from dato.environment import versions
+from dato.errors import DatoError
+from dato.folder import Folder
+from dato.front import Front, Point, non_dominated
+from dato.pruning import Pruning
+from dato.quality import METRICS, shown
+from dato.schedule import Schedule
+from dato.search import Preset, Space, first_generation, search
+from dato.study import Study
+from dato.workers import Facts, Recipe, make_judges
+
+# Of a preset, what stands elsewhere in a front's conditions.
+_ELSEWHERE = ("steps", "orders", "forecast", "scheduler", "guidance_scale", "alphabet")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is searched.
+
+    Attributes:
+        space: The schedules to choose from.
+        references: Named schedules that compete too.
+        seeds: Schedules to begin from.
+        pruning: The settings that ratios are meant with.
+        settings: What a front's conditions say of the space.
+    """
+
+    space: Space
+    references: Mapping[str, Schedule]
+    seeds: Sequence[Schedule]
+    pruning: Pruning
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command asks for.
+
+    Attributes:
+        kind: "depth", "ratio" or "joint".
+        folder: Where everything goes.
+        options: The command line's, for who resumes it.
+        recipe: What judges schedules.
+        preset: The search's settings.
+        plan: Makes the plan, once the pipeline is known.
+        timing: "table" or "measured".
+        seed: Fixes everything random.
+        floor: The least quality that counts, as `Point.quality`.
+        min_quality: The same as the user calls it.
+        rounds: The front is timed again so often.
+        workers: How many evaluators.
+        address: Of a Ray cluster.
+    """
+
+    kind: str
+    folder: Folder
+    options: Mapping[str, Any]
+    recipe: Recipe
+    preset: Preset
+    plan: Callable[[Facts], Plan]
+    timing: str
+    seed: int
+    floor: float | None
+    min_quality: float | None
+    rounds: int
+    workers: int = 1
+    address: str | None = None
+    own: Mapping[str, Any] = field(default_factory=dict)
+
+    def conditions(self, facts: Facts, plan: Plan) -> dict[str, Any]:
+        """Everything that is needed to trust and repeat the search, but for what it will find out itself."""
+        recipe, sampling = self.recipe, self.recipe.sampling
+        texts = list(recipe.prompts)
+        settings = {k: v for k, v in asdict(self.preset).items() if k not in _ELSEWHERE}
+        return {
+            "model": recipe.model,
+            "dtype": recipe.dtype,
+            "height": sampling.height or facts.pixels,
+            "width": sampling.width or facts.pixels,
+            "scheduler": facts.scheduler,
+            "scheduler_name": facts.scheduler_name,
+            "steps": sampling.steps,
+            "calls": facts.calls,
+            "guidance_scale": sampling.guidance_scale,
+            "prompts": texts,
+            "prompts_sha256": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
+            "seeds": [sampling.seed + i for i in range(len(texts))],
+            "batch_size": sampling.batch_size,
+            "safety_checker": False,
+            "quality": recipe.metrics[0],
+            "clip": self.own.get("clip"),
+            "statistics": self.own.get("statistics"),
+            "latency": HOW[self.timing],
+            "search": settings
+            | dict(plan.settings)
+            | {"kind": self.kind, "min_quality": self.min_quality, "seed": self.seed},
+        }
+
+
+def run(order: Run, display: Display) -> tuple[Front, bool]:
+    """Search, or go on with a search, and write the front; also whether the search came to its end.
+
+    References compete for the front: a schedule that stock with fewer steps or a rival beats is not on it.
+
+    Raises:
+        DatoError: if something cannot be had, or nothing could be judged.
+    """
+    with contextlib.ExitStack() as stack:
+        with display.status(f"Loading {order.recipe.model}"):
+            judges = make_judges(order.recipe, order.workers, order.address)
+            stack.callback(judges.close)
+        facts = judges.facts
+        plan = order.plan(facts)
+        conditions = order.conditions(facts, plan)
+        study = Study(order.folder, judges)
+        stack.callback(study.close)
+        # Where times are measured, those of another machine would not compare.
+        machine = {"hardware": facts.hardware} if order.timing == "measured" else {}
+        study.begin(order.kind, order.options, {**conditions, **machine}, plan.pruning, order.floor)
+        if study.torn:
+            display.note("The journal's last line was torn, as by a crash; that candidate is judged again.")
+        if study.replayed:
+            display.note(f"Going on with {order.folder.path}: {study.replayed} candidates are known.")
+        stopping = stack.enter_context(_stop_on_signals(display))
+        front, finished = _search(order, plan, study, display, stopping, conditions)
+        front.save(order.folder.front)
+    return front, finished
+
+
+def _search(
+    order: Run, plan: Plan, study: Study, display: Display, stopping: Callable[[], bool], conditions: dict[str, Any]
+) -> tuple[Front, bool]:
+    if order.timing == "table":
+        with display.status("Measuring the latency table") as progress:
+            table = study.use_table([*plan.space.examples(), *plan.references.values()], progress)
+        display.note(f"Latency table: {len(table.calls)} kinds of call measured.")
+        conditions["latency_table"] = table.to_dict()
+    with display.status("Generating stock's images"):
+        stock = study.stock
+    display.note(f"Stock takes {stock.point.latency_ms:.0f} ms for an image.")
+    searched: list[Schedule] = []
+
+    def best() -> tuple[Point, ...]:
+        known = dict.fromkeys([*plan.references.values(), *searched])
+        every = [study.judged[schedule].point for schedule in known if schedule in study.judged]
+        return non_dominated(_feasible(every, order.floor)) or non_dominated(every)
+
+    def show(point: Point) -> None:
+        new = list(study.judged.values())[study.replayed :]
+        display.judged(point, best(), sum(judgement.images for judgement in new))
+
+    preset, finished = order.preset, True
+    with display.running():
+        display.phase("Reference schedules", len(plan.references))
+        for point in study(list(plan.references.values())):
+            show(point)
+            if stopping():
+                finished = False
+                break
+        if finished:
+            first = len(first_generation(plan.space, preset, order.seed, plan.seeds))
+            display.phase("Search", first + preset.pop_size * (preset.generations - 1))
+            options = {"seed": order.seed, "seeds": plan.seeds, "min_quality": order.floor}
+            for point in search(plan.space, lambda asked: study(asked, race=True), preset, **options):
+                searched.append(point.schedule)
+                show(point)
+                if stopping():
+                    finished = False
+                    break
+        found = best()
+        if not found:
+            raise DatoError(_nothing(study))
+        again = {point.schedule: point for point in found}
+        for schedule in plan.references.values():
+            if schedule in study.judged and study.judged[schedule].failure is None:
+                again.setdefault(schedule, study.judged[schedule].point)
+        rounds = order.rounds if finished else 0
+        display.phase("Timing side by side", rounds * (1 + len(again)))
+        baseline, points = study.retime(again, rounds, display.advance)
+    if order.floor is not None and found[-1].quality < order.floor:
+        best_quality = shown(METRICS[order.recipe.metrics[0]], found[-1].quality)
+        display.note(f"warning: no schedule reached --min-quality; the best has {best_quality:g}")
+    if rounds and order.timing == "table":
+        display.note(f"{check_of(baseline, points)}")
+    timed = dict(zip(again, points, strict=True))
+    failures = Counter(judgement.failure for judgement in study.judged.values() if judgement.failure is not None)
+    if failures:
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in failures.items())
+        display.note(f"Candidates that failed, and count as infeasible: {reasons}")
+    conditions["hardware"] = study.judges.facts.hardware
+    conditions["versions"] = versions("dato", "torch", "diffusers", "transformers", "pymoo")
+    conditions["search"] |= {
+        "rounds": rounds,
+        "finished": finished,
+        "candidates": len(study.judged),
+        "images": len(stock.images) + sum(judgement.images for judgement in study.judged.values()),
+        "failures": dict(failures),
+    }
+    front = Front(
+        non_dominated(_feasible(points, order.floor)) or non_dominated(points),
+        replace(baseline, schedule=replace(baseline.schedule, pruning=plan.pruning)),
+        {name: timed[s] for name, s in plan.references.items() if s in timed},
+        conditions,
+    )
+    return front, finished
+
+
+def _feasible(points: Sequence[Point], floor: float | None) -> list[Point]:
+    return [p for p in points if floor is None or p.quality >= floor]
+
+
+def _nothing(study: Study) -> str:
+    if not study.judged:
+        return f"stopped before a candidate was judged; go on with --resume {study.folder.path}"
+    reason = next(iter(study.judged.values())).failure
+    return f"no schedule could be judged ({reason}); images that are not finite need --dtype float32 or bfloat16"
+
+
+@contextlib.contextmanager
+def _stop_on_signals(display: Display) -> Iterator[Callable[[], bool]]:
+    """Within the block Ctrl-C, or SIGTERM, asks to stop, which the yielded function tells; a second one stops at once."""
+    asked = False
+
+    def handle(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        display.note("Stopping after this candidate; Ctrl-C once more stops at once.")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

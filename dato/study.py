@@ -1,0 +1,232 @@
+"""A study: what was asked of a search's judges and what they said, in a journal that can be gone on from.
+
+A search asks for schedules; a study answers from its journal, or has them judged and writes that down before it hands
+it on. A seeded search that asks a study again gets the same answers in the same order, so it comes to where it was, and
+goes on from there: resuming is asking once more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from dato.errors import DatoError
+from dato.evaluation import Evaluator, Stock
+from dato.files import write_atomic
+from dato.folder import Folder
+from dato.front import Point, non_dominated, point_from_dict
+from dato.journal import Journal
+from dato.judgement import Judgement
+from dato.latency import LatencyTable
+from dato.probes import measure_table
+from dato.pruning import Pruning
+from dato.racing import rivals_of
+from dato.schedule import Schedule
+from dato.workers import Judges
+
+FORMAT = "dato.journal"
+VERSION = 1
+
+
+class Study:
+    """One search's judgements.
+
+    The journal's first line says what was searched; then come, each on a line of its own, stock, the latency table,
+    and every judgement.
+
+    Args:
+        folder: The run's files.
+        judges: Who judges schedules.
+
+    Attributes:
+        judged: All judgements, by schedule, in the order in which they were made.
+        replayed: How many of them came from the journal.
+        torn: Whether the journal's last line was torn, and dropped.
+
+    Raises:
+        DatoError: if the journal cannot be read or written, or holds another kind of search.
+    """
+
+    def __init__(self, folder: Folder, judges: Judges) -> None:
+        self.folder, self.judges = folder, judges
+        self.journal = Journal(folder.journal)
+        self.torn = self.journal.torn
+        self.judged: dict[Schedule, Judgement] = {}
+        self.replayed = 0
+        self._floor: float | None = None
+        self.table: LatencyTable | None = None
+        self._point: Point | None = None
+        self._timed: list[tuple[Any, list[Point]]] = []
+        self._rungs, self._pruning = 0, Pruning()
+
+    def begin(
+        self,
+        command: str,
+        options: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        pruning: Pruning,
+        floor: float | None = None,
+    ) -> None:
+        """Write down what is searched, or compare it with what the journal says and take in what that holds.
+
+        Args:
+            command: As "depth".
+            options: The command line's, for who resumes it.
+            settings: Everything that the judgements depend on.
+            pruning: The settings that ratios are meant with.
+            floor: Points below this quality are no rivals.
+
+        Raises:
+            DatoError: if the journal is of other settings; the message names them.
+        """
+        self._rungs, self._pruning = self.judges.facts.rungs, pruning
+        self._floor = floor
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "command": command,
+            "rungs": self._rungs,
+            "pruning": pruning.to_dict(),
+            "options": dict(options),
+            "settings": json.loads(json.dumps(settings)),  # as they come back from the file
+        }
+        if not self.journal.entries:
+            self.journal.append(header)
+            return
+        first, *others = self.journal.entries
+        check_header(first, self.journal.path)
+        old = {"command": first["command"], "rungs": first["rungs"], "pruning": first["pruning"], **first["settings"]}
+        new = {"command": command, "rungs": self._rungs, "pruning": header["pruning"], **header["settings"]}
+        differing = [f"{name}: {_short(a)} there, {_short(b)} here" for name, a, b in _differences(old, new)]
+        if differing:
+            raise DatoError(f"{self.folder.path} was begun with other settings ({'; '.join(differing)})")
+        for entry in others:
+            self._take(entry)
+        self.replayed = len(self.judged)
+        if self._point is not None and (stock := self._stored_stock(self._point)) is not None:
+            self.judges.stock = stock
+
+    @property
+    def stock(self) -> Stock:
+        """Stock; generated and written down when it is first asked for."""
+        stock = self.judges.stock
+        if self._point is None:
+            self._point = stock.point
+            # The images first: a journal that speaks of stock has them.
+            write_atomic(self.folder.stock, save({"images": stock.images.contiguous()}))
+            write_atomic(self.folder.sample(stock.point.schedule), stock.sample)
+            self.journal.append({"stock": stock.point.to_dict()})
+        return stock
+
+    def use_table(self, schedules: Sequence[Schedule], progress: Any = None) -> LatencyTable:
+        """Have latency predicted by the journal's table; where it has none, measure it for these schedules' calls."""
+        if self.table is None:
+            self.table = self.judges.ask(_measure_table, schedules, progress=progress)
+            self.journal.append({"latency_table": self.table.to_dict()})
+        self.judges.table = self.table
+        return self.table
+
+    def __call__(self, schedules: Sequence[Schedule], race: bool = False) -> Iterator[Point]:
+        """Yield the points of these schedules, in their order, each as soon as it and those before it are judged.
+
+        Args:
+            schedules: What is asked for.
+            race: Whether candidates that are surely dominated may be given up early. Their rivals are the points
+                judged before this call, so it makes no difference in which order workers finish.
+        """
+        self.stock  # noqa: B018  it comes first, whoever asks
+        rivals = self._rivals() if race else ()
+        unknown = [schedule for schedule in dict.fromkeys(schedules) if schedule not in self.judged]
+        arriving = self.judges.judge(unknown, rivals)
+        for schedule in schedules:
+            while schedule not in self.judged:
+                self._keep(next(arriving))
+            yield self.judged[schedule].point
+
+    def retime(
+        self, points: Mapping[Schedule, Point], rounds: int, progress: Callable[[], None]
+    ) -> tuple[Point, list[Point]]:
+        """Stock's and these points, timed side by side (`Evaluator.retime`), or as the journal says they were."""
+        if not rounds:
+            return self.stock.point, list(points.values())
+        asked = {"rounds": rounds, "of": [point.to_dict() for point in points.values()]}
+        for known, result in self._timed:
+            if known == asked:
+                return result[0], result[1:]
+        stock, timed = self.judges.ask(Evaluator.retime, points, rounds, progress=progress)
+        self.journal.append({"timed": asked, "points": [point.to_dict() for point in (stock, *timed)]})
+        return stock, timed
+
+    def _keep(self, judgement: Judgement) -> None:
+        if judgement.sample is not None:
+            write_atomic(self.folder.sample(judgement.schedule), judgement.sample)
+        self.journal.append(judgement.to_dict())
+        self.judged[judgement.schedule] = judgement
+
+    def _rivals(self) -> tuple:
+        whole = {s: j for s, j in self.judged.items() if len(j.per_image) == len(self.stock.images)}
+        front = non_dominated(j.point for j in whole.values() if self._floor is None or j.point.quality >= self._floor)
+        return rivals_of([(point.latency_ms, whole[point.schedule].per_image) for point in front])
+
+    def _take(self, entry: Mapping[str, Any]) -> None:
+        if "stock" in entry:
+            self._point = point_from_dict("stock", entry["stock"], self._rungs, Pruning())
+        elif "latency_table" in entry:
+            self.table = LatencyTable.from_dict(entry["latency_table"])
+        elif "timed" in entry:
+            points = [
+                point_from_dict("a timed point", p, self._rungs, Pruning() if number == 0 else self._pruning)
+                for number, p in enumerate(entry["points"])
+            ]
+            self._timed.append((entry["timed"], points))
+        elif "judged" in entry or "failed" in entry:
+            judgement = Judgement.from_dict(entry, self._rungs, self._pruning)
+            self.judged[judgement.schedule] = judgement
+
+    def _stored_stock(self, point: Point) -> Stock | None:
+        try:
+            images = load_file(self.folder.stock)["images"]
+            return Stock(point, images, self.folder.sample(point.schedule).read_bytes())
+        except (OSError, SafetensorError, KeyError):
+            return None  # they are generated again, from the same noise
+
+    def close(self) -> None:
+        """Let others have the journal, and the workers go."""
+        self.journal.close()
+        self.judges.close()
+
+
+def _measure_table(evaluator: Evaluator, schedules: Sequence[Schedule], **progress: Any) -> LatencyTable:
+    return measure_table(evaluator.pipe, evaluator.prompts, evaluator.sampling, schedules, **progress)
+
+
+def check_header(entry: Any, path: Path) -> None:
+    """Raise DatoError unless this is the first line of a journal that this dato reads."""
+    if not isinstance(entry, dict) or entry.get("format") != FORMAT:
+        raise DatoError(f"{path}: not a journal of dato's")
+    if entry.get("version") != VERSION:
+        raise DatoError(f"{path}: version {entry.get('version')!r} is not known here (newest: {VERSION})")
+    if missing := sorted({"command", "rungs", "pruning", "options", "settings"} - set(entry)):
+        raise DatoError(f"{path}: its first line has no {missing[0]!r}")
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(name, old value, new value) of everything that differs; objects are compared by their entries."""
+    for name in dict.fromkeys([*old, *new]):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            yield prefix + name, a, b
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "none"
+    text = f"{value}"
+    return text if len(text) <= 60 else f"{len(value)} of them" if isinstance(value, list) else text[:12] + "..."

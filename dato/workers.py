@@ -1,0 +1,358 @@
+"""Who judges schedules: an evaluator in this process, or one on each of many GPUs, as long-lived Ray actors.
+
+pymoo's own parallel evaluation would send the problem, a pipeline with it, along with every candidate. Here each worker
+makes its pipeline and metrics once, from a recipe of a few hundred bytes, and gets schedules.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from dato.environment import hardware
+from dato.errors import DatoError
+from dato.evaluation import Evaluator, Stock
+from dato.judgement import Judgement, failed
+from dato.latency import LatencyTable
+from dato.quality import Setup, load_metric
+from dato.racing import Rival
+from dato.samplers import SAMPLERS, num_calls, sampler_name
+from dato.sampling import Sampling, load_pipeline
+from dato.schedule import Schedule
+
+T = TypeVar("T")
+DEATHS = 3  # a candidate that so many workers did not survive is given up
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that is needed to make an evaluator, here or on another machine.
+
+    Attributes:
+        model: As in `load_pipeline`.
+        device: Where it runs, as "cuda".
+        dtype: As "float16".
+        scheduler: As in `load_pipeline`.
+        prompts: One image each.
+        sampling: How images are generated; its steps are the reference's.
+        steps: Further numbers of steps for which schedules are judged.
+        metrics: Names; the first is the objective.
+        clip: CLIP checkpoint of the metrics.
+        statistics: Statistics of real pictures.
+        race: As in `Evaluator`.
+        interleave: As in `Evaluator`.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    scheduler: str | None
+    prompts: tuple[str, ...]
+    sampling: Sampling
+    steps: tuple[int, ...]
+    metrics: tuple[str, ...]
+    clip: str
+    statistics: str | None
+    race: int | None = None
+    interleave: bool = False
+
+    def evaluator(self) -> Evaluator:
+        """Load everything."""
+        device = torch.device(self.device)
+        setup = Setup(self.clip, self.statistics, device)
+        metrics = [load_metric(name, setup) for name in self.metrics]
+        dtype = getattr(torch, self.dtype)
+        pipe = load_pipeline(self.model, device=device, dtype=dtype, scheduler=self.scheduler)
+        return Evaluator(
+            pipe,
+            self.prompts,
+            self.sampling,
+            metrics,
+            steps=self.steps,
+            race=self.race,
+            interleave=self.interleave,
+        )
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a search has to know of a pipeline that another process holds.
+
+    Attributes:
+        rungs: Rungs of the UNet.
+        calls: UNet calls of the reference.
+        calls_of: Number of steps -> UNet calls.
+        scheduler: The sampler's class.
+        scheduler_name: The sampler as a name of `dato.samplers.SAMPLERS`, if it is one.
+        pixels: The model's own height and width.
+        hardware: As in a front's conditions.
+    """
+
+    rungs: int
+    calls: int
+    calls_of: dict[int, int]
+    scheduler: str
+    scheduler_name: str | None
+    pixels: int
+    hardware: dict[str, Any] | str
+
+    @property
+    def steps_of(self) -> dict[int, int]:
+        """UNet calls -> number of steps."""
+        return {calls: steps for steps, calls in self.calls_of.items()}
+
+
+def facts_of(evaluator: Evaluator) -> Facts:
+    """What there is to know of an evaluator's pipeline."""
+    pipe, name = evaluator.pipe, sampler_name(evaluator.pipe.scheduler)
+    return Facts(
+        evaluator.rungs,
+        evaluator.calls,
+        {steps: num_calls(pipe, steps) for steps in evaluator.steps_of.values()},
+        type(pipe.scheduler).__name__,
+        name if name in SAMPLERS else None,
+        pipe.unet.config.sample_size * pipe.vae_scale_factor,
+        hardware(pipe.unet.device),
+    )
+
+
+class Judges(Protocol):
+    """One or more evaluators that are made from one recipe.
+
+    Attributes:
+        facts: Of the pipeline.
+        stock: What all compare with; generated when it is first asked for, or given.
+        table: What predicts latencies; None: they are measured.
+    """
+
+    facts: Facts
+    stock: Stock
+    table: LatencyTable | None
+
+    def ask(self, function: Callable[..., T], *arguments: Any, progress: Callable[..., None] | None = None) -> T:
+        """`function(evaluator, *arguments)` by one of the evaluators; `progress` is passed on where that can be."""
+        ...
+
+    def judge(self, schedules: Sequence[Schedule], rivals: Sequence[Rival] = ()) -> Iterator[Judgement]:
+        """The judgement of each schedule, in the order in which they are ready."""
+        ...
+
+    def close(self) -> None:
+        """Let them go."""
+        ...
+
+
+class InProcess:
+    """One evaluator, here."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.evaluator = recipe.evaluator()
+        self.facts = facts_of(self.evaluator)
+
+    @property
+    def stock(self) -> Stock:
+        """See `Judges`."""
+        return self.evaluator.stock
+
+    @stock.setter
+    def stock(self, stock: Stock) -> None:
+        self.evaluator.stock = stock
+
+    @property
+    def table(self) -> LatencyTable | None:
+        """See `Judges`."""
+        return self._table
+
+    @table.setter
+    def table(self, table: LatencyTable | None) -> None:
+        self._table = table
+        self.evaluator.latency = None if table is None else table.predict
+
+    def ask(self, function: Callable[..., T], *arguments: Any, progress: Callable[..., None] | None = None) -> T:
+        """See `Judges`."""
+        return function(self.evaluator, *arguments, **({} if progress is None else {"progress": progress}))
+
+    def judge(self, schedules: Sequence[Schedule], rivals: Sequence[Rival] = ()) -> Iterator[Judgement]:
+        """See `Judges`."""
+        for schedule in schedules:
+            yield self.evaluator.judge(schedule, rivals)
+
+    def close(self) -> None:
+        """See `Judges`."""
+
+
+class Worker:
+    """What a Ray actor does: an evaluator that learns of stock and table along with the first schedule."""
+
+    def __init__(self, recipe: Recipe, threads: int | None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._recipe = recipe
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Made at the first task, whose exceptions reach the caller as they are; an actor's own making hides them."""
+        return self._recipe.evaluator()
+
+    def facts(self) -> Facts:
+        """Of its pipeline."""
+        return facts_of(self.evaluator)
+
+    def ask(self, known: Known, function: Callable[..., T], *arguments: Any) -> T:
+        """`function(evaluator, *arguments)`."""
+        self._learn(known)
+        return function(self.evaluator, *arguments)
+
+    def judge(self, known: Known, schedule: Schedule, rivals: Sequence[Rival]) -> Judgement:
+        """See `Evaluator.judge`."""
+        self._learn(known)
+        return self.evaluator.judge(schedule, rivals)
+
+    def _learn(self, known: Known) -> None:
+        if known.stock is not None and not self.evaluator.has_stock:
+            self.evaluator.stock = known.stock
+        self.evaluator.latency = None if known.table is None else known.table.predict
+
+
+@dataclass(frozen=True)
+class Known:
+    """What all workers have to share."""
+
+    stock: Stock | None = None
+    table: LatencyTable | None = None
+
+
+class RayJudges:
+    """One evaluator on each of several GPUs (or shares of a CPU), as Ray actors that stay.
+
+    A worker that is lost, with its machine or by the system's hand, is replaced, and its candidate is judged again.
+
+    Args:
+        recipe: What each of them makes.
+        workers: How many.
+        address: Of a Ray cluster, as "auto"; None: this machine alone.
+
+    Raises:
+        DatoError: if Ray is not installed, the cluster is not there, or has too few GPUs.
+    """
+
+    def __init__(self, recipe: Recipe, workers: int, address: str | None = None) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise DatoError("--workers and --ray-address need Ray: pip install 'dato[ray]'") from None
+        self._ray, self._recipe = ray, recipe
+        gpu = torch.device(recipe.device).type == "cuda"
+        cores = os.cpu_count() or 1
+        self._threads = None if gpu else max(1, cores // workers)
+        local = {} if address else {"num_cpus": max(cores, workers), "include_dashboard": False}
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise DatoError(f"--ray-address {address}: {reason}") from None
+        there = ray.cluster_resources().get("GPU", 0)
+        if gpu and there < workers:
+            ray.shutdown()
+            raise DatoError(f"--workers {workers}: there are {there:g} GPUs")
+        needs = {"num_gpus": 1} if gpu else {"num_cpus": self._threads}
+        self._actor = ray.remote(**needs)(Worker)
+        self._workers = [self._start() for _ in range(workers)]
+        self._known = ray.put(Known())
+        self._stock: Stock | None = None
+        self._table: LatencyTable | None = None
+        self.facts = self._get(self._workers[0].facts.remote())
+
+    def _start(self) -> Any:
+        return self._actor.remote(self._recipe, self._threads)
+
+    def _get(self, reference: Any) -> Any:
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, DatoError):
+                raise DatoError(str(error.cause)) from None
+            raise
+
+    @property
+    def stock(self) -> Stock:
+        """See `Judges`."""
+        if self._stock is None:
+            self.stock = self.ask(_stock_of)
+        return self._stock
+
+    @stock.setter
+    def stock(self, stock: Stock) -> None:
+        self._stock = stock
+        self._share()
+
+    @property
+    def table(self) -> LatencyTable | None:
+        """See `Judges`."""
+        return self._table
+
+    @table.setter
+    def table(self, table: LatencyTable | None) -> None:
+        self._table = table
+        self._share()
+
+    def _share(self) -> None:
+        self._known = self._ray.put(Known(self._stock, self._table))
+
+    def ask(self, function: Callable[..., T], *arguments: Any, progress: Callable[..., None] | None = None) -> T:
+        """See `Judges`; a worker that is lost meanwhile is replaced. Progress stays on the worker's side."""
+        for attempt in range(DEATHS):
+            try:
+                return self._get(self._workers[0].ask.remote(self._known, function, *arguments))
+            except self._ray.exceptions.RayActorError:
+                if attempt + 1 == DEATHS:
+                    raise
+                self._workers[0] = self._start()
+        raise AssertionError
+
+    def judge(self, schedules: Sequence[Schedule], rivals: Sequence[Rival] = ()) -> Iterator[Judgement]:
+        """See `Judges`."""
+        waiting, idle = deque(schedules), deque(range(len(self._workers)))
+        running: dict[Any, tuple[int, Schedule]] = {}
+        deaths: Counter[Schedule] = Counter()
+        while waiting or running:
+            while waiting and idle:
+                worker, schedule = idle.popleft(), waiting.popleft()
+                reference = self._workers[worker].judge.remote(self._known, schedule, rivals)
+                running[reference] = worker, schedule
+            [ready], _ = self._ray.wait(list(running), num_returns=1)
+            worker, schedule = running.pop(ready)
+            try:
+                judgement = self._get(ready)
+            except self._ray.exceptions.RayActorError:
+                self._workers[worker] = self._start()
+                deaths[schedule] += 1
+                if deaths[schedule] < DEATHS:
+                    waiting.appendleft(schedule)
+                    judgement = None
+                else:
+                    judgement = failed(schedule, f"{DEATHS} workers did not survive it", 0)
+            idle.append(worker)
+            if judgement is not None:
+                yield judgement
+
+    def close(self) -> None:
+        """See `Judges`."""
+        self._ray.shutdown()
+
+
+def _stock_of(evaluator: Evaluator) -> Stock:
+    return evaluator.stock
+
+
+def make_judges(recipe: Recipe, workers: int = 1, address: str | None = None) -> Judges:
+    """Evaluators in this process (one worker, no cluster) or on Ray. Raises DatoError as these do."""
+    if workers == 1 and address is None:
+        return InProcess(recipe)
+    return RayJudges(recipe, workers, address)
