@@ -16,6 +16,7 @@ from diffusers import UNet2DConditionModel
 
 import dato.cache
 import dato.cli.latency
+import dato.study
 import dato.timing
 from dato import DatoError, Pruning, Schedule, load_front
 from dato.evaluation import Evaluator
@@ -279,7 +280,10 @@ def test_a_search_by_a_table_is_the_same_every_time(make_pipe):
     def points():
         metrics = [load_metric("psnr", Setup())]
         judge = Evaluator(pipe, read_prompts(None, 1), Sampling(steps=3), metrics, table.predict, steps=[2])
-        return [(p.schedule, p.quality, p.latency_ms, p.speedup) for p in search(space, judge, preset, seed=1)]
+        return [
+            (p.schedule, p.quality, p.latency_ms, p.speedup)
+            for p in search(space, lambda asked: map(judge, asked), preset, seed=1)
+        ]
 
     first = points()
     assert first == points() and len(first) == 10
@@ -288,7 +292,7 @@ def test_a_search_by_a_table_is_the_same_every_time(make_pipe):
 
 def test_a_search_measures_its_table_and_says_how_far_it_was(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dato.cli.latency, "measure_table", partial(measure_table, rounds=1))
+    monkeypatch.setattr(dato.study, "measure_table", partial(measure_table, rounds=1))
     options = "--images 1 --batch-size 1 --steps 3 --depths 0,1 --orders 0 --pop-size 4 --generations 1 --rounds 1"
     arguments = ["search_depth.py", *options.split(), "--latency", "table", "--out", "run"]
     monkeypatch.setattr(sys, "argv", arguments)

@@ -42,6 +42,9 @@ class Judge:
             self.judged[schedule] = Point(schedule, -loss, cost, 1.0)
         return self.judged[schedule]
 
+    def ask(self, schedules):
+        return map(self, schedules)
+
 
 @pytest.mark.parametrize("presets", [DEPTH_PRESETS, RATIO_PRESETS])
 @pytest.mark.parametrize("name", ["quick", "paper"])
@@ -52,7 +55,7 @@ def test_the_same_seed_gives_the_same_points(presets, name):
     else:
         bases = [Schedule.uniform(12, 3, 1), Schedule.uniform(12, 4, 0)]
         space = RatioSpace(bases, preset.alphabet, Pruning(score="dato"))
-    runs = [[p.schedule for p in search(space, Judge(), preset, seed=seed)] for seed in (1, 1, 2)]
+    runs = [[p.schedule for p in search(space, Judge().ask, preset, seed=seed)] for seed in (1, 1, 2)]
     assert runs[0] == runs[1] and runs[0] != runs[2]
     assert len(runs[0]) <= 40 and len(set(runs[0])) > 10
     for schedule in runs[0]:
@@ -75,7 +78,7 @@ def test_the_search_goes_beyond_the_schedules_it_began_with(operators):
     known = [s for s in uniform(21, 12).values() if space.encode(s) is not None]
     chosen = DEPTH_PRESETS[operators]
     preset = replace(SMALL, generations=20, crossover=chosen.crossover, mutation=chosen.mutation)
-    found = list(search(space, judge, preset, seeds=known))
+    found = list(search(space, judge.ask, preset, seeds=known))
     assert len({p.schedule for p in found}) > 200
     begun = [judge(s) for s in known]
     # Every schedule that it began with is matched in both objectives, and the front as a whole is further out.
@@ -86,7 +89,7 @@ def test_the_search_goes_beyond_the_schedules_it_began_with(operators):
 @pytest.mark.parametrize("preset", [SMALL, replace(DEPTH_PRESETS["paper"], pop_size=12, generations=12)])
 def test_a_space_that_is_exhausted_ends_the_search(preset):
     judge = Judge()
-    points = list(search(DepthSpace([3], 12, [1]), judge, preset))
+    points = list(search(DepthSpace([3], 12, [1]), judge.ask, preset))
     assert 1 <= len(judge.judged) <= 4 and points
 
 
@@ -95,14 +98,16 @@ def test_a_quality_that_is_no_number_ranks_last():
         point = Judge()(schedule)
         return replace(point, quality=float("nan")) if schedule.depths[-1] == 12 else point
 
-    front = non_dominated(search(DepthSpace([12], 12, [0, 1]), judge, SMALL))
+    front = non_dominated(search(DepthSpace([12], 12, [0, 1]), lambda asked: map(judge, asked), SMALL))
     assert front and all(np.isfinite(p.quality) and p.schedule.depths[-1] != 12 for p in front)
 
 
 def test_a_floor_of_quality_moves_the_population_above_it():
     space, floor = DepthSpace([21], 12, [0, 1]), -60.0
     preset = replace(SMALL, generations=30)
-    last = [[p.quality >= floor for p in search(space, Judge(), preset, min_quality=m)][-60:] for m in (None, floor)]
+    last = [
+        [p.quality >= floor for p in search(space, Judge().ask, preset, min_quality=m)][-60:] for m in (None, floor)
+    ]
     assert np.mean(last[1]) > np.mean(last[0])
 
 
@@ -164,7 +169,7 @@ def test_another_length_keeps_the_kind_of_schedule():
 
 def test_a_search_over_lengths_goes_beyond_regular_schedules_of_each():
     judge, begun = Judge(), seeds([7, 13, 25], 12, [0, 1])
-    points = list(search(LENGTHS, judge, SMALL, seeds=begun))
+    points = list(search(LENGTHS, judge.ask, SMALL, seeds=begun))
     new = [p for p in points if p.schedule not in begun]
     assert {len(p.schedule) for p in new} == {7, 13, 25} and {o for p in new for o in p.schedule.orders} == {0, 1}
     assert hypervolume(points) > hypervolume([judge(s) for s in begun]) + 1000
@@ -228,7 +233,7 @@ def test_a_peer_is_judged_beside_schedules(_embedded):
     point = judge(peer)
     assert 5 < point.quality < 60 and judge(Schedule.full(4)).quality == 100  # gone again afterwards
     assert not any("ToMe" in type(module).__name__ for module in _embedded.unet.modules())
-    baseline, [timed] = judge.retime([peer], 1)
+    baseline, [timed] = judge.retime({peer: point}, 1)
     assert timed.speedup == pytest.approx(baseline.latency_ms / timed.latency_ms)
 
 
@@ -274,8 +279,8 @@ def test_predicted_latencies_are_what_counts_until_all_are_timed(judge_of):
     other, stock = judge(peer), judge.baseline
     assert other.latency_ms == other.metrics["measured_ms"] and "table_ms" not in other.metrics
     assert other.speedup == pytest.approx(stock.metrics["measured_ms"] / other.latency_ms)
-    assert judge.retime([schedule, peer], 0) == (stock, [point, other])
-    baseline, timed = judge.retime([schedule, peer], 1)
+    assert judge.retime({schedule: point, peer: other}, 0) == (stock, [point, other])
+    baseline, timed = judge.retime({schedule: point, peer: other}, 1)
     assert baseline.metrics["table_ms"] == 49 and timed[0].metrics["table_ms"] == 27
     for again in (baseline, *timed):
         assert again.latency_ms == again.metrics["measured_ms"]
@@ -286,7 +291,7 @@ def test_timing_again_goes_in_turn_and_gives_ratios_of_one_run(judge_of):
     judge, ticks = judge_of(), []
     schedules = [Schedule.uniform(4, 4, 0), Schedule.uniform(4, 2, 3)]
     points = [judge(s) for s in schedules]
-    baseline, again = judge.retime(schedules, 2, lambda: ticks.append(1))
+    baseline, again = judge.retime(dict(zip(schedules, points, strict=True)), 2, lambda: ticks.append(1))
     assert len(ticks) == 6
     assert [p.schedule for p in again] == schedules and [p.quality for p in again] == [p.quality for p in points]
     assert baseline.speedup == 1

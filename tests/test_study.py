@@ -1,6 +1,5 @@
 """Journals and studies: whatever kills a search, what it paid for is there, and it goes on as if nothing had been."""
 
-import json
 import os
 import random
 import signal

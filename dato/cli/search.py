@@ -47,6 +47,9 @@ def _take_up(ctx: typer.Context, folder: Path | None) -> Path | None:
     path = Folder(folder).journal
     entries, _ = read_entries(path)
     check_header(entries[0] if entries else None, path)
+    kind = entries[0]["command"]
+    if f"search_{kind}" != ctx.command.callback.__name__:
+        raise DatoError(f"{folder} holds a search of {kind}: go on with python search/search_{kind}.py")
     ctx.default_map = {k: v for k, v in entries[0]["options"].items() if v is not None}
     return folder
 
@@ -431,7 +434,7 @@ def _folder(o: SimpleNamespace, kind: str) -> Folder:
 
 
 def _pruning(o: SimpleNamespace, chosen: Preset) -> Pruning:
-    """How ratios are meant. In the papers every block chooses its own tokens, and a pruned one gets another's output."""
+    """How ratios are meant. In the papers every block chooses its own tokens, and pruned ones get another's output."""
     papers = o.preset == "paper"
     return Pruning(
         score=o.score,
