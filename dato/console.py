@@ -54,14 +54,19 @@ def _quiet_libraries() -> None:
 
 
 def main(*commands: Callable[..., None]) -> None:
-    """Run one command with typer: bad input (`DatoError`) becomes one line and exit code 2.
+    """Run one command with typer: see `run_app`."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    for command in commands:
+        app.command()(command)
+    run_app(app)
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run a command line: bad input (`DatoError`) becomes one line and exit code 2.
 
     Other exceptions are bugs and keep their traceback.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-    for command in commands:
-        app.command()(command)
     try:
         _quiet_libraries()
         app()

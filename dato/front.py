@@ -235,7 +235,7 @@ def non_dominated(points: Iterable[Point]) -> tuple[Point, ...]:
 
 
 def load_front(path_or_name: str | Path) -> Front:
-    """Load a front from a JSON file, or a shipped one by name.
+    """Load a front from its JSON file or its run's folder, or a shipped one by name.
 
     Raises:
         DatoError: if there is no such file or name, or what is in it is not a valid front.
@@ -247,8 +247,10 @@ def load_front(path_or_name: str | Path) -> Front:
 
 
 def load_strategy(path_or_name: str | Path) -> Front | Schedule:
-    """Load a front or a schedule from a JSON file, or a shipped one by name. Raises DatoError as `load_front`."""
+    """Load a front or schedule from its file or run's folder, or a shipped one by name. Raises as `load_front`."""
     path = Path(path_or_name)
+    if path.is_dir():
+        path = path / "pareto.json"  # of a run's folder
     if not path.exists():
         shipped = strategies()
         if str(path_or_name) not in shipped:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -99,6 +101,20 @@ def pick_point(front: Front, text: str) -> Point:
 def floor_of(metric: str, value: float | None) -> float | None:
     """What the user calls a quality, as `Point.quality` counts it: of a distance, higher is better there too."""
     return value if value is None or metric not in METRICS else shown(METRICS[metric], value)
+
+
+SCRIPTS = {
+    "search depth": "search/search_depth.py",
+    "search ratio": "search/search_ratio.py",
+    "search joint": "search/search_joint.py",
+    "generate": "scripts/generate.py",
+}
+
+
+def command_line(command: str, *arguments: str) -> str:
+    """A command to go on with, in the way that this one was called: as a script, or `dato`'s command of that name."""
+    words = ["python", SCRIPTS[command]] if sys.argv[0].endswith(".py") else ["dato", *command.split()]
+    return shlex.join([*words, *arguments])
 
 
 def new_folder(out: Path | None, kind: str) -> Path:

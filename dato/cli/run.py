@@ -232,7 +232,7 @@ def _nothing(study: Study) -> str:
 
 @contextlib.contextmanager
 def _stop_on_signals(display: Display) -> Iterator[Callable[[], bool]]:
-    """Within the block Ctrl-C (or SIGTERM) asks to stop, which the yielded function tells; another one stops at once."""
+    """Within the block Ctrl-C (or SIGTERM) asks to stop, which the yielded function tells; twice stops at once."""
     asked = False
 
     def handle(number: int, frame: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +48,7 @@ def _take_up(ctx: typer.Context, folder: Path | None) -> Path | None:
     check_header(entries[0] if entries else None, path)
     kind = entries[0]["command"]
     if f"search_{kind}" != ctx.command.callback.__name__:
-        raise DatoError(f"{folder} holds a search of {kind}: go on with python search/search_{kind}.py")
+        raise DatoError(f"{folder} holds a search of {kind}: go on with {opt.command_line(f'search {kind}')}")
     ctx.default_map = {k: v for k, v in entries[0]["options"].items() if v is not None}
     return folder
 
@@ -190,7 +189,7 @@ def search_depth(
 
     With no option at all it searches the embedded model, on a CPU, in minutes.
     """
-    _search_calls(ctx, "depth", "search/search_depth.py", ratios=None)
+    _search_calls(ctx, "depth", ratios=None)
 
 
 def search_joint(
@@ -259,7 +258,7 @@ def search_joint(
     The papers search depths first, then ratios on top of them (search_depth, search_ratio). Here one search weighs
     a call that is shallow against one that is pruned.
     """
-    _search_calls(ctx, "joint", "search/search_joint.py", ratios=ratios)
+    _search_calls(ctx, "joint", ratios=ratios)
 
 
 def search_ratio(
@@ -369,11 +368,11 @@ def search_ratio(
         }
         return Plan(space, *_with_pruning(known, [], pruning), pruning, settings)
 
-    front = _run(ctx, o, "ratio", "search/search_ratio.py", folder, recipe, chosen, plan, timing)
+    front = _run(ctx, o, "ratio", folder, recipe, chosen, plan, timing)
     _finish(o, front, folder, [])
 
 
-def _search_calls(ctx: typer.Context, kind: str, script: str, ratios: str | None) -> None:
+def _search_calls(ctx: typer.Context, kind: str, ratios: str | None) -> None:
     """Search over lengths and depths and, where `kind` is "joint", ratios."""
     o = SimpleNamespace(**ctx.params)
     chosen = _preset(
@@ -419,8 +418,8 @@ def _search_calls(ctx: typer.Context, kind: str, script: str, ratios: str | None
         }
         return Plan(space, *_with_pruning(known, begin, pruning), pruning, settings)
 
-    front = _run(ctx, o, kind, script, folder, recipe, chosen, plan, timing)
-    more = [] if joint else [["python", "search/search_ratio.py", "--depths", str(folder.front)]]
+    front = _run(ctx, o, kind, folder, recipe, chosen, plan, timing)
+    more = [] if joint else [opt.command_line("search ratio", "--depths", str(folder.front))]
     _finish(o, front, folder, more)
 
 
@@ -494,7 +493,6 @@ def _run(
     ctx: typer.Context,
     o: SimpleNamespace,
     kind: str,
-    script: str,
     folder: Folder,
     recipe: Recipe,
     preset: Preset,
@@ -519,7 +517,7 @@ def _run(
     )
     front, finished = run(order, display_of(recipe.metrics[0], o.quiet, o.as_json))
     if not finished:
-        resume = shlex.join(["python", script, "--resume", str(folder.path)])
+        resume = opt.command_line(f"search {kind}", "--resume", str(folder.path))
         err.print(f"Stopped early; {folder.front} is the front so far. Go on with: {resume}", soft_wrap=True)
         raise typer.Exit(130)
     return front
@@ -555,7 +553,7 @@ def _prompts_of(conditions: Mapping[str, Any], prompts: Path | None, model: str,
     return read_prompts(prompts, count)
 
 
-def _finish(o: SimpleNamespace, front: Front, folder: Folder, more: list[list[str]]) -> None:
+def _finish(o: SimpleNamespace, front: Front, folder: Folder, more: list[str]) -> None:
     path = folder.front
     if o.as_json:
         print(json.dumps({"event": "front", "path": str(path), "points": [p.to_dict() for p in front.points]}))
@@ -568,6 +566,6 @@ def _finish(o: SimpleNamespace, front: Front, folder: Folder, more: list[list[st
     fastest = max(point.speedup for point in front.points)
     speedup = 3 if fastest >= 3 else int(fastest * 10) / 10
     prompt = front.conditions["prompts"][0]
-    draw = ["python", "scripts/generate.py", "--strategy", str(path), "--pick", f"speedup={speedup:g}", prompt]
+    draw = opt.command_line("generate", "--strategy", str(path), "--pick", f"speedup={speedup:g}", prompt)
     for command in [*more, draw]:
-        out.print(f"  {shlex.join(command)}", highlight=False, soft_wrap=True, markup=False)
+        out.print(f"  {command}", highlight=False, soft_wrap=True, markup=False)
