@@ -1,7 +1,7 @@
 """The hypervolume of what a search has found so far, candidate by candidate: how it went, and when it was over.
 
 Both objectives are normalised: time by stock's, quality by the worst and the best that were seen. The reference point
-is stock's time at the worst quality, so the hypervolume lies between 0 and 1, and 1 would be the best quality in no time.
+is stock's time at the worst quality, so the hypervolume lies between 0 and 1; 1 were the best quality in no time.
 """
 
 from __future__ import annotations

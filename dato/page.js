@@ -12,6 +12,7 @@
     star: "M8 .8l2.2 4.9 5.3.5-4 3.6 1.2 5.3L8 12.3l-4.700 2.800 1.200-5.300-4-3.600 5.300-.5z" };
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
   const FAMILIES = { "stock, fewer steps": "triangle-down-open", "uniform schedules": "square-open", "other methods": "x-open" };
+  const NARROW = "(max-width: 600px)";
   const shapeOf = (r) => SHAPES[r % SHAPES.length];
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
@@ -111,7 +112,7 @@
   }
 
   function layout() {
-    const points = known(), narrow = window.innerWidth < 600;
+    const points = known(), narrow = matchMedia(NARROW).matches;
     const stock = hasMetric(run().stock) && !stockIsFar() ? [run().stock.values[state.metric]] : [];
     const [bottom, top, spread] = extent([...points.map((p) => p.values[state.metric]), ...stock]);
     const [left, right, width] = extent([...points.map(horizontal), 1].map(Math.log10));
@@ -179,8 +180,10 @@
       el("p", { class: "hint" }, "↑ higher is better", data.metrics.some((m) => m.lower) ? ", ↓ lower is better" : ""));
     at("live").textContent = `${naming(state.run, p)}: ${times(p.speedup)}, ${labels[run().quality]} ${value(p.values[run().quality])}`;
     const own = run().points.indexOf(p);
-    at("faster").disabled = own === 0;
-    at("slower").disabled = own === run().points.length - 1;
+    for (const [id, to] of [["left", -right()], ["right", right()]]) {
+      at(id).setAttribute("aria-label", to < 0 ? "Next faster point" : "Next slower point");
+      at(id).disabled = own === (to < 0 ? 0 : run().points.length - 1);
+    }
   }
 
   function drawSchedule() {
@@ -206,7 +209,7 @@
           p.orders ? el("i", {}, part ? `o${p.orders[i]}` : " ") : null,
           p.ratios ? el("i", {}, d ? String(ratio).replace(/^0\./, ".") : " ") : null);
       })));
-    at("schedule-key").textContent = `One column a call, in order. Height and number: the depth, ${p.rungs} is the whole UNet, · runs nothing and hands back the last prediction.`
+    at("schedule-key").textContent = `One column a call, in order. Height and number: the depth, ${p.rungs} is the whole UNet, · runs nothing and takes the prediction from the cache.`
       + (p.orders ? " o: the order of the forecast." : "") + (p.ratios ? " Hatched, and last line: the share of tokens left out." : "");
     const vectors = [["depths", p.depths], ["orders", p.orders], ["ratios", p.ratios]].filter(([, v]) => v);
     at("schedule-vectors").replaceChildren(...vectors.flatMap(([name, v]) => [el("dt", {}, name), el("dd", {}, v.join(" "))]));
@@ -252,7 +255,7 @@
       el("pre", { tabindex: "0", "aria-label": name }, el("code", {}, text)));
     at("use").replaceChildren(...(p.kind === "stock"
       ? [el("p", { class: "muted" }, "Stock is the pipeline as it comes; dato.remove_patch(pipe) takes a schedule off again.")]
-      : [p.shell ? block("Shell", p.shell) : "", block("Python, with your pipeline as pipe", p.python)]));
+      : [p.shell ? block("Shell", p.shell) : "", block("Python (pipe: your pipeline)", p.python)]));
   }
 
   // ---------------------------------------------------------------- all points
@@ -266,13 +269,14 @@
   function drawPoints() {
     const names = data.metrics.filter((m) => run().stock.values[m.name] != null || run().points.some((p) => p.values[m.name] != null));
     const pruned = everything[state.run].some((p) => p.ratios);
-    const heads = [head("point"), head("speed-up", "number"), head("time", "number"), ...names.map((m) => head(m.label, "number")),
+    const heads = [head("point"), head("speed-up", "number"), ...names.map((m) => head(m.label, "number")), head("time", "number"),
       head("steps", "number"), head("order"), ...(pruned ? [head("left out", "number")] : []), head("depth by call")];
     const rows = everything[state.run].map((p) => el("tr", { class: p.kind === "front" ? null : "other" },
       el("th", { scope: "row" }, el("button", { type: "button", onclick: () => choose(state.run, p) },
         `${p.knee ? "★ " : ""}${p.label}${p.also ? ` (${p.also})` : ""}`)),
-      el("td", { class: "number" }, times(p.speedup)), el("td", { class: "number" }, milliseconds(p.latency)),
+      el("td", { class: "number" }, times(p.speedup)),
       ...names.map((m) => el("td", { class: "number" }, value(p.values[m.name]))),
+      el("td", { class: "number" }, milliseconds(p.latency)),
       el("td", { class: "number" }, p.steps == null ? "" : String(p.steps)), el("td", {}, p.order),
       pruned ? el("td", { class: "number" }, p.ratios ? `${(100 * p.ratio).toFixed(0)}%` : "") : null, el("td", {}, spark(p))));
     at("points").replaceChildren(table(heads, rows, `All points of ${run().name}, fastest first`));
@@ -283,6 +287,10 @@
       row.classList.toggle("chosen", chosen);
       const button = row.querySelector("button");
       if (chosen) button.setAttribute("aria-current", "true"); else button.removeAttribute("aria-current");
+      // The table scrolls, the page stays where it is.
+      const box = at("points");
+      const hidden = row.offsetTop < box.scrollTop + 40 || row.offsetTop + row.offsetHeight > box.scrollTop + box.clientHeight;
+      if (chosen && hidden) box.scrollTop = row.offsetTop - box.clientHeight / 2;
     });
   }
 
@@ -291,7 +299,7 @@
     const kept = runs.map((each, r) => [each, r]).filter(([each]) => each.volume);
     at("progress").hidden = !kept.length;
     if (!kept.length) return;
-    const narrow = window.innerWidth < 600;
+    const narrow = matchMedia(NARROW).matches;
     const font = { family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("muted") };
     const axis = { gridcolor: colour("grid"), zeroline: false, linecolor: colour("line"), tickfont: font };
     Plotly.react(at("volume"), kept.map(([each, r]) => ({ type: "scatter", mode: "lines", name: plain(each.name),
@@ -348,7 +356,7 @@
     };
     at("controls").replaceChildren(
       several ? picker("Run", "pick-run", runs.map((each, r) => [String(r), each.name]), "0", (v) => choose(+v, runs[+v].points.find((p) => p.knee))) : "",
-      picker("Across", "pick-axis", [["speedup", "speed-up"], ["share", "share of stock's time"]], state.axis, (v) => { state.axis = v; drawPlot(); }),
+      picker("Across", "pick-axis", [["speedup", "speed-up"], ["share", "share of stock's time"]], state.axis, (v) => { state.axis = v; drawPlot(); drawPoint(); }),
       data.metrics.length > 1 ? picker("Up", "pick-metric", data.metrics.map((m) => [m.name, m.label]), state.metric, (v) => { state.metric = v; drawPlot(); }) : "");
     at("controls").addEventListener("submit", (event) => event.preventDefault());
     at("plot-hint").textContent = "Click a point, or focus the chart and step with the arrow keys (Home and End: its ends"
@@ -359,10 +367,14 @@
   function drawSettings() {
     const groups = [...new Set(runs.flatMap((each) => each.settings.map(([name]) => name)))];
     const rowsOf = (each, group) => new Map((each.settings.find(([name]) => name === group) || [0, []])[1]);
-    at("settings").replaceChildren(el("div", { class: several ? "groups wide" : "groups" }, ...groups.map((group) => {
+    at("settings").replaceChildren(several ? el("p", { class: "hint", style: "margin-bottom:16px" }, "≠ and bold: the runs differ.") : "", el("div", { class: several ? "groups wide" : "groups" }, ...groups.map((group) => {
       const own = runs.map((each) => rowsOf(each, group)), keys = [...new Set(own.flatMap((rows) => [...rows.keys()]))];
       const grid = table([head(""), ...(several ? runs.map((each) => head(each.name)) : [head("value")])],
-        keys.map((key) => el("tr", {}, el("th", { scope: "row" }, key), ...own.map((rows) => el("td", {}, rows.get(key) ?? "–")))), group);
+        keys.map((key) => {
+          const differs = new Set(own.map((rows) => rows.get(key))).size > 1;
+          return el("tr", { class: differs ? "differs" : null }, el("th", { scope: "row" }, differs ? `${key} ≠` : key),
+            ...own.map((rows) => el("td", {}, rows.get(key) ?? "–")));
+        }), group);
       if (!several) grid.tHead.classList.add("unseen");
       return el("div", {}, el("h3", {}, group), el("div", several ? { class: "scroll", tabindex: "0", role: "region", "aria-label": group } : {}, grid));
     })), ...runs.filter((each) => each.prompts.length).map((each) => el("details", { style: "margin-top:24px" },
@@ -384,6 +396,8 @@
     drawUse();
     markRow();
   }
+  // One step to the right in the chart: faster where it shows the speed-up, slower where it shows the time.
+  const right = () => state.axis === "speedup" ? -1 : 1;
   // Along the front, from wherever the choice is now.
   function step(slower) {
     const points = run().points, here = points.indexOf(state.point);
@@ -398,15 +412,14 @@
   }
   at("plot").addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    // To the right in the chart: faster where the axis is the speed-up, slower where it is the time.
-    const right = state.axis === "speedup" ? -1 : 1, points = run().points, end = right < 0 ? [points.length - 1, 0] : [0, points.length - 1];
-    const acts = { ArrowRight: () => step(right), ArrowLeft: () => step(-right),
+    const points = run().points, end = right() < 0 ? [points.length - 1, 0] : [0, points.length - 1];
+    const acts = { ArrowRight: () => step(right()), ArrowLeft: () => step(-right()),
       ArrowUp: () => several ? other(-1) : step(1), ArrowDown: () => several ? other(1) : step(-1),
       Home: () => choose(state.run, points[end[0]]), End: () => choose(state.run, points[end[1]]) };
     if (acts[event.key]) { event.preventDefault(); acts[event.key](); }
   });
-  at("slower").addEventListener("click", () => step(1));
-  at("faster").addEventListener("click", () => step(-1));
+  at("left").addEventListener("click", () => step(-right()));
+  at("right").addEventListener("click", () => step(right()));
 
   drawOverview();
   drawControls();
@@ -414,5 +427,7 @@
   choose(state.run, state.point);
   drawVolume();
   drawSettings();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { drawPlot(); drawVolume(); });
+  for (const query of ["(prefers-color-scheme: dark)", NARROW]) {
+    matchMedia(query).addEventListener("change", () => { drawPlot(); drawVolume(); });
+  }
 })();

@@ -9,17 +9,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import io
 import json
 import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from dato.errors import DatoError
@@ -27,15 +24,13 @@ from dato.files import write_atomic
 from dato.front import Front, Point
 from dato.hypervolume import Scale, by_evaluation
 from dato.quality import METRICS, shown
-from dato.report import forecast_of, mean_ratio
+from dato.references import family_of
+from dato.report import forecast_of, label_of, mean_ratio
 from dato.runs import Run
 from dato.samplers import SAMPLERS
 from dato.schedule import Schedule
 
 _HERE = Path(__file__).parent
-# As papers write them; a metric that is not here goes by its own name.
-_LABELS = {"clip-score": "CLIP score", "psnr": "PSNR (dB)", "ssim": "SSIM", "frechet": "Fréchet distance"}
-_IMAGES = {"PNG": "image/png", "WEBP": "image/webp", "JPEG": "image/jpeg"}
 
 
 def write_page(runs: Sequence[Run], path: str | Path) -> None:
@@ -79,7 +74,7 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
     names = list(dict.fromkeys(name for run in runs for name in _metrics(run.front)))
     return {
         "metrics": [
-            {"name": name, "label": _LABELS.get(name, name), "lower": name in METRICS and METRICS[name].lower_is_better}
+            {"name": name, "label": label_of(name), "lower": name in METRICS and METRICS[name].lower_is_better}
             for name in names
         ],
         "runs": [_run(run, volume) for run, volume in zip(runs, _volumes(runs), strict=True)],
@@ -115,7 +110,7 @@ def _run(run: Run, volume: dict[str, Any] | None) -> dict[str, Any]:
     points = []
     for number, point in enumerate(front.points):
         also = known.get(point.schedule)
-        family = {} if also is None else {"also": also, "family": _family(point)}
+        family = {} if also is None else {"also": also, "family": family_of(point.schedule)}
         points.append(
             {"label": f"Point {number}", "kind": "front", "knee": point is knee}
             | family
@@ -123,7 +118,9 @@ def _run(run: Run, volume: dict[str, Any] | None) -> dict[str, Any]:
             | _use(run, point, number)
         )
     others = [
-        {"label": name, "kind": "reference", "family": _family(point)} | _point(run, point) | _use(run, point, name)
+        {"label": name, "kind": "reference", "family": family_of(point.schedule)}
+        | _point(run, point)
+        | _use(run, point, name)
         for name, point in sorted(front.references.items(), key=lambda item: item[1].latency_ms)
         if point.schedule not in found
     ]
@@ -261,41 +258,13 @@ def _values(front: Front, point: Point) -> dict[str, float | None]:
     return {name: _finite(_shown(name, values[name])) for name in _metrics(front) if name in values}
 
 
-def _family(point: Point) -> str:
-    """What kind of reference a point is: stock with fewer steps, a uniform schedule, or another method."""
-    schedule = point.schedule
-    if any(schedule.ratios):
-        return "other methods"
-    whole = [call for call, depth in enumerate(schedule.depths) if depth == schedule.rungs]
-    if len(whole) == len(schedule):
-        return "stock, fewer steps"
-    gaps = {after - before for before, after in pairwise(whole)}
-    partial = {depth for depth in schedule.depths if depth != schedule.rungs}
-    return "uniform schedules" if len(gaps) <= 1 and len(partial) == 1 and not _forecasts(schedule) else "other methods"
-
-
-def _forecasts(schedule: Schedule) -> bool:
-    return bool(forecast_of(schedule))
-
-
 def _sample(run: Run, schedule: Schedule) -> dict[str, Any] | None:
     """A strip of images as a data URI, its size in pixels, and how many images there are in it."""
-    data = run.samples.get(schedule)
-    if data is None:
+    strip = run.strip(schedule)
+    if strip is None:
         return None
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            (width, height), kind = image.size, _IMAGES[image.format or ""]
-    except (OSError, KeyError, ValueError):
-        raise DatoError(f"run {run.name}: a sample is no PNG, WebP or JPEG image") from None
-    uri = f"data:{kind};base64,{base64.b64encode(data).decode()}"
-    return {"uri": uri, "width": width, "height": height, "count": strip_length(run.front, width, height)}
-
-
-def strip_length(front: Front, width: int, height: int) -> int:
-    """How many images stand side by side in a strip of so many pixels, from the images' own shape."""
-    shape = front.conditions.get("width", 1) / front.conditions.get("height", 1)
-    return max(1, round(width / height / shape))
+    uri = f"data:{strip.get_format_mimetype()};base64,{base64.b64encode(run.samples[schedule]).decode()}"
+    return {"uri": uri, "width": strip.width, "height": strip.height, "count": run.images_in(strip)}
 
 
 def _shown(metric: str, value: float) -> float:

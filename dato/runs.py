@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from PIL import Image
+from PIL.ImageFile import ImageFile
+
+from dato.errors import DatoError
 from dato.front import Front, Point
 from dato.schedule import Schedule
 
@@ -39,3 +44,24 @@ class Run:
     def failures(self) -> int:
         """How many candidates gave images that are not finite."""
         return sum(not math.isfinite(point.quality) for point in self.history)
+
+    def strip(self, schedule: Schedule) -> ImageFile | None:
+        """The sample images of a schedule, side by side; None where none were kept.
+
+        Raises:
+            DatoError: if what was kept is no PNG, WebP or JPEG image.
+        """
+        data = self.samples.get(schedule)
+        if data is None:
+            return None
+        try:
+            image = Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG"))
+            image.load()
+        except (OSError, ValueError):
+            raise DatoError(f"run {self.name}: a sample is no PNG, WebP or JPEG image") from None
+        return image
+
+    def images_in(self, strip: Image.Image) -> int:
+        """How many images stand side by side in a strip, going by the shape that the search's images have."""
+        shape = self.front.conditions.get("width", 1) / self.front.conditions.get("height", 1)
+        return max(1, round(strip.width / strip.height / shape))
