@@ -12,6 +12,8 @@
     star: "M8 .8l2.2 4.9 5.3.5-4 3.6 1.2 5.3L8 12.3l-4.700 2.800 1.200-5.300-4-3.600 5.300-.5z" };
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
   const FAMILIES = { "stock, fewer steps": "triangle-down-open", "uniform schedules": "square-open", "other methods": "x-open" };
+  // Under a finger a drag scrolls the page; it must not zoom the chart.
+  const COARSE = matchMedia("(pointer: coarse)").matches;
   const NARROW = "(max-width: 600px)";
   const shapeOf = (r) => SHAPES[r % SHAPES.length];
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -122,7 +124,7 @@
     const font = { family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("muted") };
     const axis = { gridcolor: colour("grid"), zeroline: false, linecolor: colour("line"), tickfont: font };
     const stockText = stockIsFar() ? `stock: ${value(run().stock.values[state.metric])} ↑` : "stock's time";
-    const chosen = state.point, annotations = [{ x: 0, y: 1, yref: "paper", yanchor: "top", showarrow: false, font,
+    const chosen = state.point, annotations = [{ x: 0, y: 0, yref: "paper", yanchor: "bottom", showarrow: false, font,
       text: stockText, xanchor: state.axis === "speedup" ? "left" : "right", xshift: state.axis === "speedup" ? 6 : -6 }];
     if (hasMetric(chosen) && !(chosen.kind === "stock" && stockIsFar())) {
       annotations.push({ x: Math.log10(horizontal(chosen)), y: chosen.values[state.metric], showarrow: false, yshift: 22,
@@ -130,7 +132,8 @@
         text: `<b>${plain(chosen.label)}</b> ${times(chosen.speedup)}` });
     }
     return { font, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "closest",
-      uirevision: `${state.axis} ${state.metric} ${state.run}`, dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
+      uirevision: `${state.axis} ${state.metric} ${state.run}`, dragmode: COARSE ? false : "zoom",
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("faint"), activecolor: colour("ink") },
       margin: { l: narrow ? 44 : 58, r: 12, t: 8, b: 48 },
       legend: { orientation: "h", x: 0, xanchor: "left", y: narrow ? -.17 : -.14, yanchor: "top", font, itemsizing: "constant" },
       hoverlabel: { font: { family: font.family, size: 13, color: colour("ink") }, bgcolor: colour("card"),
@@ -144,7 +147,7 @@
         line: { color: colour("faint"), width: 1, dash: "dot" } }],
       annotations };
   }
-  const config = { responsive: true, displaylogo: false, doubleClick: "reset+autosize",
+  const config = { responsive: true, displaylogo: false, displayModeBar: COARSE ? false : "hover", doubleClick: "reset+autosize",
     modeBarButtons: [["zoomIn2d", "zoomOut2d", "autoScale2d", "toImage"]],
     toImageButtonOptions: { format: "svg", filename: "front" } };
 
@@ -192,6 +195,7 @@
     p.depths.forEach((d) => counts.set(d, (counts.get(d) || 0) + 1));
     const kinds = [...counts].sort((a, b) => b[0] - a[0]).map(([d, n]) =>
       d === p.rungs ? `${n} run the whole UNet` : d === 0 ? `${n} run nothing` : `${n} run to depth ${d}`);
+    at("schedule-heading").textContent = `Schedule · ${p.label}`;
     const words = `${calls} ${calls === 1 ? "call" : "calls"}: ${kinds.join(", ")}.`
       + (p.order ? ` What is cached is forecast with order ${p.order}.`
         : counts.size > 1 ? " What is cached is handed back as it is." : "")
@@ -218,6 +222,7 @@
   function drawImages() {
     const p = state.point, stock = run().stock, shown = p === stock ? [stock] : [p, stock];
     const strips = shown.filter((each) => each.sample);
+    at("images-heading").textContent = `Images · ${p.label}`;
     at("images").hidden = ![...run().points, stock].some((each) => each.sample);
     if (!strips.length) return at("image-strips").replaceChildren(el("p", { class: "muted" }, "No images of this one were kept."));
     const prompts = run().prompts.slice(0, Math.max(...strips.map((each) => each.sample.count)));
@@ -253,6 +258,7 @@
     const block = (name, text) => el("div", { class: "use" }, el("div", { class: "heading" }, el("h3", {}, name),
       el("button", { type: "button", class: "copy", "aria-label": `Copy: ${name}`, onclick: (e) => copy(text, e.currentTarget) }, "Copy")),
       el("pre", { tabindex: "0", "aria-label": name }, el("code", {}, text)));
+    at("use-heading").textContent = `Use it · ${p.label}`;
     at("use").replaceChildren(...(p.kind === "stock"
       ? [el("p", { class: "muted" }, "Stock is the pipeline as it comes; dato.remove_patch(pipe) takes a schedule off again.")]
       : [p.shell ? block("Shell", p.shell) : "", block("Python (pipe: your pipeline)", p.python)]));
@@ -273,7 +279,7 @@
       head("steps", "number"), head("order"), ...(pruned ? [head("left out", "number")] : []), head("depth by call")];
     const rows = everything[state.run].map((p) => el("tr", { class: p.kind === "front" ? null : "other" },
       el("th", { scope: "row" }, el("button", { type: "button", onclick: () => choose(state.run, p) },
-        `${p.knee ? "★ " : ""}${p.label}${p.also ? ` (${p.also})` : ""}`)),
+        el("span", { class: p.kind === "front" ? "keep" : null }, `${p.knee ? "★ " : ""}${p.label}`), p.also ? ` (${p.also})` : null)),
       el("td", { class: "number" }, times(p.speedup)),
       ...names.map((m) => el("td", { class: "number" }, value(p.values[m.name]))),
       el("td", { class: "number" }, milliseconds(p.latency)),

@@ -102,6 +102,8 @@ def test_points_that_only_a_quality_or_nothing_picks():
     same_speed = Front((one, two), front.baseline, {}, front.conditions)
     assert set(pick_of(same_speed, two)) == {"speedup"}
     assert set(pick_of(same_speed, one)) == {"quality"}  # the other is as fast, and better
+    shell = shlex.split(page_data([Run("same", same_speed)])["runs"][0]["points"][0]["shell"])
+    assert pick_point(same_speed, shell[shell.index("--pick") + 1]) is one
     twins = Front((one, replace(one)), front.baseline, {}, front.conditions)
     assert pick_of(twins, twins.points[1]) == {}
     shown = page_data([Run("twins", twins)])["runs"][0]["points"][1]
@@ -116,6 +118,10 @@ def test_a_distance_has_the_fields_sign():
     assert data["metrics"][0] == {"name": "frechet", "label": "Fréchet distance", "lower": True}
     shown = data["runs"][0]["points"][0]
     assert shown["values"]["frechet"] == pytest.approx(-points[0].quality) and points[0].quality < 0
+    same_speed = Front((points[1], replace(points[2], speedup=points[1].speedup)), front.baseline, {}, front.conditions)
+    shell = shlex.split(page_data([Run("fid", same_speed)])["runs"][0]["points"][0]["shell"])
+    assert shell[shell.index("--pick") + 1].startswith("quality=7")  # a distance, as the command line takes it
+    assert pick_point(same_speed, shell[shell.index("--pick") + 1]) is points[1]
     assert data["runs"][0]["volume"]["worst"] == pytest.approx(-points[0].quality)
 
 
@@ -278,10 +284,10 @@ def test_pick_by_mouse(run, written, visit):
     page.mouse.click(x, y)
     page.wait_for_selector("#point-heading:text-is('Point 20')")
     check_shown(page, "Point 20", run.front.points[20])
-    page.click("#points button:text-is('25 steps')")
+    page.get_by_role("button", name="25 steps", exact=True).click()
     check_shown(page, "25 steps", run.front.references["25 steps"])
     assert 'references["25 steps"]' in page.inner_text("#use") and "generate.py" not in page.inner_text("#use")
-    page.click("#points button:text-is('Stock')")
+    page.get_by_role("button", name="Stock", exact=True).click()
     assert "remove_patch" in page.inner_text("#use")
 
 
