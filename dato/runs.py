@@ -63,5 +63,6 @@ class Run:
 
     def images_in(self, strip: Image.Image) -> int:
         """How many images stand side by side in a strip, going by the shape that the search's images have."""
-        shape = self.front.conditions.get("width", 1) / self.front.conditions.get("height", 1)
+        height, width = (self.front.conditions.get(key) for key in ("height", "width"))
+        shape = width / height if height and width else 1
         return max(1, round(strip.width / strip.height / shape))

@@ -125,6 +125,13 @@ def test_a_distance_has_the_fields_sign():
     assert data["runs"][0]["volume"]["worst"] == pytest.approx(-points[0].quality)
 
 
+def test_a_strip_holds_as_many_images_as_their_shape_allows():
+    run = make_run(height=64, width=128)
+    sample = page_data([run])["runs"][0]["stock"]["sample"]
+    assert (sample["width"], sample["height"], sample["count"]) == (256, 64, 2)
+    assert sample["uri"].startswith("data:image/png;base64,")
+
+
 def test_references_by_kind():
     assert family_of(Schedule.full(20)) == "stock, fewer steps"
     assert family_of(Schedule.uniform(20, 3, 1)) == family_of(Schedule.uniform(20, 20, 0)) == "uniform schedules"
