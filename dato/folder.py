@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dato.pruning import Pruning
 from dato.schedule import Schedule
 
 
@@ -41,4 +42,6 @@ class Folder:
 
     def sample(self, schedule: Schedule) -> Path:
         """The first images that a schedule gave, side by side."""
+        if not any(schedule.ratios):
+            schedule = replace(schedule, pruning=Pruning())  # it has no say, and stock's is another in a front
         return self.path / "samples" / f"{hashlib.sha256(schedule.to_json().encode()).hexdigest()[:20]}.webp"

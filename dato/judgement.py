@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dato.errors import DatoError
 from dato.front import Point, point_from_dict
+from dato.journal import read_entries
 from dato.pruning import Pruning
 from dato.schedule import Schedule
 
+FORMAT = "dato.journal"
+VERSION = 1
 _SCHEDULE = ("depths", "ratios", "orders", "forecast")
 
 
@@ -64,3 +68,21 @@ class Judgement:
 def failed(schedule: Schedule, why: str, images: int) -> Judgement:
     """The judgement of a schedule that could not be run, or gave no images."""
     return Judgement(Point(schedule, -math.inf, math.inf, 0.0), images=images, failure=why)
+
+
+def read_judgements(path: Path) -> list[Judgement]:
+    """All judgements of a search's journal, in their order. Raises DatoError if it is none of dato's, or damaged."""
+    entries, _ = read_entries(path)
+    check_header(entries[0] if entries else None, path)
+    rungs, pruning = entries[0]["rungs"], Pruning.from_dict(entries[0]["pruning"])
+    return [Judgement.from_dict(entry, rungs, pruning) for entry in entries if "judged" in entry or "failed" in entry]
+
+
+def check_header(entry: Any, path: Path) -> None:
+    """Raise DatoError unless this is the first line of a journal that this dato reads."""
+    if not isinstance(entry, dict) or entry.get("format") != FORMAT:
+        raise DatoError(f"{path}: not a journal of dato's")
+    if entry.get("version") != VERSION:
+        raise DatoError(f"{path}: version {entry.get('version')!r} is not known here (newest: {VERSION})")
+    if missing := sorted({"command", "rungs", "pruning", "options", "settings"} - set(entry)):
+        raise DatoError(f"{path}: its first line has no {missing[0]!r}")

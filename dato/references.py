@@ -36,6 +36,20 @@ def spectrum(calls: int, rungs: int) -> dict[str, Schedule]:
     }
 
 
+def family_of(schedule: Schedule) -> str:
+    """What kind of reference a schedule is: "stock, fewer steps", "uniform schedules" or "other methods"."""
+    calls, rungs = len(schedule), schedule.rungs
+    if any(schedule.ratios):
+        return "other methods"
+    partial = sorted({depth for depth in schedule.depths if depth != rungs})
+    if not partial:
+        return "stock, fewer steps"
+    interval = next(call for call in range(1, calls + 1) if call == calls or schedule.depths[call] == rungs)
+    regular = Schedule.uniform(calls, interval, partial[0], rungs=rungs).depths == schedule.depths
+    reused = all(order == 0 for depth, _, order in schedule.entries if depth < rungs)
+    return "uniform schedules" if regular and reused else "other methods"
+
+
 def references(steps_of: Mapping[int, int], calls: int, rungs: int) -> dict[str, Schedule]:
     """Named schedules that every search evaluates too.
 

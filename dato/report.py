@@ -19,6 +19,13 @@ from dato.quality import METRICS, shown
 from dato.schedule import Schedule
 
 FULL, NOTHING = "█", "·"
+# As papers write them.
+_LABELS = {"clip-score": "CLIP score", "psnr": "PSNR (dB)", "ssim": "SSIM", "frechet": "Fréchet distance"}
+
+
+def label_of(metric: str) -> str:
+    """What a quality metric is called on an axis: as papers write it, else by its own name."""
+    return _LABELS.get(metric, metric)
 
 
 def strip(schedule: Schedule) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -21,16 +20,13 @@ from dato.files import write_atomic
 from dato.folder import Folder
 from dato.front import Point, non_dominated, point_from_dict
 from dato.journal import Journal
-from dato.judgement import Judgement
+from dato.judgement import FORMAT, VERSION, Judgement, check_header
 from dato.latency import LatencyTable
 from dato.probes import measure_table
 from dato.pruning import Pruning
 from dato.racing import rivals_of
 from dato.schedule import Schedule
 from dato.workers import Judges
-
-FORMAT = "dato.journal"
-VERSION = 1
 
 
 class Study:
@@ -203,16 +199,6 @@ class Study:
 
 def _measure_table(evaluator: Evaluator, schedules: Sequence[Schedule], **progress: Any) -> LatencyTable:
     return measure_table(evaluator.pipe, evaluator.prompts, evaluator.sampling, schedules, **progress)
-
-
-def check_header(entry: Any, path: Path) -> None:
-    """Raise DatoError unless this is the first line of a journal that this dato reads."""
-    if not isinstance(entry, dict) or entry.get("format") != FORMAT:
-        raise DatoError(f"{path}: not a journal of dato's")
-    if entry.get("version") != VERSION:
-        raise DatoError(f"{path}: version {entry.get('version')!r} is not known here (newest: {VERSION})")
-    if missing := sorted({"command", "rungs", "pruning", "options", "settings"} - set(entry)):
-        raise DatoError(f"{path}: its first line has no {missing[0]!r}")
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -206,5 +206,3 @@ def _print(rows: Sequence[dict[str, Any]], chosen: Sequence[str]) -> None:
     out.print(table)
     for name in chosen:
         out.print(f"{name}: {METHODS[name]}", highlight=False, style="dim")
-
-

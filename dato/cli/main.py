@@ -9,6 +9,7 @@ import typer
 from dato.cli.benchmark import run_benchmark
 from dato.cli.evaluate import evaluate
 from dato.cli.generate import generate_image
+from dato.cli.report import report
 from dato.cli.search import search_depth, search_joint, search_ratio
 from dato.console import out, run_app
 from dato.front import load_front
@@ -27,6 +28,7 @@ searches.command("depth")(search_depth)
 searches.command("ratio")(search_ratio)
 searches.command("joint")(search_joint)
 app.command("generate")(generate_image)
+app.command("report")(report)
 app.command("evaluate")(evaluate)
 app.command("benchmark")(run_benchmark)
 

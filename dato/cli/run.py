@@ -47,7 +47,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Run:
+class Order:
     """What a command asks for.
 
     Attributes:
@@ -111,7 +111,7 @@ class Run:
         }
 
 
-def run(order: Run, display: Display) -> tuple[Front, bool]:
+def run(order: Order, display: Display) -> tuple[Front, bool]:
     """Search, or go on with a search, and write the front; also whether the search came to its end.
 
     References compete for the front: a schedule that stock with fewer steps or a rival beats is not on it.
@@ -142,7 +142,7 @@ def run(order: Run, display: Display) -> tuple[Front, bool]:
 
 
 def _search(
-    order: Run, plan: Plan, study: Study, display: Display, stopping: Callable[[], bool], conditions: dict[str, Any]
+    order: Order, plan: Plan, study: Study, display: Display, stopping: Callable[[], bool], conditions: dict[str, Any]
 ) -> tuple[Front, bool]:
     if order.timing == "table":
         with display.status("Measuring the latency table") as progress:

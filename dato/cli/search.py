@@ -16,23 +16,25 @@ from dato import emoji_sd
 from dato.cli import options as opt
 from dato.cli.display import display_of
 from dato.cli.latency import Latency, mode_of
-from dato.cli.run import Plan, Run, run
+from dato.cli.run import Order, Plan, run
 from dato.console import err, out
 from dato.errors import DatoError
 from dato.folder import Folder
 from dato.forecast import FORECASTS
 from dato.front import Front, load_front
 from dato.journal import read_entries
+from dato.judgement import check_header
+from dato.page import write_page
 from dato.pruning import SCORES, Pruning
 from dato.quality import METRICS
 from dato.references import fewer_steps, references, seeds
 from dato.report import front_table
+from dato.runs import Run
 from dato.samplers import SAMPLERS
 from dato.sampling import EMBEDDED, Sampling, read_prompts
 from dato.schedule import Schedule
 from dato.search import DEPTH_PRESETS, RATIO_PRESETS, Preset
 from dato.space import DepthSpace, RatioSpace
-from dato.study import check_header
 from dato.workers import Facts, Recipe
 
 # Options that say nothing of what is searched, and are not remembered for who resumes.
@@ -499,7 +501,7 @@ def _run(
     plan: Callable[[Facts], Plan],
     timing: str,
 ) -> Front:
-    order = Run(
+    order = Order(
         kind,
         folder,
         _kept(ctx.params),
@@ -555,6 +557,7 @@ def _prompts_of(conditions: Mapping[str, Any], prompts: Path | None, model: str,
 
 def _finish(o: SimpleNamespace, front: Front, folder: Folder, more: list[str]) -> None:
     path = folder.front
+    write_page([Run.load(folder.path)], folder.report)
     if o.as_json:
         print(json.dumps({"event": "front", "path": str(path), "points": [p.to_dict() for p in front.points]}))
         return
@@ -562,7 +565,12 @@ def _finish(o: SimpleNamespace, front: Front, folder: Folder, more: list[str]) -
         print(path)
         return
     out.print(front_table(front))
-    out.print(f"\n{len(front)} points written to {path}. Next:", highlight=False, markup=False, soft_wrap=True)
+    out.print(
+        f"\n{len(front)} points written to {path}, a page to choose from to {folder.report}. Next:",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
     fastest = max(point.speedup for point in front.points)
     speedup = 3 if fastest >= 3 else int(fastest * 10) / 10
     prompt = front.conditions["prompts"][0]
