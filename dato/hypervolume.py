@@ -24,10 +24,12 @@ class Scale:
     Attributes:
         worst: The lowest quality that was seen; it is the reference point's.
         best: The highest.
+        share: Of stock's time, the reference point's: slower points do not count.
     """
 
     worst: float
     best: float
+    share: float = 1.0
 
     @classmethod
     def of(cls, histories: Iterable[Iterable[Point]]) -> Scale:
@@ -42,9 +44,9 @@ class Scale:
         return cls(min(seen), max(seen))
 
     def objectives(self, point: Point) -> tuple[float, float]:
-        """(share of stock's time, share of the quality that is missing), both to be small."""
+        """(time as a part of the reference point's, share of the quality that is missing), both to be small."""
         spread = self.best - self.worst
-        return 1 / point.speedup, (self.best - point.quality) / spread if spread else 0.0
+        return 1 / point.speedup / self.share, (self.best - point.quality) / spread if spread else 0.0
 
 
 def by_evaluation(history: Sequence[Point], scale: Scale) -> list[float]:
