@@ -239,6 +239,8 @@ def _settings(conditions: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, 
     for key, value in conditions.items():
         if key in ("search", "versions") and isinstance(value, Mapping):
             groups[key.capitalize()] += [(str(name).replace("_", " "), _text(item)) for name, item in value.items()]
+        elif key == "latency_table" and isinstance(value, Mapping):  # for machines: a line of numbers for each call
+            groups["Judging"].append(("latency table", f"{len(value.get('calls', ()))} kinds of call"))
         elif key != "prompts":
             groups["Judging" if key in judging else "Model and sampling"].append((key.replace("_", " "), _text(value)))
     return [(heading, rows) for heading, rows in groups.items() if rows]
