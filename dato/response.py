@@ -1,0 +1,83 @@
+"""How a sampler carries an error of one prediction into every later latent, read off the sampler itself.
+
+Samplers are (nearly) linear in the predictions and elementwise, so a few numbers and no UNet tell it for any of them,
+multistep ones with inner state included: the scheduler is run on recorded predictions once as they are and once for
+each call with that call's prediction changed a little.
+
+The network answers, too: an error in the latent changes every later prediction, and mostly takes part of the error
+back. `effective_weights` counts that in.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import SchedulerMixin
+from torch import Tensor
+
+VALUES = 64  # of a latent; enough for samplers that clip
+_SMALL = 1e-3  # of a prediction's root mean square
+
+
+def sampler_response(
+    scheduler: SchedulerMixin, steps: int, latents: Tensor | None = None, predictions: Tensor | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the latents of a generation gain for an error of 1 in one call's prediction, if the network did not answer.
+
+    Args:
+        scheduler: Any of diffusers'; a copy of it is run.
+        steps: Steps of the generation.
+        latents: (n,) values of the initial latent; None: zeros, which do for samplers that clip nothing.
+        predictions: (calls, n) the same values of the guided predictions; None: zeros.
+
+    Returns:
+        (calls + 1, calls): row t is the latent that call t begins from, the last row the final latent; and (calls,),
+        what the sampler multiplies a latent by before the network gets it.
+    """
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(steps)
+    calls = len(scheduler.timesteps)
+    n = VALUES if latents is None else len(latents)
+    start = torch.zeros(n) if latents is None else latents.detach().cpu()
+    path = torch.zeros(calls, n) if predictions is None else predictions.detach().cpu()
+    start, path = start.double(), path.double()
+    size = float(path.square().mean().sqrt()) or 1.0
+    change = torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * size * _SMALL
+
+    def run(change: Tensor) -> tuple[Tensor, list[float]]:
+        # One sample for each call whose prediction is changed.
+        own, x = copy.deepcopy(scheduler), start.expand(calls, n)[:, None, None, :].clone()
+        options: dict[str, Any] = {}
+        if "generator" in inspect.signature(own.step).parameters:
+            options["generator"] = torch.Generator().manual_seed(0)
+        latents, scales = [x], []
+        for call, time in enumerate(own.timesteps):
+            scaled = own.scale_model_input(torch.ones_like(x), time)
+            scales.append(float(scaled.flatten()[0]))
+            prediction = path[call].expand(calls, n).clone()
+            prediction[call] += change
+            x = own.step(prediction[:, None, None, :], time, x, **options).prev_sample
+            latents.append(x)
+        return torch.stack(latents).view(calls + 1, calls, n), scales
+
+    (changed, scales), (plain, _) = run(change), run(torch.zeros(n, dtype=torch.float64))
+    response = ((changed - plain) @ change) / (change @ change)
+    return response.numpy(), np.array(scales)
+
+
+def effective_weights(response: np.ndarray, feedback: np.ndarray) -> np.ndarray:
+    """(calls,) what the final latent gains for an error of 1 at one call, the network's answers included.
+
+    Args:
+        response: (calls + 1, calls) of `sampler_response`.
+        feedback: (calls,) mu: the prediction changes by mu times the latent's error.
+    """
+    calls = response.shape[1]
+    errors = np.eye(calls)  # (call, where the error began)
+    for call in range(1, calls):
+        errors[call] += feedback[call] * (response[call, :call] @ errors[:call])
+    return response[calls] @ errors

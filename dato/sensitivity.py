@@ -1,0 +1,454 @@
+"""A sensitivity model: what error of the final latent a schedule will have, from two generations and shallow calls.
+
+Measured once, along the stock trajectory: E(t, d, s), the error of the (guided) prediction of call t when it runs at
+depth d on what call s computed, for a few ages t - s; at depth 0 it is the difference of two stock predictions and
+costs nothing. All errors are kept as vectors, as random projections of them, because those of neighbouring calls point
+the same way and add up. Everything else follows to first order:
+
+- a forecast is a weighted sum of past values, so its error is the same sum of E (orders 1 and 2 need no calls of
+  their own; an aligned forecast is taken for the line);
+- what a partial call computes is wrong itself: the total error of a call is its own plus its sources' totals,
+  weighted as the forecast weighs them;
+- the final latent's error is the weighted sum of all totals, with the sampler's and the network's answer counted in
+  (`dato.response`).
+
+`error` is the mean square of that sum. It ranks schedules; `Calibration` says which PSNR goes with it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+
+from dato.cache import Cache, Present
+from dato.errors import DatoError
+from dato.forecast import chebyshev, polynomial
+from dato.ladder import Ladder
+from dato.patch import Patch, patched, remove_patch
+from dato.pruning import Pruning
+from dato.response import VALUES, effective_weights, sampler_response
+from dato.samplers import num_calls
+from dato.sampling import Sampling, generate
+from dato.schedule import Schedule
+from dato.timing import Stopwatch
+
+FORMAT = "dato.sensitivity"
+VERSION = 1
+AGES = (1, 2, 4, 8, 15)
+LENGTH = 128  # of a projection: squares of lengths come out with a relative deviation of (2 / LENGTH)^(1/2)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What was measured; T calls, projections of length k, A ages.
+
+    Attributes:
+        rungs: Rungs of the UNet.
+        times: (T,) timesteps.
+        weights: (T,) the final latent's error for an error of 1 in one call's prediction.
+        ages: (A,) ages at which partial calls were measured, ascending; a call t that has no call so far back was
+            measured at age t instead.
+        predictions: (T, k) stock's guided predictions, divided by the square root of their number of values.
+        partial: Depth -> (T, A, k) errors E of partial calls, divided likewise.
+        pruned: (depth, ratio) -> (T, k) errors of calls that prune and whose cache is fresh, divided likewise.
+        pruning: What the ratios are meant with.
+        unet_calls: What measuring cost, in UNet calls of one image, by time.
+    """
+
+    rungs: int
+    times: tuple[float, ...]
+    weights: np.ndarray
+    ages: tuple[int, ...]
+    predictions: np.ndarray
+    partial: dict[int, np.ndarray]
+    pruned: dict[tuple[int, float], np.ndarray] = field(default_factory=dict)
+    pruning: Pruning = Pruning()
+    unet_calls: float = 0.0
+
+    def __len__(self) -> int:
+        """The number of calls."""
+        return len(self.times)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The depths that are known, the whole UNet and 0 among them."""
+        return (0, *sorted(self.partial), self.rungs)
+
+    @cached_property
+    def stale(self) -> dict[int, np.ndarray]:
+        """Depth -> (T, T, k): E(t, d, s) at [t, s] for s < t, interpolated between the ages that were measured."""
+        calls = len(self)
+        p = self.predictions
+        tables = {0: p[None, :] - p[:, None]}
+        for depth, known in self.partial.items():
+            table = np.zeros((calls, calls, p.shape[1]), dtype=np.float32)
+            for t in range(1, calls):
+                ages, first = np.unique(np.minimum(self.ages, t), return_index=True)
+                # An error begins at 0; beyond the last age it grows on as depth 0's does.
+                values = np.concatenate([np.zeros((1, p.shape[1])), known[t, first]])
+                ages = np.concatenate([[0], ages])
+                wanted = t - np.arange(t)
+                right = np.minimum(np.searchsorted(ages, wanted), len(ages) - 1)
+                share = np.minimum(1, (wanted - ages[right - 1]) / (ages[right] - ages[right - 1]))
+                own = values[right - 1] * (1 - share)[:, None] + values[right] * share[:, None]
+                beyond = wanted > ages[-1]
+                if beyond.any():
+                    size = np.linalg.norm(tables[0][t, :t], axis=1)
+                    growth = size[beyond] / max(size[t - ages[-1]], 1e-30)
+                    own[beyond] *= np.clip(growth, 1, 4)[:, None]
+                table[t, :t] = own
+            tables[depth] = table
+        return tables
+
+    def totals(self, schedule: Schedule) -> np.ndarray:
+        """(T, k) the error of each call's prediction, in projection.
+
+        Raises:
+            DatoError: if the schedule has another length, or a depth or ratio that was not measured.
+        """
+        schedule = schedule.for_rungs(self.rungs)
+        if len(schedule) != len(self):
+            raise DatoError(f"sensitivity: it is of {len(self)} calls, and the schedule has {len(schedule)}")
+        if any(schedule.ratios) and schedule.pruning != self.pruning:
+            raise DatoError("sensitivity: it was measured with other settings of pruning than the schedule's")
+        totals = np.zeros((len(self), self.predictions.shape[1]))
+        past: defaultdict[int, list[int]] = defaultdict(list)  # the calls that computed what a depth reads
+        for call, (depth, ratio, order) in enumerate(schedule.entries):
+            if depth not in self.depths:
+                raise DatoError(f"sensitivity: depth {depth} was not measured; known are {self.depths}")
+            if depth < self.rungs:
+                sources = past[depth] if schedule.forecast == "chebyshev" and order else past[depth][-order - 1 :]
+                if schedule.forecast == "chebyshev" and len(sources) > 1:
+                    weights = chebyshev(sources, call, len(schedule))
+                else:
+                    weights = polynomial([self.times[s] for s in sources], self.times[call])
+                for source, weight in zip(sources, weights, strict=True):
+                    totals[call] += weight * (self.stale[depth][call, source] + totals[source])
+            if ratio and depth:
+                if (depth, ratio) not in self.pruned:
+                    raise DatoError(f"sensitivity: ratio {ratio:g} at depth {depth} was not measured")
+                totals[call] += self.pruned[depth, ratio][call]
+            for other in self.depths:
+                if other < depth:
+                    known = past[other]
+                    if known and self.times[known[-1]] == self.times[call]:
+                        known.pop()
+                    known.append(call)
+        return totals
+
+    def error(self, schedule: Schedule) -> float:
+        """The predicted mean square error of the final latent against stock's. Raises DatoError as `totals`."""
+        return float(np.square(self.weights @ self.totals(schedule)).sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; arrays as base64 of little-endian float16, with their scale."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "rungs": self.rungs,
+            "times": list(self.times),
+            "weights": self.weights.tolist(),
+            "ages": list(self.ages),
+            "predictions": _pack(self.predictions),
+            "partial": [[depth, _pack(array)] for depth, array in self.partial.items()],
+            "pruned": [[depth, ratio, _pack(array)] for (depth, ratio), array in self.pruned.items()],
+            "pruning": self.pruning.to_dict(),
+            "unet_calls": self.unet_calls,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Sensitivity:
+        """The inverse of `to_dict`, up to rounding. Raises DatoError if something is missing or does not fit."""
+        try:
+            if data["format"] != FORMAT or data["version"] != VERSION:
+                raise ValueError("format or version is another")
+            times, ages = tuple(map(float, data["times"])), tuple(map(int, data["ages"]))
+            made = cls(
+                rungs=int(data["rungs"]),
+                times=times,
+                weights=np.array(data["weights"], dtype=float),
+                ages=ages,
+                predictions=_unpack(data["predictions"]),
+                partial={int(depth): _unpack(packed) for depth, packed in data["partial"]},
+                pruned={(int(depth), float(ratio)): _unpack(packed) for depth, ratio, packed in data["pruned"]},
+                pruning=Pruning.from_dict(data["pruning"]),
+                unet_calls=float(data["unet_calls"]),
+            )
+            calls, k = len(times), made.predictions.shape[-1]
+            shapes = [(made.weights, (calls,)), (made.predictions, (calls, k))]
+            shapes += [(array, (calls, len(ages), k)) for array in made.partial.values()]
+            shapes += [(array, (calls, k)) for array in made.pruned.values()]
+            if not calls or any(array.shape != shape or not np.isfinite(array).all() for array, shape in shapes):
+                raise ValueError("an array has a wrong shape or is not finite")
+            if list(ages) != sorted(set(ages)) or min(ages, default=0) < 1:
+                raise ValueError("ages must ascend from 1 or more")
+            if not all(0 < depth < made.rungs for depth in made.partial):
+                raise ValueError("a depth is out of range")
+            return made
+        except (KeyError, TypeError, ValueError) as error:
+            raise DatoError(f"not a sensitivity model: {type(error).__name__}: {error}") from None
+
+
+def _pack(array: np.ndarray) -> dict[str, Any]:
+    scale = float(np.abs(array).max(initial=0.0)) or 1.0
+    values = (array / scale).astype("<f2")
+    return {"shape": list(array.shape), "scale": scale, "data": base64.b64encode(values.tobytes()).decode()}
+
+
+def _unpack(packed: dict[str, Any]) -> np.ndarray:
+    values = np.frombuffer(base64.b64decode(packed["data"], validate=True), dtype="<f2")
+    return values.reshape(packed["shape"]).astype(np.float32) * np.float32(packed["scale"])
+
+
+def measure_sensitivity(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    depths: Sequence[int],
+    *,
+    ratios: Sequence[float] = (),
+    pruning: Pruning | None = None,
+    ages: Sequence[int] = AGES,
+) -> Sensitivity:
+    """Measure the sensitivity model of a pipeline; any patch on it is taken off.
+
+    It takes a stock generation in which every call is followed by its partial ones, one for each depth and age, and a
+    generation that mostly runs nothing, which shows how the network answers errors in the latent. Forecasts cost
+    nothing more.
+
+    Args:
+        pipe: The pipeline, on its device, with its sampler.
+        prompts: One image each. They need not be those that schedules are judged by.
+        sampling: How, as schedules are judged.
+        depths: The depths to know; 0 and the whole UNet are known always.
+        ratios: The prune ratios to know, at every one of these depths and the whole UNet.
+        pruning: What these are meant with; None: the defaults.
+        ages: The ages at which partial calls are measured; between them errors are interpolated.
+
+    Raises:
+        DatoError: if a depth does not exist, or ages are not whole numbers above 0.
+    """
+    remove_patch(pipe)
+    rungs, calls = len(Ladder(pipe.unet)), num_calls(pipe, sampling.steps)
+    if not all(0 <= depth <= rungs for depth in depths):
+        raise DatoError(f"sensitivity: the depths of this UNet are 0 to {rungs}, not {sorted(set(depths))}")
+    if not ages or any(int(age) != age or age < 1 for age in ages):
+        raise DatoError(f"sensitivity: ages are whole numbers above 0, not {list(ages)}")
+    if not prompts:
+        raise DatoError("sensitivity: it takes at least one prompt")
+    between = tuple(sorted({*depths} - {0, rungs}))
+    ages = tuple(sorted({min(int(age), calls) for age in ages}))
+    pruning, ratios = pruning or Pruning(), sorted({*ratios} - {0})
+
+    # Most calls return an earlier prediction, so that the latents stray; the whole ones in between show the answer.
+    straying = Schedule.uniform(calls, max(2, calls // 8), 0, rungs=rungs)
+    whole = [call for call, depth in enumerate(straying.depths) if depth == rungs]
+    probing = Schedule.full(calls, rungs=rungs).with_ratios(max(ratios, default=0.0))
+    probe = _Probe(pipe, replace(probing, pruning=pruning), between, ratios, ages)
+    moved = np.zeros((2, calls))
+    images = 0
+    for start in range(0, len(prompts), sampling.batch_size):
+        batch = list(prompts[start : start + sampling.batch_size])
+        own = replace(sampling, seed=sampling.seed + start)
+        probe.begin(len(batch), sampling.guidance_scale)
+        probe.attach()
+        try:
+            with _watched(pipe.unet, len(batch), sampling.guidance_scale) as stock:
+                generate(pipe, batch, own)
+        finally:
+            probe.detach()
+        with patched(pipe, straying), _watched(pipe.unet, len(batch), sampling.guidance_scale) as strayed:
+            generate(pipe, batch, own)
+        for call in whole:
+            way, change = ((b - a).double().flatten() for a, b in zip(stock[call], strayed[call], strict=True))
+            moved[:, call] += float(way @ change), float(way @ way)
+        if not images:
+            chosen = torch.randperm(stock[0][0][0].numel(), generator=torch.Generator().manual_seed(0))[:VALUES]
+            path = [(x[0].cpu().flatten()[chosen], p[0].cpu().flatten()[chosen]) for x, p in stock]
+        images += len(batch)
+
+    # Values of the initial latent as the sampler has it: the network gets it scaled.
+    _, scales = sampler_response(pipe.scheduler, sampling.steps)
+    response, _ = sampler_response(
+        pipe.scheduler, sampling.steps, path[0][0] / scales[0], torch.stack([p for _, p in path])
+    )
+    known = [call for call in whole if moved[1, call] > 1e-9 * moved[1].max()]
+    feedback = np.zeros(calls)
+    if known:
+        feedback = np.interp(range(calls), known, [moved[0, call] / moved[1, call] for call in known]) * scales
+    predictions, partial, pruned = probe.projections()
+    return Sensitivity(
+        rungs=rungs,
+        times=tuple(float(t) for t in pipe.scheduler.timesteps.tolist()),
+        weights=effective_weights(response, feedback),
+        ages=ages,
+        predictions=predictions,
+        partial=partial,
+        pruned=pruned,
+        pruning=pruning,
+        unet_calls=probe.cost() + images * len(whole),
+    )
+
+
+class _Probe(Patch):
+    """Stock, call by call, with partial and pruned calls on the side."""
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        schedule: Schedule,
+        depths: Sequence[int],
+        ratios: Sequence[float],
+        ages: Sequence[int],
+    ) -> None:
+        super().__init__(pipe.unet, schedule, pipe)
+        self._depths, self._ratios, self._ages = depths, ratios, ages
+        self._watches: defaultdict[tuple[int, float], Stopwatch] = defaultdict(lambda: Stopwatch(pipe.unet.device))
+        self._sums: dict[tuple, Tensor | float] = {}  # what was measured -> projection
+        self._images: list[int] = []
+        self._values = 0
+
+    def begin(self, images: int, guidance_scale: float) -> None:
+        """A generation of so many images begins."""
+        self._images.append(images)
+        self._guidance = guidance_scale
+        self._past: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}  # call -> rung -> value and skip
+        self._projection: _Projection | None = None
+
+    def _run(self, depth: int, ratio: float, arguments: dict[str, Any]) -> Tensor:
+        call, full = self._cache.present.call, len(self.ladder)
+        kept = _Kept([depth - 1 for depth in self._depths])
+        stock = self._timed(full, 0.0, kept, arguments)
+        self._past[call] = kept.values
+        self._past.pop(call - max(self._ages) - 1, None)
+        truth = _guided(stock, self._images[-1], self._guidance)
+        if self._projection is None:
+            self._projection = _Projection(truth, seed=len(self._images))
+            self._values += truth.numel()
+        self._add(("prediction", call), truth)
+        for depth in self._depths:
+            for age in sorted({min(age, call) for age in self._ages} - {0}):
+                result = self._timed(depth, 0.0, self._stale(call, call - age, depth), arguments)
+                self._add(("partial", call, depth, age), _guided(result, self._images[-1], self._guidance) - truth)
+        for depth in (*self._depths, full):
+            for ratio in self._ratios:
+                result = self._timed(depth, ratio, self._stale(call, call, depth), arguments)
+                self._add(("pruned", call, depth, ratio), _guided(result, self._images[-1], self._guidance) - truth)
+        if self._pruner is not None:
+            self._pruner.observe(stock)
+        return stock
+
+    def _timed(self, depth: int, ratio: float, cache: Cache, arguments: dict[str, Any]) -> Tensor:
+        if self._pruner is not None:
+            self._pruner.prepare(ratio, arguments["sample"], self._cache.present.time)
+        watch = self._watches[depth, ratio]
+        watch.start()
+        result = self.ladder.run(depth, cache, **arguments)
+        watch.stop()
+        return result
+
+    def _stale(self, call: int, source: int, depth: int) -> Cache:
+        """A cache in which the call finds what the source computed; it takes in nothing."""
+        cache = Cache()
+        if depth < len(self.ladder):
+            cache.begin(Present(source))
+            cache.store(depth - 1, *self._past[source][depth - 1])
+        cache.begin(Present(call, self._cache.present.time, 0, {}))
+        return cache
+
+    def _add(self, key: tuple, error: Tensor) -> None:
+        self._sums[key] = self._sums.get(key, 0.0) + self._projection(error)
+
+    def projections(self) -> tuple[np.ndarray, dict[int, np.ndarray], dict[tuple[int, float], np.ndarray]]:
+        """`Sensitivity.predictions`, `.partial` and `.pruned`."""
+        found = {key: (value / self._values**0.5).cpu().numpy() for key, value in self._sums.items()}
+        calls = len(self.schedule)
+        predictions = np.stack([found["prediction", call] for call in range(calls)])
+        partial = {
+            depth: np.stack(
+                [
+                    [found.get(("partial", call, depth, min(age, call)), predictions[0] * 0) for age in self._ages]
+                    for call in range(calls)
+                ]
+            )
+            for depth in self._depths
+        }
+        pruned = {
+            (depth, ratio): np.stack([found["pruned", call, depth, ratio] for call in range(calls)])
+            for depth in (*self._depths, len(self.ladder))
+            for ratio in self._ratios
+        }
+        return predictions, partial, pruned
+
+    def cost(self) -> float:
+        """What all calls took, in whole calls of one image."""
+        times = {kind: watch.read() for kind, watch in self._watches.items()}
+        whole = statistics.median(times[len(self.ladder), 0.0])
+        return statistics.mean(self._images) * sum(sum(each) for each in times.values()) / whole
+
+
+class _Kept(Cache):
+    """A cache that keeps what arrives at some rungs aside."""
+
+    def __init__(self, rungs: Sequence[int]) -> None:
+        super().__init__()
+        self._rungs, self.values = rungs, {}
+
+    def store(self, place: int, value: Tensor, skip: Tensor | None = None, *, copy: bool = False) -> None:
+        if place in self._rungs:
+            self.values[place] = (value.detach(), skip.detach())
+
+
+class _Projection:
+    """Random signs and sums: k numbers whose squared length is, in the mean, that of the tensor.
+
+    Source: Charikar, Chen, Farach-Colton, "Finding frequent items in data streams" (2002), the count sketch.
+    """
+
+    def __init__(self, like: Tensor, seed: int, length: int = LENGTH) -> None:
+        n, generator = like.numel(), torch.Generator().manual_seed(seed)
+        self._length = length
+        self._order = torch.randperm(n, generator=generator).to(like.device)
+        self._signs = (torch.randint(0, 2, (n,), generator=generator) * 2.0 - 1).to(like.device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.flatten()[self._order] * self._signs
+        return F.pad(x, (0, -len(x) % self._length)).view(-1, self._length).sum(dim=0)
+
+
+def _guided(prediction: Tensor, images: int, guidance_scale: float) -> Tensor:
+    """(images, C, h, w) float32: what the sampler gets of the UNet's output, with guidance or without."""
+    prediction = prediction.float()
+    if prediction.shape[0] == images:
+        return prediction
+    unconditional, text = prediction.chunk(2)
+    return unconditional + guidance_scale * (text - unconditional)
+
+
+@contextlib.contextmanager
+def _watched(unet: UNet2DConditionModel, images: int, guidance_scale: float) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Take note of each call's latents, as the network gets them, and guided prediction, (images, C, h, w) each."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def note(module: UNet2DConditionModel, args: tuple, kwargs: dict, output: Any) -> None:
+        sample = args[0] if args else kwargs["sample"]
+        prediction = _guided(output[0].detach(), images, guidance_scale)
+        seen.append((sample[:images, : prediction.shape[1]].float().clone(), prediction.clone()))
+
+    handle = unet.register_forward_hook(note, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
