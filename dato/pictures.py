@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 
@@ -157,6 +157,33 @@ def _images(run: Run, point: Point) -> Tensor:
     assert strip is not None
     pixels = torch.from_numpy(np.array(strip.convert("RGB"))).permute(2, 0, 1) / 255
     return torch.stack(torch.tensor_split(pixels, run.images_in(strip), dim=2))
+
+
+def curves_picture(
+    curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]], across: str, up: str, path: str | Path
+) -> None:
+    """Write a PNG of curves, several runs of each name as thin lines, each name with a dash of its own.
+
+    Args:
+        curves: Name -> runs -> (x, y).
+        across: What x is; its axis is logarithmic.
+        up: What y is.
+        path: Where to.
+
+    Raises:
+        DatoError: if the place cannot be written to.
+    """
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, runs) in enumerate(curves.items()):
+        style = {"linestyle": _LINES[number % len(_LINES)], "color": f"C{number}", "linewidth": 1.1, "alpha": 0.8}
+        for i, run in enumerate(runs):
+            axes.plot(*zip(*run, strict=True), label=name if i == 0 else None, **style)
+            axes.plot(*run[-1], marker=_MARKERS[number % len(_MARKERS)], color=f"C{number}", markersize=4)
+    axes.set(xlabel=across, ylabel=up, xscale="log")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    _save(figure, path)
 
 
 def _save(figure: Figure, path: str | Path) -> None:

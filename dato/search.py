@@ -48,6 +48,7 @@ class Preset:
         mutation: Probability and eta of polynomial mutation, rounded; None: `EditMutation`.
         alphabet: Depths (besides the whole UNet) or ratios to choose from.
         from_uniform: Begin from uniform schedules and variations; else as the paper does.
+        advised: Measure the sensitivity model, begin from its plans, and let it rank offspring.
     """
 
     steps: tuple[int, ...]
@@ -63,6 +64,7 @@ class Preset:
     mutation: tuple[float, float] | None
     alphabet: tuple[float, ...]
     from_uniform: bool
+    advised: bool
 
 
 DEPTH_PRESETS = {
@@ -80,6 +82,7 @@ DEPTH_PRESETS = {
         mutation=None,
         alphabet=(0, 1, 2, 3),
         from_uniform=True,
+        advised=True,
     ),
     "paper": Preset(
         steps=(50,),
@@ -95,6 +98,7 @@ DEPTH_PRESETS = {
         mutation=(0.8, 15),
         alphabet=(0, 1),
         from_uniform=False,
+        advised=False,
     ),
 }
 # Of steps, orders and sampler a search of ratios takes those of the front.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from safetensors import SafetensorError
@@ -26,6 +27,7 @@ from dato.probes import measure_table
 from dato.pruning import Pruning
 from dato.racing import rivals_of
 from dato.schedule import Schedule
+from dato.sensitivity import Sensitivity, measure_sensitivity
 from dato.workers import Judges
 
 
@@ -57,6 +59,7 @@ class Study:
         self._floor: float | None = None
         self.table: LatencyTable | None = None
         self._point: Point | None = None
+        self._models: dict[tuple[float, ...], Sensitivity] = {}
         self._timed: list[tuple[Any, list[Point]]] = []
         self._rungs, self._pruning = 0, Pruning()
 
@@ -119,13 +122,35 @@ class Study:
             self.journal.append({"stock": stock.point.to_dict()})
         return stock
 
-    def use_table(self, schedules: Sequence[Schedule], progress: Any = None) -> LatencyTable:
-        """Have latency predicted by the journal's table; where it has none, measure it for these schedules' calls."""
+    def measured_table(self, schedules: Sequence[Schedule], progress: Any = None) -> LatencyTable:
+        """The journal's latency table; where it has none, it is measured for these schedules' calls."""
         if self.table is None:
             self.table = self.judges.ask(_measure_table, schedules, progress=progress)
             self.journal.append({"latency_table": self.table.to_dict()})
-        self.judges.table = self.table
         return self.table
+
+    def use_table(self, table: LatencyTable) -> None:
+        """Have latencies predicted from now on; to be said before anything is judged."""
+        self.table = self.judges.table = table
+
+    def sensitivity(
+        self, steps: int, depths: Sequence[int], ratios: Sequence[float] = (), prompts: Sequence[str] | None = None
+    ) -> Sensitivity:
+        """The journal's sensitivity model of generations of so many steps; where it has none, it is measured.
+
+        Args:
+            steps: Of the sampler.
+            depths: To know.
+            ratios: To know.
+            prompts: To measure on; None: the first of those that candidates are judged by.
+        """
+        key = (steps, *depths, *ratios)
+        if key not in self._models:
+            model = self.judges.ask(_measure_sensitivity, steps, depths, ratios, self._pruning, prompts)
+            self.journal.append({"sensitivity": model.to_dict(), "of": key})
+            # As it will come back from the file, where numbers are rounded.
+            self._models[key] = Sensitivity.from_dict(model.to_dict())
+        return self._models[key]
 
     def __call__(self, schedules: Sequence[Schedule], race: bool = False) -> Iterator[Point]:
         """Yield the points of these schedules, in their order, each as soon as it and those before it are judged.
@@ -174,6 +199,8 @@ class Study:
             self._point = point_from_dict("stock", entry["stock"], self._rungs, Pruning())
         elif "latency_table" in entry:
             self.table = LatencyTable.from_dict(entry["latency_table"])
+        elif "sensitivity" in entry:
+            self._models[tuple(entry["of"])] = Sensitivity.from_dict(entry["sensitivity"])
         elif "timed" in entry:
             points = [
                 point_from_dict("a timed point", p, self._rungs, Pruning() if number == 0 else self._pruning)
@@ -199,6 +226,19 @@ class Study:
 
 def _measure_table(evaluator: Evaluator, schedules: Sequence[Schedule], **progress: Any) -> LatencyTable:
     return measure_table(evaluator.pipe, evaluator.prompts, evaluator.sampling, schedules, **progress)
+
+
+def _measure_sensitivity(
+    evaluator: Evaluator,
+    steps: int,
+    depths: Sequence[int],
+    ratios: Sequence[float],
+    pruning: Pruning,
+    prompts: Sequence[str] | None,
+) -> Sensitivity:
+    sampling = replace(evaluator.sampling, steps=steps, batch_size=1)
+    prompts = evaluator.prompts[:1] if prompts is None else prompts
+    return measure_sensitivity(evaluator.pipe, prompts, sampling, depths, ratios=ratios, pruning=pruning)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -83,21 +83,29 @@ def compare_searches(
         narrow = DepthSpace([facts.calls], facts.rungs, [0, 1])
         wide = DepthSpace([facts.calls], facts.rungs, [0, 1, 2, 3], (0, 1), "aligned")
         with err.status("Measuring the latency table") as status:
-            study.use_table(wide.examples(), lambda done, total: status.update(f"Measuring: {done / total:.0%}"))
-        judge.use_given(study.table)
+
+            def show(done: float, rounds: int) -> None:
+                status.update(f"Measuring the latency table: {done / rounds:.0%}")
+
+            table = study.measured_table(wide.examples(), show)
+        for each in (study, judge):
+            each.use_table(table)
         # The model is measured on prompts of its own.
         own = emoji_sd.prompts("search")[images : 2 * images]
-        advice = None
-        if any(name.startswith("planned") for name in chosen):
-            with err.status("Measuring the sensitivity model"):
-                advice = study.use_advice([steps], [1, 2, 3], prompts=own)
+        advice = {}
+        for name, depths in (("planned", [0, 1]), ("planned, all", [0, 1, 2, 3])):
+            if name in chosen:
+                with err.status("Measuring the sensitivity model"):
+                    model = study.sensitivity(steps, depths, prompts=own[:1])
+                advice[name] = Advice({facts.calls: model}, table)
         runs = {}
         with progress() as bar:
             task = bar.add_task("Searches", total=len(chosen) * repeats)
             for name in chosen:
                 for seed in range(repeats):
                     bar.update(task, description=f"{name}, seed {seed}")
-                    runs[name, seed] = _search(name, seed, candidates, study, narrow, wide, advice)
+                    space = wide if name == "planned, all" else narrow
+                    runs[name, seed] = _search(name, seed, candidates, study, space, advice.get(name))
                     bar.advance(task)
             task = bar.add_task("Held-out prompts", total=len(runs))
             again: dict[tuple[str, int], list[Point]] = {}
@@ -149,18 +157,15 @@ class _study:
         self.study.close()
 
 
-def _search(
-    name: str, seed: int, candidates: int, study: Study, narrow: DepthSpace, wide: DepthSpace, advice: Advice | None
-) -> Account:
+def _search(name: str, seed: int, candidates: int, study: Study, space: DepthSpace, advice: Advice | None) -> Account:
     account = Account(study, None if name in ("paper", "regular") else max(1, len(study.stock.images) // 2))
     if name == "paper":
-        list(search(narrow, account, PAPER, seed=seed))
+        list(search(space, account, PAPER, seed=seed))
         return account
-    space = wide if name.endswith("all") else narrow
     preset: Preset = replace(QUICK, pop_size=candidates // 3, generations=3)
     begin: Sequence[Schedule] = regular(space.calls, space.rungs, space.orders, space.forecast, preset.pop_size)
     options: dict[str, Any] = {}
-    if name.startswith("planned"):
+    if advice is not None:
         account.calls = advice.unet_calls
         begin = advice.plans(space, preset.pop_size)
         options["adviser"] = advice.begun()

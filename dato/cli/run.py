@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from dato.advice import Advice
 from dato.cli.display import Display
 from dato.cli.latency import HOW, check_of
 from dato.environment import versions
@@ -20,6 +22,7 @@ from dato.pruning import Pruning
 from dato.quality import METRICS, shown
 from dato.schedule import Schedule
 from dato.search import Preset, Space, first_generation, search
+from dato.space import DepthSpace
 from dato.study import Study
 from dato.workers import Facts, Recipe, make_judges
 
@@ -144,11 +147,14 @@ def run(order: Order, display: Display) -> tuple[Front, bool]:
 def _search(
     order: Order, plan: Plan, study: Study, display: Display, stopping: Callable[[], bool], conditions: dict[str, Any]
 ) -> tuple[Front, bool]:
-    if order.timing == "table":
+    advised = order.preset.advised and isinstance(plan.space, DepthSpace)
+    if order.timing == "table" or advised:
         with display.status("Measuring the latency table") as progress:
-            table = study.use_table([*plan.space.examples(), *plan.references.values()], progress)
+            table = study.measured_table([*plan.space.examples(), *plan.references.values()], progress)
         display.note(f"Latency table: {len(table.calls)} kinds of call measured.")
         conditions["latency_table"] = table.to_dict()
+        if order.timing == "table":
+            study.use_table(table)
     with display.status("Generating stock's images"):
         stock = study.stock
     display.note(f"Stock takes {stock.point.latency_ms:.0f} ms for an image.")
@@ -172,9 +178,15 @@ def _search(
                 finished = False
                 break
         if finished:
-            first = len(first_generation(plan.space, preset, order.seed, plan.seeds))
+            seeds, advice = plan.seeds, None
+            if advised:
+                advice = _advice(order, plan, study, display)
+                known = [study.judged[schedule].point for schedule in plan.references.values()]
+                advice.tell([point for point in known if math.isfinite(point.quality)])
+                seeds = list(dict.fromkeys([*advice.plans(plan.space, preset.pop_size), *seeds]))[: preset.pop_size]
+            first = len(first_generation(plan.space, preset, order.seed, seeds))
             display.phase("Search", first + preset.pop_size * (preset.generations - 1))
-            options = {"seed": order.seed, "seeds": plan.seeds, "min_quality": order.floor}
+            options = {"seed": order.seed, "seeds": seeds, "min_quality": order.floor, "adviser": advice}
             for point in search(plan.space, lambda asked: study(asked, race=True), preset, **options):
                 searched.append(point.schedule)
                 show(point)
@@ -217,6 +229,18 @@ def _search(
         conditions,
     )
     return front, finished
+
+
+def _advice(order: Order, plan: Plan, study: Study, display: Display) -> Advice:
+    """What the sensitivity models, one for each length, have to say."""
+    facts, models = study.judges.facts, {}
+    lengths = [steps for calls, steps in facts.steps_of.items() if calls in plan.space.calls]
+    for number, steps in enumerate(lengths, start=1):
+        with display.status(f"Measuring the sensitivity model, length {number} of {len(lengths)}"):
+            models[facts.calls_of[steps]] = study.sensitivity(steps, plan.space.depths[:-1])
+    advice = Advice(models, study.table, order.recipe.metrics[0])
+    display.note(f"Sensitivity model: measured with {advice.unet_calls:.0f} UNet calls of one image.")
+    return advice
 
 
 def _feasible(points: Sequence[Point], floor: float | None) -> list[Point]:
