@@ -63,7 +63,8 @@ def plan(
     found: list[tuple[float, Schedule]] = []
     for order in sorted(set(orders)):
         found += _plan(sensitivity, cost, depths, order, forecast if order else "polynomial", bins, width)
-    scored = sorted(((price, sensitivity.error(s), s) for price, s in found), key=lambda each: each[:2])
+    # Sums of the same costs in another order differ in their last bits.
+    scored = sorted(((float(f"{price:.9g}"), sensitivity.error(s), s) for price, s in found), key=lambda each: each[:2])
     front, best = [], math.inf
     for price, error, schedule in scored:
         if error < best:

@@ -34,6 +34,8 @@ def random_model(seed: int = 0, calls: int = 6, rungs: int = 3, depths: tuple[in
         rungs=rungs,
         times=tuple(times),
         weights=rng.normal(size=calls),
+        feedback=np.zeros(calls),
+        final=np.zeros(k),
         ages=ages,
         predictions=rng.normal(size=(calls, k)).cumsum(axis=0),
         partial={depth: rng.normal(size=(calls, len(ages), k)) for depth in depths},
@@ -100,7 +102,8 @@ def test_a_ratio_adds_its_error(measured):
 def test_response_of_every_sampler(pipe, name):
     set_scheduler(pipe, name)
     calls = num_calls(pipe, STEPS)
-    response, scales = sampler_response(pipe.scheduler, STEPS)
+    response, scales, times = sampler_response(pipe.scheduler, STEPS)
+    assert len(times) == calls
     assert response.shape == (calls + 1, calls) and scales.shape == (calls,)
     assert np.isfinite(response).all() and (scales > 0).all()
     assert not np.triu(response[:-1]).any()  # no latent depends on the predictions that come after it
@@ -110,7 +113,7 @@ def test_response_of_every_sampler(pipe, name):
 def test_response_of_ddim_is_the_closed_form(pipe):
     set_scheduler(pipe, "ddim")
     scheduler: DDIMScheduler = pipe.scheduler
-    response, _ = sampler_response(scheduler, STEPS, torch.randn(9), torch.randn(STEPS, 9))
+    response = sampler_response(scheduler, STEPS, torch.randn(9), torch.randn(STEPS, 9)).latents
     scheduler.set_timesteps(STEPS)
     stride = scheduler.config.num_train_timesteps // STEPS
     # x' / a' = x / a + (s' / a' - s / a) prediction, with a = alpha_bar^(1/2) and s = (1 - alpha_bar)^(1/2).
@@ -136,7 +139,7 @@ def test_response_of_plms_without_a_unet(pipe):
             x = own.step(prediction, t, x).prev_sample
         return x.flatten().numpy()
 
-    response, _ = sampler_response(scheduler, STEPS)
+    response = sampler_response(scheduler, STEPS).latents
     change = np.random.default_rng(0).normal(size=7)
     changed = predictions + torch.tensor(change).view(7, 1, 1, 1, 1)
     assert np.allclose(run(changed) - run(predictions), response[-1] @ change)
@@ -189,7 +192,7 @@ COST = {0: 0.05, 1: 0.3, 2: 0.55, 3: 1.0}
 
 
 def price(schedule: Schedule) -> float:
-    return sum(COST[depth] for depth in schedule.depths)
+    return round(sum(COST[depth] for depth in schedule.depths), 6)
 
 
 @given(st.integers(0, 1000), st.sampled_from([0, 1, 2]))
@@ -201,7 +204,7 @@ def test_a_plan_is_the_front_of_all_schedules(seed, order):
     front = [
         own
         for own in errors.values()
-        if not any(o != own and o[0] <= own[0] + 1e-9 and o[1] <= own[1] for o in errors.values())
+        if not any(o != own and o[0] <= own[0] and o[1] <= own[1] for o in errors.values())
     ]
     found = plan(model, lambda kind: COST[kind.depth], 1000, orders=(order,), width=10_000)
     assert np.allclose(sorted((price(s), model.error(s)) for s in found), sorted(set(front)))
