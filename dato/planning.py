@@ -9,6 +9,7 @@ a few for each cost and age it is a beam search.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -24,7 +25,7 @@ LENGTH = 48  # of the projections that are planned with
 
 
 def plan(
-    sensitivity: Sensitivity,
+    sensitivity: Sensitivity | Sequence[Sensitivity],
     cost: Callable[[CallKind], float],
     count: int,
     *,
@@ -37,7 +38,7 @@ def plan(
     """Schedules of least predicted error, spread evenly over the budgets from the cheapest to the whole.
 
     Args:
-        sensitivity: The model.
+        sensitivity: The model; of several numbers of steps one of each, `against` the same reference.
         cost: Of one call, in any unit, as `LatencyTable.calls.__getitem__`.
         count: How many schedules at most; fewer where the front has fewer.
         depths: To choose from; None: all that the model knows. The whole UNet is always among them.
@@ -52,19 +53,24 @@ def plan(
     Raises:
         DatoError: if a depth is not known, or forecasts cannot be planned.
     """
-    depths = sorted({*(sensitivity.depths if depths is None else depths), sensitivity.rungs})
-    unknown = sorted(set(depths) - set(sensitivity.depths))
-    if unknown:
-        raise DatoError(f"plan: depth {unknown[0]} was not measured; known are {sensitivity.depths}")
+    models = [sensitivity] if isinstance(sensitivity, Sensitivity) else list(sensitivity)
+    if not models:
+        raise DatoError("plan: there is no sensitivity model to plan with")
+    depths = sorted({*(models[0].depths if depths is None else depths), models[0].rungs})
+    for model in models:
+        unknown = sorted(set(depths) - set(model.depths))
+        if unknown:
+            raise DatoError(f"plan: depth {unknown[0]} was not measured; known are {model.depths}")
     if forecast == "chebyshev" and any(orders):
         raise DatoError("plan: a Chebyshev forecast reads all of the past, which cannot be planned; name another")
     if count < 1 or bins < 1 or width < 1 or not orders:
         raise DatoError("plan: count, bins and width are at least 1, and there is at least one order")
-    found: list[tuple[float, Schedule]] = []
-    for order in sorted(set(orders)):
-        found += _plan(sensitivity, cost, depths, order, forecast if order else "polynomial", bins, width)
-    # Sums of the same costs in another order differ in their last bits.
-    scored = sorted(((float(f"{price:.9g}"), sensitivity.error(s), s) for price, s in found), key=lambda each: each[:2])
+    scored = []
+    for model, order in itertools.product(models, sorted(set(orders))):
+        for price, schedule in _plan(model, cost, depths, order, forecast if order else "polynomial", bins, width):
+            # Sums of the same costs in another order differ in their last bits.
+            scored.append((float(f"{price:.9g}"), model.error(schedule), schedule))
+    scored.sort(key=lambda each: each[:2])
     front, best = [], math.inf
     for price, error, schedule in scored:
         if error < best:
@@ -107,7 +113,7 @@ def _plan(
     # how often it was computed, and the sources' own errors.
     slots = order + 1
     path = np.full((1, 1), len(depths) - 1, dtype=np.int8)
-    price, error = np.array([prices[rungs, 0]]), np.zeros((1, k), np.float32)
+    price, error = np.array([prices[rungs, 0]]), np.zeros((1, k), np.float32) + _shortened(model.offset)
     source = np.zeros((1, len(partial), slots), dtype=np.int64)
     known = np.ones((1, len(partial)), dtype=np.int64)
     computed = np.ones((1, len(partial)), dtype=np.int64)
@@ -166,11 +172,11 @@ def _kind(depth: int, least: int, order: int, forecast: str, rungs: int) -> Call
     return CallKind(depth, None, least, "aligned" if forecast == "aligned" and least == 1 and depth else "polynomial")
 
 
-def _shortened(vectors: np.ndarray) -> np.ndarray:
+def _shortened(vectors: np.ndarray | float) -> np.ndarray:
     """Projections of fewer numbers."""
-    k = vectors.shape[-1]
+    k = vectors.shape[-1] if np.ndim(vectors) else 0
     if k <= LENGTH:
-        return vectors.astype(np.float32)
+        return np.asarray(vectors, dtype=np.float32)
     mix = np.random.default_rng(0).standard_normal((k, LENGTH)) / LENGTH**0.5
     return (vectors @ mix).astype(np.float32)
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from dato.response import effective_weights, sampler_response
 from dato.samplers import SAMPLERS, num_calls, set_scheduler
 from dato.sampling import Sampling
 from dato.schedule import Schedule
-from dato.sensitivity import Sensitivity, measure_sensitivity
+from dato.sensitivity import Sensitivity, final_latent, measure_sensitivity
 
 STEPS = 6
 SAMPLING = Sampling(STEPS, 3.0, 64, 64, 0, 2)
@@ -186,6 +187,35 @@ def test_what_was_not_measured_is_named(measured):
         model.error(Schedule.full(9))
     with pytest.raises(DatoError, match="depth 2"):
         plan(model, lambda kind: 1.0, 5, depths=(0, 2))
+    with pytest.raises(DatoError, match="no sensitivity model"):
+        plan([], lambda kind: 1.0, 5)
+    with pytest.raises(DatoError, match="Chebyshev"):
+        plan(model, lambda kind: 1.0, 5, orders=(1,), forecast="chebyshev")
+
+
+def test_the_same_number_of_steps_is_the_same_model(measured):
+    pipe, model = measured
+    again = model.for_steps(pipe.scheduler, STEPS, model.final)
+    for schedule in (Schedule.uniform(STEPS, 2, 1), Schedule.uniform(STEPS, 3, 3, 1), Schedule.uniform(STEPS, 6, 0)):
+        assert again.error(schedule) == pytest.approx(model.error(schedule), rel=1e-3)
+
+
+def test_another_number_of_steps(measured):
+    pipe, model = measured
+    steps = STEPS - 2
+    shorter = model.for_steps(
+        pipe.scheduler, steps, final_latent(pipe, PROMPTS[:2], replace(SAMPLING, steps=steps))
+    ).against(model)
+    stock = Schedule.full(steps)
+    with dato.patched(pipe, stock):
+        latents = draw(pipe, steps, images=2, height=64, width=64)
+    true = (latents - final(pipe, Schedule.full(STEPS))).square().mean().item()
+    assert shorter.error(stock) == pytest.approx(true, rel=0.4)  # it is projected
+    assert shorter.error(Schedule.uniform(steps, 2, 0)) > 0
+    again = Sensitivity.from_dict(json.loads(json.dumps(shorter.to_dict())))
+    assert again.error(stock) == pytest.approx(shorter.error(stock), rel=1e-3)
+    found = plan([shorter, model], lambda kind: 1.0 if kind.depth == 12 else 0.1, 20, depths=(0, 1))
+    assert {len(s) for s in found} <= {steps, STEPS} and model.error(found[-1]) == 0
 
 
 COST = {0: 0.05, 1: 0.3, 2: 0.55, 3: 1.0}
