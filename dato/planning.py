@@ -1,14 +1,15 @@
 """Planning: the schedules of least predicted error for every budget, by dynamic programming over the calls.
 
-A partial schedule's *label* is what it costs, the error that it has summed up, and what lies in its cache: which calls
-computed what each depth reads, and those calls' own errors. Call by call every label is continued by every depth; of
-those that are alike in the age of the deepest cache and in cost, the ones of least error are kept. Errors are vectors
-that may cancel, so a label that is dropped might have won later: with room for all labels the plan is exact, and with
-a few for each cost and age it is a beam search.
+A partial schedule's *label* is what it costs, the error and doubt that it has summed up, and what lies in its cache:
+which calls computed what each depth reads, and how wrong those were. Call by call every label is continued by every
+depth; of those that are alike in the age of the deepest cache and in cost, the ones of least error are kept. Errors are
+vectors that may cancel, so a label that is dropped might have won later: with room for all labels the plan is exact,
+and with a few for each cost and age it is a beam search.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -17,14 +18,14 @@ import numpy as np
 from dato.errors import DatoError
 from dato.latency import CallKind
 from dato.schedule import Schedule
-from dato.sensitivity import Sensitivity
+from dato.sensitivity import DOUBT, Sensitivity
 
 BINS = 150  # of cost
 LENGTH = 48  # of the projections that are planned with
 
 
 def plan(
-    sensitivity: Sensitivity,
+    sensitivity: Sensitivity | Sequence[Sensitivity],
     cost: Callable[[CallKind], float],
     count: int,
     *,
@@ -37,7 +38,7 @@ def plan(
     """Schedules of least predicted error, spread evenly over the budgets from the cheapest to the whole.
 
     Args:
-        sensitivity: The model.
+        sensitivity: The model; of several numbers of steps one of each, `against` the same reference.
         cost: Of one call, in any unit, as `LatencyTable.calls.__getitem__`.
         count: How many schedules at most; fewer where the front has fewer.
         depths: To choose from; None: all that the model knows. The whole UNet is always among them.
@@ -52,18 +53,24 @@ def plan(
     Raises:
         DatoError: if a depth is not known, or forecasts cannot be planned.
     """
-    depths = sorted({*(sensitivity.depths if depths is None else depths), sensitivity.rungs})
-    unknown = sorted(set(depths) - set(sensitivity.depths))
-    if unknown:
-        raise DatoError(f"plan: depth {unknown[0]} was not measured; known are {sensitivity.depths}")
+    models = [sensitivity] if isinstance(sensitivity, Sensitivity) else list(sensitivity)
+    if not models:
+        raise DatoError("plan: there is no sensitivity model to plan with")
+    depths = sorted({*(models[0].depths if depths is None else depths), models[0].rungs})
+    for model in models:
+        unknown = sorted(set(depths) - set(model.depths))
+        if unknown:
+            raise DatoError(f"plan: depth {unknown[0]} was not measured; known are {model.depths}")
     if forecast == "chebyshev" and any(orders):
         raise DatoError("plan: a Chebyshev forecast reads all of the past, which cannot be planned; name another")
     if count < 1 or bins < 1 or width < 1 or not orders:
         raise DatoError("plan: count, bins and width are at least 1, and there is at least one order")
-    found: list[tuple[float, Schedule]] = []
-    for order in sorted(set(orders)):
-        found += _plan(sensitivity, cost, depths, order, forecast if order else "polynomial", bins, width)
-    scored = sorted(((price, sensitivity.error(s), s) for price, s in found), key=lambda each: each[:2])
+    scored = []
+    for model, order in itertools.product(models, sorted(set(orders))):
+        for price, schedule in _plan(model, cost, depths, order, forecast if order else "polynomial", bins, width):
+            # Sums of the same costs in another order differ in their last bits.
+            scored.append((float(f"{price:.9g}"), model.error(schedule), schedule))
+    scored.sort(key=lambda each: each[:2])
     front, best = [], math.inf
     for price, error, schedule in scored:
         if error < best:
@@ -94,6 +101,7 @@ def _plan(
     calls, rungs, times = len(model), model.rungs, np.array(model.times)
     partial = [depth for depth in depths if depth < rungs]
     stale = {depth: _shortened(model.stale[depth]) for depth in partial}
+    doubts = DOUBT * np.abs(model.weights)
     k = next(iter(stale.values())).shape[-1] if partial else 1
     prices = {
         (depth, least): cost(_kind(depth, least, order, forecast, rungs))
@@ -106,45 +114,51 @@ def _plan(
     # how often it was computed, and the sources' own errors.
     slots = order + 1
     path = np.full((1, 1), len(depths) - 1, dtype=np.int8)
-    price, error = np.array([prices[rungs, 0]]), np.zeros((1, k), np.float32)
+    price, error = np.array([prices[rungs, 0]]), np.zeros((1, k), np.float32) + _shortened(model.offset)
     source = np.zeros((1, len(partial), slots), dtype=np.int64)
     known = np.ones((1, len(partial)), dtype=np.int64)
     computed = np.ones((1, len(partial)), dtype=np.int64)
     carried = np.zeros((1, len(partial), slots, k), np.float32)
+    doubt, doubted = np.zeros(1), np.zeros((1, len(partial), slots))
     for call in range(1, calls):
         grown = []
         for number, depth in enumerate(depths):
-            total, paid = np.zeros_like(error), prices.get((depth, 0), 0.0)
+            total, length, paid = np.zeros_like(error), np.zeros(len(price)), prices[depth, 0]
             if depth < rungs:
                 weights = _weights(times, source[:, number], known[:, number], call)
                 errors = stale[depth][call][source[:, number]] + carried[:, number]
                 total = np.einsum("ls,lsk->lk", weights, errors)
+                sizes = model.sizes[depth][call][source[:, number]] + doubted[:, number]
+                length = (np.abs(weights) * sizes).sum(axis=1)
                 paid = np.array([prices[depth, least] for least in range(slots)])[
                     np.minimum(computed[:, number] - 1, order)
                 ]
-            grown.append((number, total, price + paid, error + np.float32(model.weights[call]) * total))
+            summed = error + np.float32(model.weights[call]) * total
+            grown.append((total, length, price + paid, summed, doubt + doubts[call] * length))
         which = np.repeat(np.arange(len(depths)), len(price))
         parent = np.tile(np.arange(len(price)), len(depths))
-        total = np.concatenate([g[1] for g in grown])
-        new_price, new_error = np.concatenate([g[2] for g in grown]), np.concatenate([g[3] for g in grown])
+        total, length, new_price, new_error, new_doubt = map(np.concatenate, zip(*grown, strict=True))
         deepest = source[:, -1, 0] if partial else np.zeros(len(price), dtype=np.int64)
         latest = np.where(np.array(depths)[which] == rungs, call, deepest[parent])
-        size = np.square(new_error).sum(axis=1)
+        size = np.square(new_error).sum(axis=1) + np.square(new_doubt)
         kept = _best(new_price, size, latest, dearest / bins, width)
-        which, parent, total = which[kept], parent[kept], total[kept]
-        price, error = new_price[kept], new_error[kept]
+        which, parent, total, length = which[kept], parent[kept], total[kept], length[kept]
+        price, error, doubt = new_price[kept], new_error[kept], new_doubt[kept]
         path = np.concatenate([path[parent], which[:, None].astype(np.int8)], axis=1)
-        source, known, computed, carried = source[parent], known[parent], computed[parent], carried[parent]
+        source, known, computed = source[parent], known[parent], computed[parent]
+        carried, doubted = carried[parent], doubted[parent]
         for place, depth in enumerate(partial):
             refreshed = np.flatnonzero(np.array(depths)[which] > depth)
             again = times[source[refreshed, place, 0]] == times[call]  # of one timestep the later value counts
             pushed = refreshed[~again]
             source[pushed, place, 1:] = source[pushed, place, :-1]
             carried[pushed, place, 1:] = carried[pushed, place, :-1]
+            doubted[pushed, place, 1:] = doubted[pushed, place, :-1]
             known[pushed, place] = np.minimum(known[pushed, place] + 1, slots)
             computed[refreshed, place] += 1
             source[refreshed, place, 0] = call
             carried[refreshed, place, 0] = total[refreshed]
+            doubted[refreshed, place, 0] = length[refreshed]
     alphabet = np.array(depths)
     return [
         (float(paid), Schedule(alphabet[row].tolist(), None, _order(alphabet[row], rungs, order), rungs, forecast=rule))
@@ -165,11 +179,11 @@ def _kind(depth: int, least: int, order: int, forecast: str, rungs: int) -> Call
     return CallKind(depth, None, least, "aligned" if forecast == "aligned" and least == 1 and depth else "polynomial")
 
 
-def _shortened(vectors: np.ndarray) -> np.ndarray:
+def _shortened(vectors: np.ndarray | float) -> np.ndarray:
     """Projections of fewer numbers."""
-    k = vectors.shape[-1]
+    k = vectors.shape[-1] if np.ndim(vectors) else 0
     if k <= LENGTH:
-        return vectors.astype(np.float32)
+        return np.asarray(vectors, dtype=np.float32)
     mix = np.random.default_rng(0).standard_normal((k, LENGTH)) / LENGTH**0.5
     return (vectors @ mix).astype(np.float32)
 

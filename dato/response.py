@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,20 +23,31 @@ VALUES = 64  # of a latent; enough for samplers that clip
 _SMALL = 1e-3  # of a prediction's root mean square
 
 
+class Response(NamedTuple):
+    """A sampler's response in one number of steps.
+
+    Attributes:
+        latents: (calls + 1, calls) what a latent gains for an error of 1 in one call's prediction, if the network did
+            not answer; row t is the latent that call t begins from, the last row the final one.
+        scales: (calls,) what the sampler multiplies a latent by before the network gets it.
+        times: (calls,) timesteps.
+    """
+
+    latents: np.ndarray
+    scales: np.ndarray
+    times: tuple[float, ...]
+
+
 def sampler_response(
     scheduler: SchedulerMixin, steps: int, latents: Tensor | None = None, predictions: Tensor | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """What the latents of a generation gain for an error of 1 in one call's prediction, if the network did not answer.
+) -> Response:
+    """What a sampler makes of errors in the predictions that it gets.
 
     Args:
         scheduler: Any of diffusers'; a copy of it is run.
         steps: Steps of the generation.
         latents: (n,) values of the initial latent; None: zeros, which do for samplers that clip nothing.
         predictions: (calls, n) the same values of the guided predictions; None: zeros.
-
-    Returns:
-        (calls + 1, calls): row t is the latent that call t begins from, the last row the final latent; and (calls,),
-        what the sampler multiplies a latent by before the network gets it.
     """
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(steps)
@@ -66,15 +77,16 @@ def sampler_response(
 
     (changed, scales), (plain, _) = run(change), run(torch.zeros(n, dtype=torch.float64))
     response = ((changed - plain) @ change) / (change @ change)
-    return response.numpy(), np.array(scales)
+    times = tuple(float(t) for t in scheduler.timesteps.tolist())
+    return Response(response.numpy(), np.array(scales), times)
 
 
 def effective_weights(response: np.ndarray, feedback: np.ndarray) -> np.ndarray:
     """(calls,) what the final latent gains for an error of 1 at one call, the network's answers included.
 
     Args:
-        response: (calls + 1, calls) of `sampler_response`.
-        feedback: (calls,) mu: the prediction changes by mu times the latent's error.
+        response: (calls + 1, calls) `Response.latents`.
+        feedback: (calls,) by how much a prediction changes for a change of 1 of the sampler's latent.
     """
     calls = response.shape[1]
     errors = np.eye(calls)  # (call, where the error began)

@@ -12,13 +12,15 @@ the same way and add up. Everything else follows to first order:
 - the final latent's error is the weighted sum of all totals, with the sampler's and the network's answer counted in
   (`dato.response`).
 
-`error` is the mean square of that sum. It ranks schedules; `Calibration` says which PSNR goes with it.
+Vectors may cancel, in a forecast as in the sum, and a search finds the schedules in which they seem to. But they are
+known only to some percent: so `DOUBT` times the sum of all their lengths counts as an error, too, square by square.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -29,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 
 from dato.cache import Cache, Present
@@ -46,7 +48,8 @@ from dato.timing import Stopwatch
 
 FORMAT = "dato.sensitivity"
 VERSION = 1
-AGES = (1, 2, 4, 8, 15)
+AGES = (1, 3, 10)  # five ages rank schedules no better
+DOUBT = 0.05  # see above; emoji-sd's schedules are ranked about as well by 0.03 to 0.1
 LENGTH = 128  # of a projection: squares of lengths come out with a relative deviation of (2 / LENGTH)^(1/2)
 
 
@@ -58,6 +61,8 @@ class Sensitivity:
         rungs: Rungs of the UNet.
         times: (T,) timesteps.
         weights: (T,) the final latent's error for an error of 1 in one call's prediction.
+        feedback: (T,) by how much a prediction changes for a change of 1 of the latent as the network gets it.
+        final: (k,) stock's final latent, divided likewise as the predictions.
         ages: (A,) ages at which partial calls were measured, ascending; a call t that has no call so far back was
             measured at age t instead.
         predictions: (T, k) stock's guided predictions, divided by the square root of their number of values.
@@ -65,17 +70,22 @@ class Sensitivity:
         pruned: (depth, ratio) -> (T, k) errors of calls that prune and whose cache is fresh, divided likewise.
         pruning: What the ratios are meant with.
         unet_calls: What measuring cost, in UNet calls of one image, by time.
+        offset: (k,) or 0: what the final latent of stock of this length is off the one that schedules are judged by,
+            where that is of another length (`against`).
     """
 
     rungs: int
     times: tuple[float, ...]
     weights: np.ndarray
+    feedback: np.ndarray
+    final: np.ndarray
     ages: tuple[int, ...]
     predictions: np.ndarray
     partial: dict[int, np.ndarray]
     pruned: dict[tuple[int, float], np.ndarray] = field(default_factory=dict)
     pruning: Pruning = Pruning()
     unet_calls: float = 0.0
+    offset: np.ndarray | float = 0.0
 
     def __len__(self) -> int:
         """The number of calls."""
@@ -112,8 +122,13 @@ class Sensitivity:
             tables[depth] = table
         return tables
 
-    def totals(self, schedule: Schedule) -> np.ndarray:
-        """(T, k) the error of each call's prediction, in projection.
+    @cached_property
+    def sizes(self) -> dict[int, np.ndarray]:
+        """Depth -> (T, T): the lengths of `stale`."""
+        return {depth: np.linalg.norm(table, axis=2) for depth, table in self.stale.items()}
+
+    def totals(self, schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
+        """(T, k) the error of each call's prediction, in projection; (T,) the lengths of all that was summed up in it.
 
         Raises:
             DatoError: if the schedule has another length, or a depth or ratio that was not measured.
@@ -123,7 +138,7 @@ class Sensitivity:
             raise DatoError(f"sensitivity: it is of {len(self)} calls, and the schedule has {len(schedule)}")
         if any(schedule.ratios) and schedule.pruning != self.pruning:
             raise DatoError("sensitivity: it was measured with other settings of pruning than the schedule's")
-        totals = np.zeros((len(self), self.predictions.shape[1]))
+        totals, lengths = np.zeros((len(self), self.predictions.shape[1])), np.zeros(len(self))
         past: defaultdict[int, list[int]] = defaultdict(list)  # the calls that computed what a depth reads
         for call, (depth, ratio, order) in enumerate(schedule.entries):
             if depth not in self.depths:
@@ -136,6 +151,7 @@ class Sensitivity:
                     weights = polynomial([self.times[s] for s in sources], self.times[call])
                 for source, weight in zip(sources, weights, strict=True):
                     totals[call] += weight * (self.stale[depth][call, source] + totals[source])
+                    lengths[call] += abs(weight) * (self.sizes[depth][call, source] + lengths[source])
             if ratio and depth:
                 if (depth, ratio) not in self.pruned:
                     raise DatoError(f"sensitivity: ratio {ratio:g} at depth {depth} was not measured")
@@ -146,11 +162,53 @@ class Sensitivity:
                     if known and self.times[known[-1]] == self.times[call]:
                         known.pop()
                     known.append(call)
-        return totals
+        return totals, lengths
 
     def error(self, schedule: Schedule) -> float:
         """The predicted mean square error of the final latent against stock's. Raises DatoError as `totals`."""
-        return float(np.square(self.weights @ self.totals(schedule)).sum())
+        totals, lengths = self.totals(schedule)
+        sum_of_errors = self.offset + self.weights @ totals
+        return float(np.square(sum_of_errors).sum() + (DOUBT * np.abs(self.weights) @ lengths) ** 2)
+
+    def against(self, reference: Sensitivity) -> Sensitivity:
+        """The model of schedules that are judged by another length's stock, from the same prompts and noise."""
+        return replace(self, offset=self.final - reference.final)
+
+    def for_steps(self, scheduler: SchedulerMixin, steps: int, final: np.ndarray) -> Sensitivity:
+        """The model of another number of steps, read off this one at the timesteps in between.
+
+        Samplers of one differential equation take nearly the same way in any number of steps. What differs, the
+        sampler's response, is computed anew.
+
+        Args:
+            scheduler: The sampler.
+            steps: Preferably fewer: then the ages that were measured reach as far.
+            final: (k,) stock's final latent in so many steps (`final_latent`).
+        """
+        response = sampler_response(scheduler, steps)
+        calls = len(response.times)
+        # (calls, T): each new call is a mean of two old ones. Timesteps fall, and PLMS has one of them twice.
+        old = np.array(self.times) - 1e-6 * np.arange(len(self))
+        mix = np.stack([np.interp(-np.array(response.times), -old, row) for row in np.eye(len(self))], axis=1)
+        ages = tuple(range(1, max(2, calls)))
+        sources = np.maximum(np.arange(calls)[:, None] - np.array(ages), 0)
+        partial = {}
+        for depth in self.partial:
+            table = np.einsum("at,tsk,bs->abk", mix, self.stale[depth], mix, optimize=True)
+            partial[depth] = table[np.arange(calls)[:, None], sources].astype(np.float32)
+        feedback = mix @ self.feedback
+        return replace(
+            self,
+            times=response.times,
+            weights=effective_weights(response.latents, feedback * response.scales),
+            feedback=feedback,
+            final=final,
+            ages=ages,
+            predictions=(mix @ self.predictions).astype(np.float32),
+            partial=partial,
+            pruned={kind: mix @ errors for kind, errors in self.pruned.items()},
+            unet_calls=0.0,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; arrays as base64 of little-endian float16, with their scale."""
@@ -160,12 +218,15 @@ class Sensitivity:
             "rungs": self.rungs,
             "times": list(self.times),
             "weights": self.weights.tolist(),
+            "feedback": self.feedback.tolist(),
+            "final": self.final.tolist(),
             "ages": list(self.ages),
             "predictions": _pack(self.predictions),
             "partial": [[depth, _pack(array)] for depth, array in self.partial.items()],
             "pruned": [[depth, ratio, _pack(array)] for (depth, ratio), array in self.pruned.items()],
             "pruning": self.pruning.to_dict(),
             "unet_calls": self.unet_calls,
+            "offset": None if np.ndim(self.offset) == 0 else self.offset.tolist(),
         }
 
     @classmethod
@@ -179,17 +240,27 @@ class Sensitivity:
                 rungs=int(data["rungs"]),
                 times=times,
                 weights=np.array(data["weights"], dtype=float),
+                feedback=np.array(data["feedback"], dtype=float),
+                final=np.array(data["final"], dtype=float),
                 ages=ages,
                 predictions=_unpack(data["predictions"]),
                 partial={int(depth): _unpack(packed) for depth, packed in data["partial"]},
                 pruned={(int(depth), float(ratio)): _unpack(packed) for depth, ratio, packed in data["pruned"]},
                 pruning=Pruning.from_dict(data["pruning"]),
                 unet_calls=float(data["unet_calls"]),
+                offset=0.0 if data["offset"] is None else np.array(data["offset"], dtype=float),
             )
             calls, k = len(times), made.predictions.shape[-1]
-            shapes = [(made.weights, (calls,)), (made.predictions, (calls, k))]
+            shapes = [
+                (made.weights, (calls,)),
+                (made.feedback, (calls,)),
+                (made.predictions, (calls, k)),
+                (made.final, (k,)),
+            ]
             shapes += [(array, (calls, len(ages), k)) for array in made.partial.values()]
             shapes += [(array, (calls, k)) for array in made.pruned.values()]
+            if np.ndim(made.offset):
+                shapes.append((made.offset, (k,)))
             if not calls or any(array.shape != shape or not np.isfinite(array).all() for array, shape in shapes):
                 raise ValueError("an array has a wrong shape or is not finite")
             if list(ages) != sorted(set(ages)) or min(ages, default=0) < 1:
@@ -258,11 +329,11 @@ def measure_sensitivity(
     probing = Schedule.full(calls, rungs=rungs).with_ratios(max(ratios, default=0.0))
     probe = _Probe(pipe, replace(probing, pruning=pruning), between, ratios, ages)
     moved = np.zeros((2, calls))
-    images = 0
+    images, values, final = 0, 0, 0.0
     for start in range(0, len(prompts), sampling.batch_size):
         batch = list(prompts[start : start + sampling.batch_size])
         own = replace(sampling, seed=sampling.seed + start)
-        probe.begin(len(batch), sampling.guidance_scale)
+        probe.begin(len(batch), sampling.guidance_scale, seed=start)
         probe.attach()
         try:
             with _watched(pipe.unet, len(batch), sampling.guidance_scale) as stock:
@@ -274,25 +345,28 @@ def measure_sensitivity(
         for call in whole:
             way, change = ((b - a).double().flatten() for a, b in zip(stock[call], strayed[call], strict=True))
             moved[:, call] += float(way @ change), float(way @ way)
+        values += stock[0][1].numel()
+        projection = _Projection(stock[0][1], seed=start)
+        final = final + projection(_replayed(pipe.scheduler, sampling.steps, stock))
         if not images:
             chosen = torch.randperm(stock[0][0][0].numel(), generator=torch.Generator().manual_seed(0))[:VALUES]
-            path = [(x[0].cpu().flatten()[chosen], p[0].cpu().flatten()[chosen]) for x, p in stock]
+            path = [(x[0].flatten().cpu()[chosen], p[0].flatten().cpu()[chosen]) for x, p in stock]
         images += len(batch)
 
-    # Values of the initial latent as the sampler has it: the network gets it scaled.
-    _, scales = sampler_response(pipe.scheduler, sampling.steps)
-    response, _ = sampler_response(
-        pipe.scheduler, sampling.steps, path[0][0] / scales[0], torch.stack([p for _, p in path])
-    )
+    scales = sampler_response(pipe.scheduler, sampling.steps).scales
+    beginning, predicted = path[0][0] / scales[0], torch.stack([p for _, p in path])
+    response = sampler_response(pipe.scheduler, sampling.steps, beginning, predicted)
     known = [call for call in whole if moved[1, call] > 1e-9 * moved[1].max()]
     feedback = np.zeros(calls)
     if known:
-        feedback = np.interp(range(calls), known, [moved[0, call] / moved[1, call] for call in known]) * scales
+        feedback = np.interp(range(calls), known, [moved[0, call] / moved[1, call] for call in known])
     predictions, partial, pruned = probe.projections()
     return Sensitivity(
         rungs=rungs,
-        times=tuple(float(t) for t in pipe.scheduler.timesteps.tolist()),
-        weights=effective_weights(response, feedback),
+        times=response.times,
+        weights=effective_weights(response.latents, feedback * response.scales),
+        feedback=feedback,
+        final=(final / values**0.5).cpu().numpy(),
         ages=ages,
         predictions=predictions,
         partial=partial,
@@ -300,6 +374,31 @@ def measure_sensitivity(
         pruning=pruning,
         unet_calls=probe.cost() + images * len(whole),
     )
+
+
+def final_latent(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling) -> np.ndarray:
+    """(k,) `Sensitivity.final` of another number of steps: one stock generation of the same prompts."""
+    remove_patch(pipe)
+    values, final = 0, 0.0
+    for start in range(0, len(prompts), sampling.batch_size):
+        batch = list(prompts[start : start + sampling.batch_size])
+        with _watched(pipe.unet, len(batch), sampling.guidance_scale) as stock:
+            generate(pipe, batch, replace(sampling, seed=sampling.seed + start))
+        values += stock[0][1].numel()
+        final = final + _Projection(stock[0][1], seed=start)(_replayed(pipe.scheduler, sampling.steps, stock))
+    return (final / values**0.5).cpu().numpy()
+
+
+def _replayed(scheduler: SchedulerMixin, steps: int, seen: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """The final latent, (images, C, h, w): the sampler run again on the predictions that it got."""
+    own = copy.deepcopy(scheduler)
+    own.set_timesteps(steps, device=seen[0][0].device)
+    first = torch.ones(1, device=seen[0][0].device)
+    x = seen[0][0] / copy.deepcopy(own).scale_model_input(first, own.timesteps[0])
+    for (_, prediction), time in zip(seen, own.timesteps, strict=True):
+        own.scale_model_input(x, time)
+        x = own.step(prediction, time, x).prev_sample
+    return x.float()
 
 
 class _Probe(Patch):
@@ -320,10 +419,10 @@ class _Probe(Patch):
         self._images: list[int] = []
         self._values = 0
 
-    def begin(self, images: int, guidance_scale: float) -> None:
-        """A generation of so many images begins."""
+    def begin(self, images: int, guidance_scale: float, seed: int) -> None:
+        """A generation of so many images begins; `seed` fixes what it is projected on."""
         self._images.append(images)
-        self._guidance = guidance_scale
+        self._guidance, self._seed = guidance_scale, seed
         self._past: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}  # call -> rung -> value and skip
         self._projection: _Projection | None = None
 
@@ -335,7 +434,7 @@ class _Probe(Patch):
         self._past.pop(call - max(self._ages) - 1, None)
         truth = _guided(stock, self._images[-1], self._guidance)
         if self._projection is None:
-            self._projection = _Projection(truth, seed=len(self._images))
+            self._projection = _Projection(truth, seed=self._seed)
             self._values += truth.numel()
         self._add(("prediction", call), truth)
         for depth in self._depths:
