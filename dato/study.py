@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
@@ -26,8 +27,9 @@ from dato.latency import LatencyTable
 from dato.probes import measure_table
 from dato.pruning import Pruning
 from dato.racing import rivals_of
+from dato.samplers import num_calls
 from dato.schedule import Schedule
-from dato.sensitivity import Sensitivity, measure_sensitivity
+from dato.sensitivity import Sensitivity, final_latent, measure_sensitivity
 from dato.workers import Judges
 
 
@@ -59,7 +61,7 @@ class Study:
         self._floor: float | None = None
         self.table: LatencyTable | None = None
         self._point: Point | None = None
-        self._models: dict[tuple[float, ...], Sensitivity] = {}
+        self._models: list[tuple[list[int], Sensitivity, Any]] = []
         self._timed: list[tuple[Any, list[Point]]] = []
         self._rungs, self._pruning = 0, Pruning()
 
@@ -134,23 +136,23 @@ class Study:
         self.table = self.judges.table = table
 
     def sensitivity(
-        self, steps: int, depths: Sequence[int], ratios: Sequence[float] = (), prompts: Sequence[str] | None = None
-    ) -> Sensitivity:
-        """The journal's sensitivity model of generations of so many steps; where it has none, it is measured.
+        self, steps: Sequence[int], depths: Sequence[int], prompts: Sequence[str] | None = None
+    ) -> list[Sensitivity]:
+        """Sensitivity models, one for each number of steps, against the reference; measured if the journal has none.
 
         Args:
-            steps: Of the sampler.
+            steps: Of the sampler; the reference's are measured in any case, and the others read off it.
             depths: To know.
-            ratios: To know.
             prompts: To measure on; None: the first of those that candidates are judged by.
         """
-        key = (steps, *depths, *ratios)
-        if key not in self._models:
-            model = self.judges.ask(_measure_sensitivity, steps, depths, ratios, self._pruning, prompts)
-            self.journal.append({"sensitivity": model.to_dict(), "of": key})
+        key = [*steps, 0, *depths]
+        if key not in [known for known, _, _ in self._models]:
+            model, finals = self.judges.ask(_measure_sensitivity, steps, depths, prompts)
+            self.journal.append({"sensitivity": model.to_dict(), "finals": finals, "of": key})
             # As it will come back from the file, where numbers are rounded.
-            self._models[key] = Sensitivity.from_dict(model.to_dict())
-        return self._models[key]
+            self._models.append((key, Sensitivity.from_dict(model.to_dict()), finals))
+        model, finals = next((model, finals) for known, model, finals in self._models if known == key)
+        return self.judges.ask(_models_of, model, finals)
 
     def __call__(self, schedules: Sequence[Schedule], race: bool = False) -> Iterator[Point]:
         """Yield the points of these schedules, in their order, each as soon as it and those before it are judged.
@@ -200,7 +202,8 @@ class Study:
         elif "latency_table" in entry:
             self.table = LatencyTable.from_dict(entry["latency_table"])
         elif "sensitivity" in entry:
-            self._models[tuple(entry["of"])] = Sensitivity.from_dict(entry["sensitivity"])
+            model = Sensitivity.from_dict(entry["sensitivity"])
+            self._models.append((entry["of"], model, [tuple(final) for final in entry["finals"]]))
         elif "timed" in entry:
             points = [
                 point_from_dict("a timed point", p, self._rungs, Pruning() if number == 0 else self._pruning)
@@ -229,16 +232,24 @@ def _measure_table(evaluator: Evaluator, schedules: Sequence[Schedule], **progre
 
 
 def _measure_sensitivity(
-    evaluator: Evaluator,
-    steps: int,
-    depths: Sequence[int],
-    ratios: Sequence[float],
-    pruning: Pruning,
-    prompts: Sequence[str] | None,
-) -> Sensitivity:
-    sampling = replace(evaluator.sampling, steps=steps, batch_size=1)
+    evaluator: Evaluator, steps: Sequence[int], depths: Sequence[int], prompts: Sequence[str] | None
+) -> tuple[Sensitivity, list[tuple[int, list[float]]]]:
+    """The reference's model, and stock's final latent for other numbers of steps, whose calls count in its cost."""
+    pipe, sampling = evaluator.pipe, replace(evaluator.sampling, batch_size=1)
     prompts = evaluator.prompts[:1] if prompts is None else prompts
-    return measure_sensitivity(evaluator.pipe, prompts, sampling, depths, ratios=ratios, pruning=pruning)
+    model = measure_sensitivity(pipe, prompts, sampling, depths)
+    others = [count for count in steps if count != sampling.steps]
+    finals = [(count, final_latent(pipe, prompts, replace(sampling, steps=count)).tolist()) for count in others]
+    spent = len(prompts) * sum(num_calls(pipe, count) for count in others)
+    return replace(model, unet_calls=model.unet_calls + spent), finals
+
+
+def _models_of(
+    evaluator: Evaluator, model: Sensitivity, finals: Sequence[tuple[int, Sequence[float]]]
+) -> list[Sensitivity]:
+    scheduler = evaluator.pipe.scheduler
+    others = [model.for_steps(scheduler, steps, np.array(final)) for steps, final in finals]
+    return [model, *(other.against(model) for other in others)]
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

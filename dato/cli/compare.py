@@ -96,8 +96,7 @@ def compare_searches(
         for name, depths in (("planned", [0, 1]), ("planned, all", [0, 1, 2, 3])):
             if name in chosen:
                 with err.status("Measuring the sensitivity model"):
-                    model = study.sensitivity(steps, depths, prompts=own[:1])
-                advice[name] = Advice({facts.calls: model}, table)
+                    advice[name] = Advice(study.sensitivity([steps], depths, own[:1]), table)
         runs = {}
         with progress() as bar:
             task = bar.add_task("Searches", total=len(chosen) * repeats)
@@ -168,7 +167,7 @@ def _search(name: str, seed: int, candidates: int, study: Study, space: DepthSpa
     if advice is not None:
         account.calls = advice.unet_calls
         begin = advice.plans(space, preset.pop_size)
-        options["adviser"] = advice.begun()
+        options["adviser"] = Advice(advice.models, advice.table)
     list(search(space, account, preset, seed=seed, seeds=begin, **options))
     return account
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -180,9 +179,7 @@ def _search(
         if finished:
             seeds, advice = plan.seeds, None
             if advised:
-                advice = _advice(order, plan, study, display)
-                known = [study.judged[schedule].point for schedule in plan.references.values()]
-                advice.tell([point for point in known if math.isfinite(point.quality)])
+                advice = _advice(plan, study, display)
                 seeds = list(dict.fromkeys([*advice.plans(plan.space, preset.pop_size), *seeds]))[: preset.pop_size]
             first = len(first_generation(plan.space, preset, order.seed, seeds))
             display.phase("Search", first + preset.pop_size * (preset.generations - 1))
@@ -231,14 +228,12 @@ def _search(
     return front, finished
 
 
-def _advice(order: Order, plan: Plan, study: Study, display: Display) -> Advice:
+def _advice(plan: Plan, study: Study, display: Display) -> Advice:
     """What the sensitivity models, one for each length, have to say."""
-    facts, models = study.judges.facts, {}
-    lengths = [steps for calls, steps in facts.steps_of.items() if calls in plan.space.calls]
-    for number, steps in enumerate(lengths, start=1):
-        with display.status(f"Measuring the sensitivity model, length {number} of {len(lengths)}"):
-            models[facts.calls_of[steps]] = study.sensitivity(steps, plan.space.depths[:-1])
-    advice = Advice(models, study.table, order.recipe.metrics[0])
+    space, steps_of = plan.space, study.judges.facts.steps_of
+    with display.status("Measuring the sensitivity model"):
+        models = study.sensitivity([steps_of[calls] for calls in space.calls], space.depths[:-1])
+    advice = Advice(models, study.table)
     display.note(f"Sensitivity model: measured with {advice.unet_calls:.0f} UNet calls of one image.")
     return advice
 
