@@ -263,6 +263,43 @@ def test_a_killed_search_goes_on_where_it_was(folder):
     assert front.conditions["search"]["finished"]
 
 
+def call(monkeypatch, capsys, *arguments):
+    """Run the command `dato`: (exit code, standard output, standard error)."""
+    from dato.cli.main import main
+
+    monkeypatch.setattr(sys, "argv", ["dato", *map(str, arguments)])
+    code = 0
+    try:
+        main()
+    except SystemExit as left:
+        code = left.code or 0
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_the_command_dato_shows_reports_and_searches(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    code, printed, _ = call(monkeypatch, capsys, "show", "runs/depth-1")
+    assert code == 0 and "speed-up" in printed and "stock" in printed
+    code, printed, _ = call(monkeypatch, capsys, "report", "runs/depth-1", "emoji-sd-depth", "--pictures", "pictures")
+    assert code == 0 and Path("report.html").stat().st_size > 1e6
+    assert {p.name for p in Path("pictures").iterdir()} == {"front.png", "schedules.png", "images.png"}
+    # Every search ends with its page; made again it is the same.
+    before = Path("runs/depth-1/report.html").read_bytes()
+    code, _, _ = call(monkeypatch, capsys, "report", "runs/depth-1")
+    assert code == 0 and Path("runs/depth-1/report.html").read_bytes() == before
+    code, printed, _ = call(monkeypatch, capsys, "search", "--help")
+    assert code == 0 and all(kind in printed for kind in ("depth", "ratio", "joint"))
+    for arguments, message in [
+        (("show", "nothing"), "no file and no shipped strategy"),
+        (("report", "runs"), "cannot read runs/pareto.json"),
+        (("search", "depth", "--resume", "pictures"), "cannot read pictures/journal.jsonl"),
+        (("search", "depth", "--out", "runs/depth-1"), "holds a front already"),
+    ]:
+        code, printed, errors = call(monkeypatch, capsys, *arguments)
+        assert code == 2 and message in " ".join(errors.split()) and "Traceback" not in errors and printed == ""
+
+
 def test_depths_and_ratios_searched_together(run, folder, monkeypatch):
     monkeypatch.chdir(folder)
     options = ("--steps", 4, "--depths", "0,1", "--ratios", "0.5", "--orders", 0, "--out", "runs/joint")
@@ -329,6 +366,9 @@ BAD = [
         "height must be a multiple of 8",
     ),
     ("scripts/generate.py", ("--strategy", "[/x]", "rose"), "no shipped strategy '[/x]'"),
+    ("search/search_joint.py", ("--ratios", "0,0.9"), "ratios go from 0 to 0.75"),
+    ("search/search_joint.py", ("--workers", "2", "--ray-address", "127.0.0.1:1"), "--ray-address 127.0.0.1:1"),
+    ("scripts/compare_searches.py", ("--methods", "magic"), "unknown search 'magic'"),
     ("scripts/evaluate.py", ("none.json",), "no file and no shipped strategy"),
     (
         "scripts/evaluate.py",
@@ -353,7 +393,14 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, monkeypatch, scrip
 
 
 @pytest.mark.parametrize(
-    "script", ["search/search_depth.py", "search/search_ratio.py", "scripts/generate.py", "scripts/evaluate.py"]
+    "script",
+    [
+        "search/search_depth.py",
+        "search/search_ratio.py",
+        "search/search_joint.py",
+        "scripts/generate.py",
+        "scripts/evaluate.py",
+    ],
 )
 def test_help_is_there(run, script):
     code, printed, _ = run(script, "--help")

@@ -183,7 +183,9 @@ def _search(
                 seeds = list(dict.fromkeys([*advice.plans(plan.space, preset.pop_size), *seeds]))[: preset.pop_size]
             first = len(first_generation(plan.space, preset, order.seed, seeds))
             display.phase("Search", first + preset.pop_size * (preset.generations - 1))
-            options = {"seed": order.seed, "seeds": seeds, "min_quality": order.floor, "adviser": advice}
+            # What pruning does to images the models do not know: there they plan the depths to begin with.
+            adviser = advice if len(getattr(plan.space, "ratios", ())) == 1 else None
+            options = {"seed": order.seed, "seeds": seeds, "min_quality": order.floor, "adviser": adviser}
             for point in search(plan.space, lambda asked: study(asked, race=True), preset, **options):
                 searched.append(point.schedule)
                 show(point)
