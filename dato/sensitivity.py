@@ -53,7 +53,7 @@ DOUBT = 0.1  # of 0.05, 0.1, 0.2 and 0.4 the one whose plans were best over all 
 LENGTH = 128  # of a projection: squares of lengths come out with a relative deviation of (2 / LENGTH)^(1/2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sensitivity:
     """What was measured; T calls, projections of length k, A ages.
 
