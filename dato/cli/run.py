@@ -157,6 +157,13 @@ def _search(
     with display.status("Generating stock's images"):
         stock = study.stock
     display.note(f"Stock takes {stock.point.latency_ms:.0f} ms for an image.")
+    seeds, adviser = plan.seeds, None
+    if advised:
+        advice = _advice(plan, study, display)
+        planned = advice.plans(plan.space, order.preset.pop_size)
+        seeds = list(dict.fromkeys([*planned, *seeds]))[: order.preset.pop_size]
+        # What pruning does to images the models do not know: there they plan the depths to begin with.
+        adviser = advice if len(plan.space.ratios) == 1 else None
     searched: list[Schedule] = []
 
     def best() -> tuple[Point, ...]:
@@ -177,14 +184,8 @@ def _search(
                 finished = False
                 break
         if finished:
-            seeds, advice = plan.seeds, None
-            if advised:
-                advice = _advice(plan, study, display)
-                seeds = list(dict.fromkeys([*advice.plans(plan.space, preset.pop_size), *seeds]))[: preset.pop_size]
             first = len(first_generation(plan.space, preset, order.seed, seeds))
             display.phase("Search", first + preset.pop_size * (preset.generations - 1))
-            # What pruning does to images the models do not know: there they plan the depths to begin with.
-            adviser = advice if len(getattr(plan.space, "ratios", ())) == 1 else None
             options = {"seed": order.seed, "seeds": seeds, "min_quality": order.floor, "adviser": adviser}
             for point in search(plan.space, lambda asked: study(asked, race=True), preset, **options):
                 searched.append(point.schedule)
