@@ -19,7 +19,8 @@ from dato.response import effective_weights, sampler_response
 from dato.samplers import SAMPLERS, num_calls, set_scheduler
 from dato.sampling import Sampling
 from dato.schedule import Schedule
-from dato.sensitivity import Sensitivity, final_latent, measure_sensitivity
+from dato.sensing import final_latent, measure_sensitivity
+from dato.sensitivity import Sensitivity
 
 STEPS = 6
 SAMPLING = Sampling(STEPS, 3.0, 64, 64, 0, 2)
