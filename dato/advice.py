@@ -46,15 +46,22 @@ class Advice:
         self._calibration = Calibration(self.models, [(p.schedule, p.quality) for p in points])
 
     def plans(self, space: DepthSpace, count: int) -> list[Schedule]:
-        """`count` schedules of the space, or fewer, of least predicted error, their costs evenly far apart in ratio."""
+        """About `count` schedules of least predicted error, those of one order at costs evenly far apart in ratio."""
 
         def cost(kind: CallKind) -> float:
             return self.table.calls[kind] + self.table.per_call
 
         models = [model for model in self.models if len(model) in space.calls]
-        found = plan(models, cost, 100 * count, depths=space.depths, orders=space.orders, forecast=space.forecast)
-        if len(found) <= count:
-            return found
-        costs = np.log([self.table.predict(schedule) for schedule in found])
+        found: list[Schedule] = []
+        for order in space.orders:
+            # By itself each: which order does better where whole calls are few, the model does not know well.
+            kinds = {"depths": space.depths, "orders": [order], "forecast": space.forecast}
+            found += self._spread(plan(models, cost, 100 * count, **kinds), -(-count // len(space.orders)))
+        return list(dict.fromkeys(found))
+
+    def _spread(self, schedules: Sequence[Schedule], count: int) -> list[Schedule]:
+        if len(schedules) <= count:
+            return list(schedules)
+        costs = np.log([self.table.predict(schedule) for schedule in schedules])
         nearest = {int(np.abs(costs - target).argmin()) for target in np.linspace(costs[0], costs[-1], count)}
-        return [found[i] for i in sorted(nearest)]
+        return [schedules[i] for i in sorted(nearest)]

@@ -29,7 +29,8 @@ from dato.pruning import Pruning
 from dato.racing import rivals_of
 from dato.samplers import num_calls
 from dato.schedule import Schedule
-from dato.sensitivity import Sensitivity, final_latent, measure_sensitivity
+from dato.sensing import final_latent, measure_sensitivity
+from dato.sensitivity import Sensitivity
 from dato.workers import Judges
 
 
