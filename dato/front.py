@@ -249,9 +249,11 @@ def load_front(path_or_name: str | Path) -> Front:
 def load_strategy(path_or_name: str | Path) -> Front | Schedule:
     """Load a front or schedule from its file or run's folder, or a shipped one by name. Raises as `load_front`."""
     path = Path(path_or_name)
-    if path.is_dir():
+    if path.is_dir() and str(path_or_name) not in strategies():
         path = path / "pareto.json"  # of a run's folder
-    if not path.exists():
+        if not path.exists():
+            raise DatoError(f"{path_or_name} is a folder without pareto.json: no run, or one that has not ended")
+    if not path.is_file():
         shipped = strategies()
         if str(path_or_name) not in shipped:
             raise DatoError(

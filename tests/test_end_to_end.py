@@ -292,7 +292,7 @@ def test_the_command_dato_shows_reports_and_searches(folder, monkeypatch, capsys
     assert code == 0 and all(kind in printed for kind in ("depth", "ratio", "joint"))
     for arguments, message in [
         (("show", "nothing"), "no file and no shipped strategy"),
-        (("report", "runs"), "cannot read runs/pareto.json"),
+        (("report", "runs"), "runs is a folder without pareto.json"),
         (("search", "depth", "--resume", "pictures"), "cannot read pictures/journal.jsonl"),
         (("search", "depth", "--out", "runs/depth-1"), "holds a front already"),
     ]:
