@@ -154,6 +154,7 @@ class InProcess:
     def __init__(self, recipe: Recipe) -> None:
         self.evaluator = recipe.evaluator()
         self.facts = facts_of(self.evaluator)
+        self._table: LatencyTable | None = None
 
     @property
     def stock(self) -> Stock:

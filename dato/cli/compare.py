@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -133,27 +133,24 @@ def compare_searches(
         out.print(f"written to {plot}", highlight=False)
 
 
-class _study:
-    """A study of one set of prompts, closed at the end of a `with` block."""
-
-    def __init__(self, folder: Path, prompts: Sequence[str], sampling: Sampling, device: str) -> None:
-        recipe = Recipe(
-            EMBEDDED, device, "float32", "plms", tuple(prompts), sampling, (), ("psnr",), str(emoji_sd.CLIP), None
-        )
-        self.study = Study(Folder(folder), InProcess(recipe))
-        settings = {
-            "prompts": list(prompts),
-            "steps": sampling.steps,
-            "guidance_scale": sampling.guidance_scale,
-            "seed": sampling.seed,
-        }
-        self.study.begin("compare", {}, settings, Pruning())
-
-    def __enter__(self) -> Study:
-        return self.study
-
-    def __exit__(self, *exception: object) -> None:
-        self.study.close()
+@contextmanager
+def _study(folder: Path, prompts: Sequence[str], sampling: Sampling, device: str) -> Iterator[Study]:
+    """A study of one set of prompts."""
+    recipe = Recipe(
+        EMBEDDED, device, "float32", "plms", tuple(prompts), sampling, (), ("psnr",), str(emoji_sd.CLIP), None
+    )
+    study = Study(Folder(folder), InProcess(recipe))
+    settings = {
+        "prompts": list(prompts),
+        "steps": sampling.steps,
+        "guidance_scale": sampling.guidance_scale,
+        "seed": sampling.seed,
+    }
+    try:
+        study.begin("compare", {}, settings, Pruning())
+        yield study
+    finally:
+        study.close()
 
 
 def _search(name: str, seed: int, candidates: int, study: Study, space: DepthSpace, advice: Advice | None) -> Account:
