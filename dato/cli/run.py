@@ -66,6 +66,7 @@ class Order:
         rounds: The front is timed again so often.
         workers: How many evaluators.
         address: Of a Ray cluster.
+        files: `clip` and `statistics` as the user named them; None: the model's own.
     """
 
     kind: str
@@ -81,7 +82,7 @@ class Order:
     rounds: int
     workers: int = 1
     address: str | None = None
-    own: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str | None] = field(default_factory=dict)
 
     def conditions(self, facts: Facts, plan: Plan) -> dict[str, Any]:
         """Everything that is needed to trust and repeat the search, but for what it will find out itself."""
@@ -104,8 +105,8 @@ class Order:
             "batch_size": sampling.batch_size,
             "safety_checker": False,
             "quality": recipe.metrics[0],
-            "clip": self.own.get("clip"),
-            "statistics": self.own.get("statistics"),
+            "clip": self.files.get("clip"),
+            "statistics": self.files.get("statistics"),
             "latency": HOW[self.timing],
             "search": settings
             | dict(plan.settings)
