@@ -10,7 +10,7 @@ import numpy as np
 from dato.calibration import Calibration
 from dato.errors import DatoError
 from dato.front import Point
-from dato.latency import CallKind, LatencyTable
+from dato.latency import CallKind, LatencyTable, is_stock
 from dato.planning import plan
 from dato.schedule import Schedule
 from dato.sensitivity import Sensitivity
@@ -46,7 +46,7 @@ class Advice:
         self._calibration = Calibration(self.models, [(p.schedule, p.quality) for p in points])
 
     def plans(self, space: DepthSpace, count: int) -> list[Schedule]:
-        """About `count` schedules of least predicted error, those of one order at costs evenly far apart in ratio."""
+        """About `count` schedules of least predicted error, stock left out; costs are evenly far apart in ratio."""
 
         def cost(kind: CallKind) -> float:
             return self.table.calls[kind] + self.table.per_call
@@ -56,7 +56,8 @@ class Advice:
         for order in space.orders:
             # By itself each: which order does better where whole calls are few, the model does not know well.
             kinds = {"depths": space.depths, "orders": [order], "forecast": space.forecast}
-            found += self._spread(plan(models, cost, 100 * count, **kinds), -(-count // len(space.orders)))
+            planned = [schedule for schedule in plan(models, cost, 100 * count, **kinds) if not is_stock(schedule)]
+            found += self._spread(planned, -(-count // len(space.orders)))
         return list(dict.fromkeys(found))
 
     def _spread(self, schedules: Sequence[Schedule], count: int) -> list[Schedule]:

@@ -103,12 +103,12 @@ class Evaluator:
         self.judged: dict[Schedule | Peer, Point] = {}
         self.images = 0
         self._stock: Stock | None = None
+        self._warm = False
 
     @property
     def stock(self) -> Stock:
         """Stock and its images, which are generated when they are first asked for."""
         if self._stock is None:
-            generate(self.pipe, self.prompts[: self.sampling.batch_size], replace(self.sampling, steps=2))  # warm up
             probe = self._probe()
             self.images += len(self.prompts)
             result = generate(self.pipe, self.prompts, self.sampling)
@@ -207,6 +207,7 @@ class Evaluator:
         that speeds up or slows down does so for all; a candidate that was lucky once in the search is found out. This
         measures also where latency was predicted; without rounds the points stay as they are.
         """
+        self._warm_up()
         turns = [None, *contenders]
         times: list[list[Generated]] = [[] for _ in turns]
         for _ in range(rounds):
@@ -242,7 +243,13 @@ class Evaluator:
         with running:
             return generate(self.pipe, prompts, sampling)
 
+    def _warm_up(self) -> None:
+        if not self._warm:  # whoever was given stock's images has generated nothing yet
+            generate(self.pipe, self.prompts[: self.sampling.batch_size], replace(self.sampling, steps=2))
+            self._warm = True
+
     def _probe(self) -> float | None:
+        self._warm_up()
         if not self.interleave or self.latency is not None:
             return None
         short = replace(self.sampling, steps=PROBE_STEPS)
@@ -325,7 +332,8 @@ def _flaw(images: Tensor, references: Tensor) -> str | None:
 def _is_out_of_memory(error: BaseException) -> bool:
     # A CPU's allocator has no exception of its own.
     return not isinstance(error, RuntimeError) or any(
-        words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory")
+        words in str(error)
+        for words in ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
     )
 
 

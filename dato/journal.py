@@ -41,15 +41,16 @@ class Journal:
         except Timeout:
             raise DatoError(f"{self.path.parent} is in use: another process writes its journal") from None
         except OSError as error:
+            self._lock.release()
             raise DatoError(f"cannot write {self.path}: {error.strerror}; choose another place with --out") from None
         try:
             self.entries, whole = read_entries(self.path)
+            self.torn = whole < self.path.stat().st_size
+            if self.torn:
+                self._file.truncate(whole)
         except DatoError:
             self.close()
             raise
-        self.torn = whole < self.path.stat().st_size
-        if self.torn:
-            self._file.truncate(whole)
 
     def append(self, entry: Any) -> None:
         """Add a value. When this returns it is on the disk.

@@ -176,7 +176,8 @@ def _kind(depth: int, least: int, order: int, forecast: str, rungs: int) -> Call
     """As `dato.latency.call_kinds` has it, where `least` + 1 values are known at least."""
     if depth == rungs or not least:
         return CallKind(depth)
-    return CallKind(depth, None, least, "aligned" if forecast == "aligned" and least == 1 and depth else "polynomial")
+    aligned = forecast == "aligned" and least == order == 1 and depth
+    return CallKind(depth, None, least, "aligned" if aligned else "polynomial")
 
 
 def _shortened(vectors: np.ndarray | float) -> np.ndarray:

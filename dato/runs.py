@@ -64,7 +64,7 @@ class Run:
 
     @property
     def failures(self) -> int:
-        """How many candidates gave images that are not finite."""
+        """How many candidates could not be judged."""
         return sum(not math.isfinite(point.quality) for point in self.history)
 
     def strip(self, schedule: Schedule) -> ImageFile | None:

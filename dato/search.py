@@ -74,10 +74,10 @@ DEPTH_PRESETS = {
         forecast="aligned",
         scheduler="dpm++2m",
         guidance_scale=3.0,
-        images=4,
+        images=8,
         race=2,
         pop_size=24,
-        generations=5,
+        generations=3,
         crossover=None,
         mutation=None,
         alphabet=(0, 1, 2, 3),
@@ -103,7 +103,9 @@ DEPTH_PRESETS = {
 }
 # Of steps, orders and sampler a search of ratios takes those of the front.
 RATIO_PRESETS = {
-    "quick": replace(DEPTH_PRESETS["quick"], pop_size=16, alphabet=(0, 0.3, 0.5, 0.7)),
+    "quick": replace(
+        DEPTH_PRESETS["quick"], images=4, pop_size=16, generations=5, alphabet=(0, 0.3, 0.5, 0.7), advised=False
+    ),
     "paper": replace(
         DEPTH_PRESETS["paper"],
         images=16,

@@ -125,6 +125,25 @@ class DepthSpace:
         new[self.heads :] = resampled[self.heads :]
         return new
 
+    @property
+    def can_be_planned(self) -> bool:
+        """Whether `dato.planning` has plans of this space: a Chebyshev forecast reads all of the past."""
+        return self.forecast != "chebyshev" or not any(self.orders)
+
+    @property
+    def kinds(self) -> list[float]:
+        """The ratios with which a seed is tried: none, and a middle one of those there are to choose from."""
+        return [0.0] if len(self.ratios) == 1 else [0.0, self.ratios[len(self.ratios) // 2]]
+
+    def also_pruned(self, schedules: Sequence[Schedule]) -> list[Schedule]:
+        """These schedules, and where there are ratios to choose from each once more with a middle one throughout."""
+        found = []
+        for ratio in self.kinds:
+            for schedule in schedules:
+                ratios = [ratio if depth and call else 0.0 for call, depth in enumerate(schedule.depths)]
+                found.append(replace(schedule, ratios=ratios, pruning=self.pruning))
+        return list(dict.fromkeys(found))
+
     def initial(self, count: int, rng: np.random.Generator, seeds: Sequence[Schedule]) -> np.ndarray:
         """(count or more, n) genes to begin with: all seeds, then one of them with a stretch of another.
 

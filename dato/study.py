@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from dato.environment import versions
 from dato.errors import DatoError
 from dato.evaluation import Evaluator, Stock
 from dato.files import write_atomic
@@ -26,12 +28,14 @@ from dato.judgement import FORMAT, VERSION, Judgement, check_header
 from dato.latency import LatencyTable
 from dato.probes import measure_table
 from dato.pruning import Pruning
-from dato.racing import rivals_of
+from dato.racing import Rival, rivals_of
 from dato.samplers import num_calls
 from dato.schedule import Schedule
 from dato.sensing import final_latent, measure_sensitivity
 from dato.sensitivity import Sensitivity
 from dato.workers import Judges
+
+LIBRARIES = ("dato", "torch", "diffusers", "transformers", "pymoo", "numpy")
 
 
 class Study:
@@ -48,6 +52,7 @@ class Study:
         judged: All judgements, by schedule, in the order in which they were made.
         replayed: How many of them came from the journal.
         torn: Whether the journal's last line was torn, and dropped.
+        other_versions: Libraries that have changed since the journal was begun: name -> what was and what is.
 
     Raises:
         DatoError: if the journal cannot be read or written, or holds another kind of search.
@@ -62,8 +67,11 @@ class Study:
         self._floor: float | None = None
         self.table: LatencyTable | None = None
         self._point: Point | None = None
-        self._models: list[tuple[list[int], Sensitivity, Any]] = []
+        self._models: list[tuple[list[int], Sensitivity | None, Any]] = []
         self._timed: list[tuple[Any, list[Point]]] = []
+        self.other_versions: dict[str, str] = {}
+        self._told: dict[Schedule, Judgement] = {}  # what the search was told since it began or began again
+        self._stored = False
         self._rungs, self._pruning = 0, Pruning()
 
     def begin(
@@ -96,6 +104,7 @@ class Study:
             "pruning": pruning.to_dict(),
             "options": dict(options),
             "settings": json.loads(json.dumps(settings)),  # as they come back from the file
+            "versions": versions(*LIBRARIES),
         }
         if not self.journal.entries:
             self.journal.append(header)
@@ -107,23 +116,30 @@ class Study:
         differing = [f"{name}: {_short(a)} there, {_short(b)} here" for name, a, b in _differences(old, new)]
         if differing:
             raise DatoError(f"{self.folder.path} was begun with other settings ({'; '.join(differing)})")
+        self.other_versions = {
+            name: f"{old} there, {header['versions'][name]} here"
+            for name, old in first.get("versions", {}).items()
+            if header["versions"].get(name) != old
+        }
         for entry in others:
             self._take(entry)
         self.replayed = len(self.judged)
         if self._point is not None and (stock := self._stored_stock(self._point)) is not None:
-            self.judges.stock = stock
+            self.judges.stock, self._stored = stock, True
 
     @property
     def stock(self) -> Stock:
-        """Stock; generated and written down when it is first asked for."""
-        stock = self.judges.stock
-        if self._point is None:
-            self._point = stock.point
-            # The images first: a journal that speaks of stock has them.
-            write_atomic(self.folder.stock, save({"images": stock.images.contiguous()}))
-            write_atomic(self.folder.sample(stock.point.schedule), stock.sample)
-            self.journal.append({"stock": stock.point.to_dict()})
-        return stock
+        """Stock; generated and written down when it is first asked for, or where its images were lost."""
+        if not self._stored:
+            stock = self.judges.stock
+            self._write(self.folder.stock, save({"images": stock.images.contiguous()}))
+            self._write(self.folder.sample(stock.point.schedule), stock.sample)
+            if self._point is None:
+                self._point = stock.point
+                self.journal.append({"stock": stock.point.to_dict()})
+            self.judges.stock = replace(stock, point=self._point)
+            self._stored = True
+        return self.judges.stock
 
     def measured_table(self, schedules: Sequence[Schedule], progress: Any = None) -> LatencyTable:
         """The journal's latency table; where it has none, it is measured for these schedules' calls."""
@@ -145,23 +161,31 @@ class Study:
             steps: Of the sampler; the reference's are measured in any case, and the others read off it.
             depths: To know.
             prompts: To measure on; None: the first of those that candidates are judged by.
+
+        Returns:
+            The models; none if what was measured is not finite.
         """
         key = [*steps, 0, *depths]
         if key not in [known for known, _, _ in self._models]:
             model, finals = self.judges.ask(_measure_sensitivity, steps, depths, prompts)
-            self.journal.append({"sensitivity": model.to_dict(), "finals": finals, "of": key})
-            # As it will come back from the file, where numbers are rounded.
-            self._models.append((key, Sensitivity.from_dict(model.to_dict()), finals))
+            try:
+                # As it will come back from the file, where numbers are rounded.
+                model = Sensitivity.from_dict(data := model.to_dict())
+            except DatoError:
+                model, data = None, None  # half precision may overflow where a cache is too old
+            self.journal.append({"sensitivity": data, "finals": finals if data else [], "of": key})
+            self._models.append((key, model, finals))
         model, finals = next((model, finals) for known, model, finals in self._models if known == key)
-        return self.judges.ask(_models_of, model, finals)
+        return [] if model is None else self.judges.ask(_models_of, model, finals)
 
     def __call__(self, schedules: Sequence[Schedule], race: bool = False) -> Iterator[Point]:
         """Yield the points of these schedules, in their order, each as soon as it and those before it are judged.
 
         Args:
             schedules: What is asked for.
-            race: Whether candidates that are surely dominated may be given up early. Their rivals are the points
-                judged before this call, so it makes no difference in which order workers finish.
+            race: Whether candidates that are surely dominated may be given up early. Their rivals are among the points
+                that were handed on before this call, so that neither the order in which workers finish makes a
+                difference, nor what a journal already knows.
         """
         self.stock  # noqa: B018  it comes first, whoever asks
         rivals = self._rivals() if race else ()
@@ -170,6 +194,7 @@ class Study:
         for schedule in schedules:
             while schedule not in self.judged:
                 self._keep(next(arriving))
+            self._told[schedule] = self.judged[schedule]
             yield self.judged[schedule].point
 
     def retime(
@@ -187,13 +212,20 @@ class Study:
         return stock, timed
 
     def _keep(self, judgement: Judgement) -> None:
-        if judgement.sample is not None:
-            write_atomic(self.folder.sample(judgement.schedule), judgement.sample)
         self.journal.append(judgement.to_dict())
         self.judged[judgement.schedule] = judgement
+        if judgement.sample is not None:
+            self._write(self.folder.sample(judgement.schedule), judgement.sample)
 
-    def _rivals(self) -> tuple:
-        whole = {s: j for s, j in self.judged.items() if len(j.per_image) == len(self.stock.images)}
+    def _write(self, path: Path, data: bytes) -> None:
+        try:
+            write_atomic(path, data)
+        except DatoError as error:
+            reason = str(error).partition(";")[0]
+            raise DatoError(f"{reason}; make room, then --resume {self.folder.path}") from None
+
+    def _rivals(self) -> tuple[Rival, ...]:
+        whole = {s: j for s, j in self._told.items() if len(j.per_image) == len(self.stock.images)}
         front = non_dominated(j.point for j in whole.values() if self._floor is None or j.point.quality >= self._floor)
         return rivals_of([(point.latency_ms, whole[point.schedule].per_image) for point in front])
 
@@ -203,7 +235,7 @@ class Study:
         elif "latency_table" in entry:
             self.table = LatencyTable.from_dict(entry["latency_table"])
         elif "sensitivity" in entry:
-            model = Sensitivity.from_dict(entry["sensitivity"])
+            model = None if entry["sensitivity"] is None else Sensitivity.from_dict(entry["sensitivity"])
             self._models.append((entry["of"], model, [tuple(final) for final in entry["finals"]]))
         elif "timed" in entry:
             points = [

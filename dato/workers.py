@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
@@ -248,27 +248,41 @@ class RayJudges:
             import ray
         except ImportError:
             raise DatoError("--workers and --ray-address need Ray: pip install 'dato[ray]'") from None
-        self._ray, self._recipe = ray, recipe
         gpu = torch.device(recipe.device).type == "cuda"
+        # A worker sees one GPU, whichever it is.
+        self._ray, self._recipe = ray, replace(recipe, device="cuda") if gpu else recipe
         cores = os.cpu_count() or 1
         self._threads = None if gpu else max(1, cores // workers)
+        # Without an address Ray would look for a cluster by itself, and not take what this machine is to have.
         local = {} if address else {"num_cpus": max(cores, workers), "include_dashboard": False}
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+            ray.init(address=address or "local", log_to_driver=False, logging_level="error", **local)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise DatoError(f"--ray-address {address}: {reason}") from None
-        there = ray.cluster_resources().get("GPU", 0)
-        if gpu and there < workers:
+            raise DatoError(f"{f'--ray-address {address}' if address else 'Ray'}: {reason}") from None
+        self._lost = (
+            ray.exceptions.RayActorError,
+            ray.exceptions.OutOfMemoryError,
+            ray.exceptions.NodeDiedError,
+        )
+        try:
+            there = ray.cluster_resources().get("GPU", 0)
+            if gpu and there < workers:
+                raise DatoError(f"--workers {workers}: there are {there:g} GPUs; give fewer, or --device cpu")
+            needs = {"num_gpus": 1} if gpu else {"num_cpus": self._threads}
+            self._actor = ray.remote(**needs)(Worker)
+            self._workers = [self._start() for _ in range(workers)]
+            self._starting: dict[Any, int] = {}  # what tells that a worker is there again -> which
+            self._stock: Stock | None = None
+            self._table: LatencyTable | None = None
+            self._share()
+            self.facts = self._get(self._workers[0].facts.remote())
+        except self._lost as error:
             ray.shutdown()
-            raise DatoError(f"--workers {workers}: there are {there:g} GPUs")
-        needs = {"num_gpus": 1} if gpu else {"num_cpus": self._threads}
-        self._actor = ray.remote(**needs)(Worker)
-        self._workers = [self._start() for _ in range(workers)]
-        self._known = ray.put(Known())
-        self._stock: Stock | None = None
-        self._table: LatencyTable | None = None
-        self.facts = self._get(self._workers[0].facts.remote())
+            raise DatoError(f"a worker died while it loaded {recipe.model}: {_first_line(error)}") from None
+        except BaseException:
+            ray.shutdown()
+            raise
 
     def _start(self) -> Any:
         return self._actor.remote(self._recipe, self._threads)
@@ -311,15 +325,16 @@ class RayJudges:
         for attempt in range(DEATHS):
             try:
                 return self._get(self._workers[0].ask.remote(self._known, function, *arguments))
-            except self._ray.exceptions.RayActorError:
+            except self._lost as error:
                 if attempt + 1 == DEATHS:
-                    raise
+                    raise DatoError(f"{DEATHS} workers were lost, one after the other: {_first_line(error)}") from None
                 self._workers[0] = self._start()
         raise AssertionError
 
     def judge(self, schedules: Sequence[Schedule], rivals: Sequence[Rival] = ()) -> Iterator[Judgement]:
         """See `Judges`."""
-        waiting, idle = deque(schedules), deque(range(len(self._workers)))
+        waiting = deque(schedules)
+        idle = deque(set(range(len(self._workers))) - set(self._starting.values()))
         running: dict[Any, tuple[int, Schedule]] = {}
         deaths: Counter[Schedule] = Counter()
         while waiting or running:
@@ -327,25 +342,44 @@ class RayJudges:
                 worker, schedule = idle.popleft(), waiting.popleft()
                 reference = self._workers[worker].judge.remote(self._known, schedule, rivals)
                 running[reference] = worker, schedule
-            [ready], _ = self._ray.wait(list(running), num_returns=1)
+            # One that is to replace a lost worker gets work when it is there: its machine may never come back.
+            [ready], _ = self._ray.wait([*running, *self._starting], num_returns=1)
+            if ready in self._starting:
+                idle.append(self._restarted(ready))
+                continue
             worker, schedule = running.pop(ready)
             try:
                 judgement = self._get(ready)
-            except self._ray.exceptions.RayActorError:
-                self._workers[worker] = self._start()
+            except self._lost:
+                self._restart(worker)
                 deaths[schedule] += 1
-                if deaths[schedule] < DEATHS:
-                    waiting.appendleft(schedule)
-                    judgement = None
+                if deaths[schedule] == DEATHS:
+                    yield failed(schedule, f"{DEATHS} workers did not survive it", 0)
                 else:
-                    judgement = failed(schedule, f"{DEATHS} workers did not survive it", 0)
+                    waiting.appendleft(schedule)
+                continue
             idle.append(worker)
-            if judgement is not None:
-                yield judgement
+            yield judgement
+
+    def _restart(self, worker: int) -> None:
+        self._workers[worker] = self._start()
+        self._starting[self._workers[worker].facts.remote()] = worker
+
+    def _restarted(self, ready: Any) -> int:
+        worker = self._starting.pop(ready)
+        try:
+            self._get(ready)
+        except self._lost as error:
+            raise DatoError(f"a worker died again while it loaded {self._recipe.model}: {_first_line(error)}") from None
+        return worker
 
     def close(self) -> None:
         """See `Judges`."""
         self._ray.shutdown()
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _stock_of(evaluator: Evaluator) -> Stock:

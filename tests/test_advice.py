@@ -13,6 +13,7 @@ from dato.comparison import Account
 from dato.evaluation import Evaluator
 from dato.folder import Folder
 from dato.hypervolume import Scale, by_evaluation
+from dato.latency import LatencyTable, call_kinds
 from dato.sampling import Sampling
 from dato.search import DEPTH_PRESETS, search
 from dato.space import DepthSpace
@@ -57,13 +58,25 @@ def test_plans_are_of_the_space_and_better_than_regular_schedules_of_their_cost(
     assert 4 <= len(plans) <= 12 and len(set(plans)) == len(plans)
     assert all(SPACE.encode(schedule) is not None for schedule in plans)
     for order in (0, 1):
-        own = [s for s in plans if s.orders[0] == order or set(s.depths) == {12}]
+        own = [s for s in plans if s.orders[0] == order]
         guesses = sorted((advice.guess(s) for s in own), key=lambda guess: guess[1])
         assert len(own) >= 3 and all(a[1] < b[1] and a[0] < b[0] for a, b in pairwise(guesses))
     for regular in (Schedule.uniform(6, 2, 1), Schedule.uniform(6, 3, 0), Schedule.full(4)):
         quality, latency = advice.guess(regular)
         every = [advice.guess(schedule) for schedule in advice.plans(SPACE, 1000)]
         assert any(q >= quality - 1e-6 and ms <= latency + 1e-6 for q, ms in every)
+
+
+@pytest.mark.parametrize("orders", [(0, 2), (0, 1, 2)])
+@pytest.mark.parametrize("forecast", ["polynomial", "aligned"])
+def test_the_table_of_a_space_prices_all_that_is_planned_in_it(known, orders, forecast):
+    _, _, advice = known
+    space = DepthSpace([6], 12, [0, 1], orders, forecast)
+    prices = {kind: 1.0 + kind.depth for example in space.examples() for kind in call_kinds(example)}
+    table = LatencyTable(12, prices, stock=13.0, per_call=0.1, per_image=1.0)
+    plans = Advice(advice.models, table).plans(space, 9)
+    assert {schedule.orders[0] for schedule in plans} == set(orders)
+    assert not DepthSpace([6], 12, [0, 1], (0, 1), "chebyshev").can_be_planned
 
 
 def test_guesses_rank_as_images_do_and_are_learnt_from_them(known):
@@ -119,6 +132,26 @@ def test_an_account_charges_a_search_for_what_it_would_have_spent_alone(known, m
     assert not judged and again.calls == pytest.approx(alone.calls)
     curve = alone.curve(Scale(10.0, 100.0))
     assert [volume for _, volume in curve] == sorted(volume for _, volume in curve)
+
+
+def test_a_model_that_is_not_finite_is_noted_and_done_without(known, tmp_path, monkeypatch):
+    _, _, advice = known
+    broken = replace(advice.models[0], weights=advice.models[0].weights * math.nan)
+    monkeypatch.setattr("dato.study.measure_sensitivity", lambda *arguments: broken)
+    monkeypatch.setattr("dato.study.final_latent", lambda *arguments: np.zeros(128))
+    for _ in range(2):  # and once more from the journal
+        study = opened(tmp_path)
+        assert study.sensitivity([4, 6], [0, 1]) == []
+        study.close()
+
+
+def test_seeds_of_a_joint_search_are_tried_with_pruning_too():
+    space = DepthSpace([6], 12, [0, 1], ratios=[0.3, 0.5, 0.7], pruning=Pruning(recover_from="past"))
+    plain = Schedule.uniform(6, 3, 0)
+    seeds = space.also_pruned([plain, Schedule.uniform(6, 2, 1)])
+    assert len(seeds) == 4 and all(space.encode(seed) is not None for seed in seeds)
+    assert seeds[2].ratios == (0, 0, 0, 0.5, 0, 0) and seeds[3].ratios == (0, 0.5, 0.5, 0.5, 0.5, 0.5)
+    assert DepthSpace([6], 12, [0, 1]).also_pruned([plain]) == [plain]
 
 
 def test_hypervolume_ends_at_the_share_of_time_that_counts():

@@ -90,6 +90,13 @@ def test_2_search_ratios_on_top(run, folder, monkeypatch):
     assert searched <= {depth.knee().schedule.depths}
 
 
+def test_2a_a_search_of_ratios_is_gone_on_with_from_anywhere(run, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, printed, errors = run("search/search_ratio.py", "--resume", folder / "runs" / "ratio-1", "--quiet")
+    assert code == 0, errors
+    assert "ratio-1" in printed
+
+
 def test_2b_a_distance_is_given_as_the_field_writes_it(run, folder, monkeypatch):
     monkeypatch.chdir(folder)
     options = ("--steps", 3, "--quality", "frechet", "--min-quality", 1e6, "--out", "runs/frechet")
@@ -210,7 +217,7 @@ def test_a_stopped_search_writes_the_front_so_far_and_is_gone_on_with(run, folde
     monkeypatch.setattr(Evaluator, "judge", counted)
     monkeypatch.setattr(command, "search", stopped)
     code, printed, errors = run("search/search_depth.py", *SMALL, "--steps", 3, "--out", "runs/cut")
-    assert code == 130 and printed == "" and "Stopping after this candidate" in errors
+    assert code == 130 and printed == "" and "runs/cut/pareto.json is the front so far" in " ".join(errors.split())
     assert "python search/search_depth.py --resume runs/cut" in " ".join(errors.split())
     early = load_front("runs/cut/pareto.json")
     assert early.conditions["search"]["finished"] is False and len(judged) == len(set(judged))
@@ -366,6 +373,7 @@ BAD = [
         "height must be a multiple of 8",
     ),
     ("scripts/generate.py", ("--strategy", "[/x]", "rose"), "no shipped strategy '[/x]'"),
+    ("search/search_depth.py", ("--min-quality", "nan"), "--min-quality nan: give a finite number"),
     ("search/search_joint.py", ("--ratios", "0,0.9"), "ratios go from 0 to 0.75"),
     ("search/search_joint.py", ("--workers", "2", "--ray-address", "127.0.0.1:1"), "--ray-address 127.0.0.1:1"),
     ("scripts/compare_searches.py", ("--methods", "magic"), "unknown search 'magic'"),

@@ -1,5 +1,6 @@
 """Journals and studies: whatever kills a search, what it paid for is there, and it goes on as if nothing had been."""
 
+import json
 import os
 import random
 import signal
@@ -35,6 +36,7 @@ class ToyJudges:
 
     def __init__(self, pause=0.0, images=4):
         self.asked, self.pause, self.images = [], pause, images
+        self.rivals = {}
         point = Point(Schedule.full(13), 100.0, 130.0, 1.0, {"measured_ms": 130.0})
         self.stock = Stock(point, torch.zeros(images, 3, 2, 2), b"stock")
 
@@ -43,6 +45,7 @@ class ToyJudges:
         for schedule in reversed(schedules):
             time.sleep(self.pause)
             self.asked.append(schedule)
+            self.rivals[schedule] = rivals
             if schedule.depths.count(12) == 3:
                 yield failed(schedule, "out of memory", 2)
                 continue
@@ -164,13 +167,16 @@ def test_a_failed_candidate_is_never_on_the_front_and_the_search_goes_on(tmp_pat
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 9, 20])
 def test_what_was_not_reached_is_judged_and_nothing_else(tmp_path, cut):
-    points, study = run(tmp_path / "whole", ToyJudges())
+    whole = ToyJudges()
+    points, study = run(tmp_path / "whole", whole)
     lines = (tmp_path / "whole" / "journal.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "journal.jsonl").write_bytes(b"".join(lines[:cut]) + lines[cut][:-7])
     judges = ToyJudges()
     again, resumed = run(tmp_path / "cut", judges)
     assert again == points and resumed.torn
+    # They race against whom they would have raced, though the journal knows more of their own generation already.
+    assert judges.rivals.items() <= whole.rivals.items() and any(whole.rivals.values())
     known = sum(b'"judged"' in line or b'"failed"' in line for line in lines[:cut])
     assert resumed.replayed == known and len(judges.asked) == len(study.judged) - known
 
@@ -201,6 +207,32 @@ def test_twenty_kills_leave_a_whole_journal_and_the_same_front(tmp_path):
     assert study.replayed > 0
 
 
+def test_a_full_disk_at_a_sample_says_how_to_go_on_and_keeps_the_judgement(tmp_path, monkeypatch):
+    def full(path, data):
+        raise DatoError(f"cannot write {path}: No space left on device; choose another place with --out")
+
+    study = begun(tmp_path, ToyJudges())
+    assert study.stock
+    monkeypatch.setattr("dato.study.write_atomic", full)
+    with pytest.raises(DatoError, match="No space left on device; make room, then --resume"):
+        list(study([Schedule.uniform(13, 2, 1)]))
+    study.close()
+    again = begun(tmp_path, ToyJudges())
+    assert again.replayed == 1
+    again.close()
+
+
+def test_other_versions_of_libraries_are_named(tmp_path):
+    begun(tmp_path, ToyJudges()).close()
+    path = tmp_path / "journal.jsonl"
+    header = json.loads(path.read_text())
+    header["versions"]["torch"] = "1.0"
+    path.write_text(json.dumps(header) + "\n")
+    study = begun(tmp_path, ToyJudges())
+    assert list(study.other_versions) == ["torch"] and study.other_versions["torch"].startswith("1.0 there, ")
+    study.close()
+
+
 def test_a_journal_of_other_settings_is_refused_by_name(tmp_path):
     run(tmp_path, ToyJudges())
     with pytest.raises(DatoError, match=r"other settings \(search.seed: 0 there, 1 here\)"):
@@ -229,9 +261,10 @@ def test_stock_comes_from_the_journal_and_is_made_again_where_its_images_are_los
     assert second.stock.point.latency_ms == 130 and other.stock.sample == b"stock"
     second.close()
     Folder(tmp_path).stock.write_bytes(b"broken")
-    third = begun(tmp_path, ToyJudges())
-    assert third.stock.images.shape == (4, 3, 2, 2)
+    third = begun(tmp_path, other)
+    assert third.stock.images.shape == (4, 3, 2, 2) and third.stock.point.latency_ms == 130
     third.close()
+    assert Folder(tmp_path).stock.read_bytes() != b"broken"
 
 
 @pytest.mark.parametrize(

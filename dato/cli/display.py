@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -33,6 +34,9 @@ class Display:
 
     def note(self, text: str) -> None:
         """Something worth knowing."""
+
+    def urgent(self, text: str) -> None:
+        """Something to be said from within a signal handler."""
 
     @contextlib.contextmanager
     def status(self, text: str) -> Iterator[Callable[[float, float], None]]:
@@ -100,6 +104,10 @@ class Live(Display):
     def note(self, text: str) -> None:
         """See `Display`."""
         err.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def urgent(self, text: str) -> None:
+        """See `Display`. It goes past all buffers, whose owners a signal may have interrupted."""
+        os.write(2, f"\n{text}\n".encode())
 
     @contextlib.contextmanager
     def status(self, text: str) -> Iterator[Callable[[float, float], None]]:

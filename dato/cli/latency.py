@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
+import torch
 import typer
 
-from dato.cli import options as opt
 from dato.errors import DatoError
 from dato.front import Point
 from dato.latency_check import Pair, TableCheck
@@ -15,7 +15,8 @@ from dato.latency_check import Pair, TableCheck
 MODES = ("auto", "table", "measured")
 # What a front's conditions say.
 HOW = {
-    "measured": "end to end per image, median over batches; front, references and stock timed again in turn",
+    "measured": "end to end per image, median over batches, scaled by a short stock generation before each candidate; "
+    "front, references and stock then timed in turn",
     "table": "end to end per image, predicted by latency_table; front, references and stock then timed in turn",
 }
 
@@ -28,12 +29,12 @@ Latency = Annotated[
 ]
 
 
-def mode_of(name: str, device: str) -> str:
+def mode_of(name: str, device: torch.device) -> str:
     """The mode that `--latency` means on this device. Raises DatoError for an unknown one."""
     if name not in MODES:
         raise DatoError(f"--latency {name!r}: known are {', '.join(MODES)}")
     if name == "auto":
-        return "measured" if opt.device_of(device).type == "cuda" else "table"
+        return "measured" if device.type == "cuda" else "table"
     return name
 
 

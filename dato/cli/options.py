@@ -33,13 +33,19 @@ Guidance = Annotated[
 ]
 Height = Annotated[int | None, typer.Option(min=16, help="Image height in pixels.", show_default="the model's own")]
 Width = Annotated[int | None, typer.Option(min=16, help="Image width in pixels.", show_default="the model's own")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one.")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16; auto: float16 on a GPU, float32 elsewhere.")]
 Seed = Annotated[int, typer.Option(min=0, help="Fixes the noise of the images and everything random in the search.")]
 
 
-def device_of(name: str) -> torch.device:
-    """The device that a name means. Raises DatoError if this machine has none such."""
+def device_of(name: str, elsewhere: bool = False) -> torch.device:
+    """The device that a name means; of workers `elsewhere` auto is a GPU.
+
+    Raises:
+        DatoError: if this machine, should it be here, has none such.
+    """
+    if elsewhere and name in ("auto", "cpu", "cuda"):
+        return torch.device("cpu" if name == "cpu" else "cuda")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -6,9 +6,11 @@ import contextlib
 import hashlib
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+import torch
 
 from dato.advice import Advice
 from dato.cli.display import Display
@@ -17,6 +19,7 @@ from dato.environment import versions
 from dato.errors import DatoError
 from dato.folder import Folder
 from dato.front import Front, Point, non_dominated
+from dato.latency import is_stock
 from dato.pruning import Pruning
 from dato.quality import METRICS, shown
 from dato.schedule import Schedule
@@ -133,9 +136,13 @@ def run(order: Order, display: Display) -> tuple[Front, bool]:
         stack.callback(study.close)
         # Where times are measured, those of another machine would not compare.
         machine = {"hardware": facts.hardware} if order.timing == "measured" else {}
+        machine["device"] = torch.device(order.recipe.device).type
         study.begin(order.kind, order.options, {**conditions, **machine}, plan.pruning, order.floor)
         if study.torn:
             display.note("The journal's last line was torn, as by a crash; that candidate is judged again.")
+        if study.other_versions:
+            changed = ", ".join(f"{name}: {change}" for name, change in study.other_versions.items())
+            display.note(f"warning: libraries have changed since the search was begun ({changed})")
         if study.replayed:
             display.note(f"Going on with {order.folder.path}: {study.replayed} candidates are known.")
         stopping = stack.enter_context(_stop_on_signals(display))
@@ -147,7 +154,7 @@ def run(order: Order, display: Display) -> tuple[Front, bool]:
 def _search(
     order: Order, plan: Plan, study: Study, display: Display, stopping: Callable[[], bool], conditions: dict[str, Any]
 ) -> tuple[Front, bool]:
-    advised = order.preset.advised and isinstance(plan.space, DepthSpace)
+    advised = order.preset.advised and isinstance(plan.space, DepthSpace) and plan.space.can_be_planned
     if order.timing == "table" or advised:
         with display.status("Measuring the latency table") as progress:
             table = study.measured_table([*plan.space.examples(), *plan.references.values()], progress)
@@ -161,20 +168,23 @@ def _search(
     seeds, adviser = plan.seeds, None
     if advised:
         advice = _advice(plan, study, display)
-        planned = advice.plans(plan.space, order.preset.pop_size)
-        seeds = list(dict.fromkeys([*planned, *seeds]))[: order.preset.pop_size]
-        # What pruning does to images the models do not know: there they plan the depths to begin with.
-        adviser = advice if len(plan.space.ratios) == 1 else None
+        if advice is not None:
+            seeds = plan.space.also_pruned(advice.plans(plan.space, order.preset.pop_size // len(plan.space.kinds)))
+            # What pruning does to images the models do not know: there they plan the depths to begin with.
+            adviser = advice if len(plan.space.ratios) == 1 else None
+    if stopping():
+        raise KeyboardInterrupt
     searched: list[Schedule] = []
 
-    def best() -> tuple[Point, ...]:
-        known = dict.fromkeys([*plan.references.values(), *searched])
-        every = [study.judged[schedule].point for schedule in known if schedule in study.judged]
+    def best(known: Iterable[Schedule]) -> tuple[Point, ...]:
+        # Stock is what the front is compared with; on it, its equality with itself would outshine all others.
+        unique = [s for s in dict.fromkeys(known) if not (is_stock(s) and len(s) == study.judges.facts.calls)]
+        every = [study.judged[schedule].point for schedule in unique if schedule in study.judged]
         return non_dominated(_feasible(every, order.floor)) or non_dominated(every)
 
     def show(point: Point) -> None:
         new = list(study.judged.values())[study.replayed :]
-        display.judged(point, best(), sum(judgement.images for judgement in new))
+        display.judged(point, best([*plan.references.values(), *searched]), sum(judgement.images for judgement in new))
 
     preset, finished = order.preset, True
     with display.running():
@@ -194,7 +204,8 @@ def _search(
                 if stopping():
                     finished = False
                     break
-        found = best()
+        # Where a search was stopped while it went through its journal again, that holds more than it has reached.
+        found = best([*plan.references.values(), *searched] if finished else study.judged)
         if not found:
             raise DatoError(_nothing(study))
         again = {point.schedule: point for point in found}
@@ -203,7 +214,17 @@ def _search(
                 again.setdefault(schedule, study.judged[schedule].point)
         rounds = order.rounds if finished else 0
         display.phase("Timing side by side", rounds * (1 + len(again)))
-        baseline, points = study.retime(again, rounds, display.advance)
+
+        def advance() -> None:
+            display.advance()
+            if stopping():
+                raise _Stopped
+
+        try:
+            baseline, points = study.retime(again, rounds, advance)
+        except _Stopped:
+            finished, rounds = False, 0
+            baseline, points = study.retime(again, rounds, advance)
     if order.floor is not None and found[-1].quality < order.floor:
         best_quality = shown(METRICS[order.recipe.metrics[0]], found[-1].quality)
         display.note(f"warning: no schedule reached --min-quality; the best has {best_quality:g}")
@@ -232,11 +253,18 @@ def _search(
     return front, finished
 
 
-def _advice(plan: Plan, study: Study, display: Display) -> Advice:
-    """What the sensitivity models, one for each length, have to say."""
+class _Stopped(Exception):
+    """The user has stopped the final timing."""
+
+
+def _advice(plan: Plan, study: Study, display: Display) -> Advice | None:
+    """What the sensitivity models, one for each length, have to say; None if they could not be measured."""
     space, steps_of = plan.space, study.judges.facts.steps_of
     with display.status("Measuring the sensitivity model"):
         models = study.sensitivity([steps_of[calls] for calls in space.calls], space.depths[:-1])
+    if not models:
+        display.note("The sensitivity model is not finite in this dtype: going on without it.")
+        return None
     advice = Advice(models, study.table)
     display.note(f"Sensitivity model: measured with {advice.unet_calls:.0f} UNet calls of one image.")
     return advice
@@ -247,8 +275,6 @@ def _feasible(points: Sequence[Point], floor: float | None) -> list[Point]:
 
 
 def _nothing(study: Study) -> str:
-    if not study.judged:
-        return f"stopped before a candidate was judged; go on with --resume {study.folder.path}"
     reason = next(iter(study.judged.values())).failure
     return f"no schedule could be judged ({reason}); images that are not finite need --dtype float32 or bfloat16"
 
@@ -263,7 +289,7 @@ def _stop_on_signals(display: Display) -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        display.note("Stopping after this candidate; Ctrl-C once more stops at once.")
+        display.urgent("Stopping after this candidate; Ctrl-C once more stops at once.")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from dato import emoji_sd
@@ -49,6 +51,8 @@ def _take_up(ctx: typer.Context, folder: Path | None) -> Path | None:
     entries, _ = read_entries(path)
     check_header(entries[0] if entries else None, path)
     kind = entries[0]["command"]
+    if f"search {kind}" not in opt.SCRIPTS:
+        raise DatoError(f"{path} is the journal of {kind!r}, no search that can be gone on with")
     if f"search_{kind}" != ctx.command.callback.__name__:
         raise DatoError(f"{folder} holds a search of {kind}: go on with {opt.command_line(f'search {kind}')}")
     ctx.default_map = {k: v for k, v in entries[0]["options"].items() if v is not None}
@@ -102,7 +106,9 @@ Resume = Annotated[
 Workers = Annotated[
     int, typer.Option(min=1, help="GPUs (or shares of a CPU) that judge candidates at the same time; above 1 with Ray.")
 ]
-RayAddress = Annotated[str | None, typer.Option(help="A Ray cluster, as auto or ray://host:10001.")]
+RayAddress = Annotated[
+    str | None, typer.Option(help="A Ray cluster, as auto or ray://host:10001; --device auto is a GPU there.")
+]
 Race = Annotated[
     int | None,
     typer.Option(
@@ -319,7 +325,9 @@ def search_ratio(
     """
     o = SimpleNamespace(**ctx.params)
     source = str(_newest_run()) if o.depths is None else o.depths
-    ctx.params["depths"] = source if load_front(source) and not Path(source).exists() else str(Path(source).resolve())
+    if Path(source).exists():
+        source = str(Path(source).resolve())
+    ctx.params["depths"] = source
     base = load_front(source)
     found = base.conditions
     points = base.points if o.pick is None else (opt.pick_point(base, o.pick),)
@@ -334,12 +342,13 @@ def search_ratio(
         generations=o.generations,
         race=o.race,
     )
+    _finite("--min-quality", o.min_quality)
     alphabet = opt.numbers("--ratios", o.ratios, float) or list(chosen.alphabet)
     pruning = _pruning(o, chosen)
     space = RatioSpace([point.schedule for point in points], alphabet, pruning)
     name = o.model or found.get("model", EMBEDDED)
     texts = _prompts_of(found, o.prompts, name, chosen.images)
-    timing = mode_of(o.latency, o.device)
+    timing = mode_of(o.latency, _device(o))
     folder = _folder(o, "ratio")
     size = found.get("height"), found.get("width")
     sampling = Sampling(reference, chosen.guidance_scale, *size, o.seed, o.batch_size or found.get("batch_size", 2))
@@ -368,7 +377,7 @@ def search_ratio(
             "depths_sha256": hashlib.sha256(content.encode()).hexdigest(),
             "pick": o.pick,
         }
-        return Plan(space, *_with_pruning(known, [], pruning), pruning, settings)
+        return Plan(space, _with_pruning(known, pruning), [], pruning, settings)
 
     front = _run(ctx, o, "ratio", folder, recipe, chosen, plan, timing)
     _finish(o, front, folder, [])
@@ -396,9 +405,11 @@ def _search_calls(ctx: typer.Context, kind: str, ratios: str | None) -> None:
     shares = opt.numbers("--ratios", ratios, float) or (list(RATIO_PRESETS[o.preset].alphabet) if joint else [0.0])
     if o.model != EMBEDDED and o.prompts is None:
         raise DatoError(f"give --prompts FILE for {o.model}: the prompts that are built in are {EMBEDDED}'s")
+    _finite("--min-quality", o.min_quality)
+    _finite("--guidance-scale", o.guidance_scale)
     texts = read_prompts(o.prompts, chosen.images)
     pruning = _pruning(o, chosen) if joint else Pruning()
-    timing = mode_of(o.latency, o.device)
+    timing = mode_of(o.latency, _device(o))
     folder = _folder(o, kind)
     size = o.height, o.width
     sampling = Sampling(o.reference_steps or max(chosen.steps), chosen.guidance_scale, *size, o.seed, o.batch_size)
@@ -409,7 +420,7 @@ def _search_calls(ctx: typer.Context, kind: str, ratios: str | None) -> None:
         lengths = [facts.calls_of[count] for count in chosen.steps]
         space = DepthSpace(lengths, facts.rungs, alphabet, chosen.orders, chosen.forecast, shares, pruning)
         known = references(facts.steps_of, facts.calls, facts.rungs)
-        begin = seeds(lengths, facts.rungs, chosen.orders, chosen.forecast, chosen.pop_size)
+        regular = seeds(lengths, facts.rungs, chosen.orders, chosen.forecast, chosen.pop_size // len(space.kinds))
         settings = {
             "preset": o.preset,
             "depths": space.depths,
@@ -418,20 +429,29 @@ def _search_calls(ctx: typer.Context, kind: str, ratios: str | None) -> None:
             "forecast": chosen.forecast,
             "steps": list(chosen.steps),
         }
-        return Plan(space, *_with_pruning(known, begin, pruning), pruning, settings)
+        return Plan(space, _with_pruning(known, pruning), space.also_pruned(regular), pruning, settings)
 
     front = _run(ctx, o, kind, folder, recipe, chosen, plan, timing)
     more = [] if joint else [opt.command_line("search ratio", "--depths", str(folder.front))]
     _finish(o, front, folder, more)
 
 
+def _finite(option: str, value: float | None) -> None:
+    if value is not None and not math.isfinite(value):
+        raise DatoError(f"{option} {value}: give a finite number")
+
+
+def _device(o: SimpleNamespace) -> torch.device:
+    return opt.device_of(o.device, elsewhere=o.ray_address is not None)
+
+
 def _folder(o: SimpleNamespace, kind: str) -> Folder:
     """The folder to write to: the one that is gone on with, or a new one."""
     if o.resume is None:
-        return Folder(opt.new_folder(o.out, kind))
+        return Folder(opt.new_folder(None if o.out is None else Path(o.out), kind))
     if o.out is not None:
         raise DatoError("--resume goes on in its own folder: leave out --out")
-    return Folder(o.resume)
+    return Folder(Path(o.resume))
 
 
 def _pruning(o: SimpleNamespace, chosen: Preset) -> Pruning:
@@ -449,12 +469,9 @@ def _pruning(o: SimpleNamespace, chosen: Preset) -> Pruning:
     )
 
 
-def _with_pruning(
-    known: Mapping[str, Schedule], begin: Sequence[Schedule], pruning: Pruning
-) -> tuple[dict[str, Schedule], list[Schedule]]:
-    """References and seeds as schedules of a front whose ratios are meant so."""
-    references = {name: replace(schedule, pruning=pruning) for name, schedule in known.items()}
-    return references, [replace(schedule, pruning=pruning) for schedule in begin]
+def _with_pruning(known: Mapping[str, Schedule], pruning: Pruning) -> dict[str, Schedule]:
+    """References as schedules of a front whose ratios are meant so."""
+    return {name: replace(schedule, pruning=pruning) for name, schedule in known.items()}
 
 
 def _recipe(
@@ -469,7 +486,7 @@ def _recipe(
     timing: str,
     dtype_of_front: str = "auto",
 ) -> Recipe:
-    where = opt.device_of(o.device)
+    where = _device(o)
     # Of another model only fidelity is free; CLIP is loaded where it is asked for.
     recorded = ["psnr", "ssim"] + (["clip-score"] if model == EMBEDDED or o.clip else [])
     if quality not in METRICS:
@@ -515,14 +532,22 @@ def _run(
         o.rounds,
         o.workers,
         o.ray_address,
-        {"clip": o.clip, "statistics": None if o.statistics is None else str(o.statistics)},
+        {"clip": o.clip, "statistics": None if o.statistics is None else str(Path(o.statistics).resolve())},
     )
-    front, finished = run(order, display_of(recipe.metrics[0], o.quiet, o.as_json))
-    if not finished:
-        resume = opt.command_line(f"search {kind}", "--resume", str(folder.path))
-        err.print(f"Stopped early; {folder.front} is the front so far. Go on with: {resume}", soft_wrap=True)
-        raise typer.Exit(130)
-    return front
+    resume = opt.command_line(f"search {kind}", "--resume", str(folder.path))
+    try:
+        front, finished = run(order, display_of(recipe.metrics[0], o.quiet, o.as_json))
+    except KeyboardInterrupt:
+        front, finished = None, False
+    if finished:
+        return front
+    if o.as_json:
+        path = None if front is None else str(folder.front)
+        print(json.dumps({"event": "stopped", "path": path, "resume": resume}))
+    else:
+        so_far = "" if front is None else f" {folder.front} is the front so far."
+        err.print(f"Stopped early.{so_far} Go on with: {resume}", soft_wrap=True, markup=False, highlight=False)
+    raise typer.Exit(130)
 
 
 def _kept(parameters: Mapping[str, Any]) -> dict[str, Any]:
