@@ -7,6 +7,7 @@ makes its pipeline and metrics once, from a recipe of a few hundred bytes, and g
 from __future__ import annotations
 
 import os
+import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -253,6 +254,8 @@ class RayJudges:
         self._ray, self._recipe = ray, replace(recipe, device="cuda") if gpu else recipe
         cores = os.cpu_count() or 1
         self._threads = None if gpu else max(1, cores // workers)
+        if address:
+            _check_answers(address)
         # Without an address Ray would look for a cluster by itself, and not take what this machine is to have.
         local = {} if address else {"num_cpus": max(cores, workers), "include_dashboard": False}
         try:
@@ -376,6 +379,17 @@ class RayJudges:
     def close(self) -> None:
         """See `Judges`."""
         self._ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raise DatoError where nobody listens at an address: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return  # as auto; Ray finds it, or says that there is none
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise DatoError(f"--ray-address {address}: nobody answers there ({error})") from None
 
 
 def _first_line(error: BaseException) -> str:
