@@ -46,17 +46,22 @@ class Advice:
         self._calibration = Calibration(self.models, [(p.schedule, p.quality) for p in points])
 
     def plans(self, space: DepthSpace, count: int) -> list[Schedule]:
-        """About `count` schedules of least predicted error, stock left out; costs are evenly far apart in ratio."""
+        """About `count` schedules of least predicted error, faster than stock, at costs evenly far apart in ratio."""
 
         def cost(kind: CallKind) -> float:
             return self.table.calls[kind] + self.table.per_call
 
         models = [model for model in self.models if len(model) in space.calls]
+        stock = self.table.predict(Schedule.full(max(space.calls), rungs=space.rungs))
         found: list[Schedule] = []
         for order in space.orders:
             # By itself each: which order does better where whole calls are few, the model does not know well.
             kinds = {"depths": space.depths, "orders": [order], "forecast": space.forecast}
-            planned = [schedule for schedule in plan(models, cost, 100 * count, **kinds) if not is_stock(schedule)]
+            planned = [
+                schedule
+                for schedule in plan(models, cost, 100 * count, **kinds)
+                if not is_stock(schedule) and self.table.predict(schedule) < stock
+            ]
             found += self._spread(planned, -(-count // len(space.orders)))
         return list(dict.fromkeys(found))
 

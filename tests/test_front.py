@@ -145,7 +145,7 @@ def test_what_is_no_front_is_refused(front, tmp_path):
         load_front(tmp_path / "x.json")
     with pytest.raises(DatoError, match="no file and no shipped strategy"):
         load_front(tmp_path / "missing.json")
-    with pytest.raises(DatoError, match="a folder without pareto.json"):
+    with pytest.raises(DatoError, match=r"a folder without pareto\.json"):
         load_front(tmp_path)
     front.save(tmp_path / "pareto.json")  # a run's folder stands for its front
     assert load_front(tmp_path).points == front.points
