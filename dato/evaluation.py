@@ -115,7 +115,8 @@ class Evaluator:
             if not result.images.isfinite().all():
                 raise DatoError("stock's images are not finite numbers: give --dtype float32 or bfloat16")
             schedule = Schedule.full(self.calls, rungs=self.rungs)
-            point = self._point(schedule, result, result.images, probe, baseline=None)
+            values = self._per_image(result.images, self.prompts, result.images)
+            point = self._point(schedule, result, result.images, values, probe, baseline=None)
             self._stock = Stock(point, result.images, sample_of(result.images))
         return self._stock
 
@@ -169,7 +170,7 @@ class Evaluator:
         self, contender: Schedule | Peer, schedule: Schedule, stock: Stock, rivals: Sequence[Rival]
     ) -> Judgement:
         probe = self._probe()
-        parts, total, expected = [], len(self.prompts), None
+        parts, values, total, expected = [], [], len(self.prompts), None
         cut = self.race if rivals and self.race is not None and self.race < total else total
         for start, stop in ((0, cut), (cut, total)):
             if start == stop:
@@ -181,22 +182,20 @@ class Evaluator:
             reason = _flaw(part.images, stock.images[start:stop])
             if reason is not None:
                 return failed(schedule, reason, stop)
+            values += self._per_image(part.images, self.prompts[start:stop], stock.images[start:stop])
             if stop < total:
-                own = self._per_image(part.images)
                 rival = rival_for(self._latency_of(contender, part, probe), rivals)
-                expected = None if rival is None else expected_if_beaten(own, rival)
+                expected = None if rival is None else expected_if_beaten(values, rival)
                 if expected is not None:
                     break
         result = _joined(parts)
-        point = self._point(contender, result, stock.images[: len(result.images)], probe, stock.point)
+        point = self._point(contender, result, stock.images[: len(result.images)], values, probe, stock.point)
         if not all(map(math.isfinite, point.metrics.values())):
             worst = next(name for name, value in point.metrics.items() if not math.isfinite(value))
             return failed(schedule, f"{worst} is no number", len(result.images))
         if expected is not None:
             point = replace(point, quality=expected)
-        return Judgement(
-            point, tuple(self._per_image(result.images)), len(result.images), sample=sample_of(result.images)
-        )
+        return Judgement(point, tuple(values), len(result.images), sample=sample_of(result.images))
 
     def retime(
         self, contenders: Mapping[Schedule | Peer, Point], rounds: int, progress: Callable[[], None] = lambda: None
@@ -255,12 +254,10 @@ class Evaluator:
         short = replace(self.sampling, steps=PROBE_STEPS)
         return generate(self.pipe, self.prompts[: self.sampling.batch_size], short).loop_ms[0]
 
-    def _per_image(self, images: Tensor) -> list[float]:
-        """The objective for each of the first images."""
-        metric, count = self.metrics[0], len(images)
-        if not isinstance(metric, MeanOverImages):
-            return []
-        return metric.per_image(images, self.prompts[:count], self.stock.images[:count]).tolist()
+    def _per_image(self, images: Tensor, prompts: Sequence[str], references: Tensor) -> list[float]:
+        """The objective for each of these images; nothing if it is no mean over images."""
+        metric = self.metrics[0]
+        return metric.per_image(images, prompts, references).tolist() if isinstance(metric, MeanOverImages) else []
 
     def _latency_of(self, contender: Schedule | Peer, result: Generated, probe: float | None) -> float:
         if self.latency is not None and isinstance(contender, Schedule):
@@ -275,13 +272,15 @@ class Evaluator:
         contender: Schedule | Peer,
         result: Generated,
         references: Tensor,
+        values: Sequence[float],
         probe: float | None,
         baseline: Point | None,
     ) -> Point:
         schedule = contender.schedule if isinstance(contender, Peer) else contender
         prompts = self.prompts[: len(references)]
-        metrics = {m.name: m(result.images, prompts, references) for m in self.metrics}
-        quality = metrics[self.metrics[0].name]
+        objective, *others = self.metrics
+        quality = statistics.fmean(values) if values else objective(result.images, prompts, references)
+        metrics = {objective.name: quality} | {m.name: m(result.images, prompts, references) for m in others}
         metrics["unet_ms"] = statistics.median(result.unet_ms)
         metrics["measured_ms"] = statistics.median(result.latency_ms)
         if probe is not None:

@@ -16,7 +16,9 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 import dato
-from dato.sampling import load_pipeline
+from dato import emoji_sd
+from dato.sampling import Sampling, load_pipeline
+from dato.workers import Recipe
 
 logging.getLogger("torch.__trace").propagate = False  # pytest would keep every line of what torch.compile does
 ROOT = Path(__file__).parent.parent
@@ -72,6 +74,13 @@ def unet_inputs(batch: int = 2, size: tuple[int, int] = (16, 16), seed: int = 0)
     """Latents (batch, 4, h, w) and text states (batch, 5, 8) for a `tiny_unet`."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, 4, *size, generator=generator), torch.randn(batch, 5, 8, generator=generator)
+
+
+def toy_recipe(steps: int, further: int, batch_size: int, *metrics: str) -> Recipe:
+    """A recipe of the embedded model with two prompts, for generations of `steps` and `further` steps."""
+    sampling = Sampling(steps, 3.0, batch_size=batch_size)
+    where = "cpu", "float32", "dpm++2m"
+    return Recipe("emoji-sd", *where, (PROMPTS[0], PROMPTS[2]), sampling, (further,), metrics, str(emoji_sd.CLIP), None)
 
 
 @pytest.fixture(scope="session")

@@ -6,32 +6,21 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from conftest import toy_recipe
 
-from dato import Point, Pruning, Schedule, emoji_sd
+from dato import Point, Pruning, Schedule
 from dato.advice import Advice
 from dato.comparison import Account
 from dato.evaluation import Evaluator
 from dato.folder import Folder
 from dato.hypervolume import Scale, by_evaluation
 from dato.latency import LatencyTable, call_kinds
-from dato.sampling import Sampling
 from dato.search import DEPTH_PRESETS, search
 from dato.space import DepthSpace
 from dato.study import Study
-from dato.workers import InProcess, Recipe
+from dato.workers import InProcess
 
-RECIPE = Recipe(
-    "emoji-sd",
-    "cpu",
-    "float32",
-    "dpm++2m",
-    ("red apple on a blue background", "rose on a white background"),
-    Sampling(6, 3.0, batch_size=2),
-    (4,),
-    ("psnr",),
-    str(emoji_sd.CLIP),
-    None,
-)
+RECIPE = toy_recipe(6, 4, 2, "psnr")
 SPACE = DepthSpace([4, 6], 12, [0, 1], (0, 1))
 
 

@@ -6,24 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import toy_recipe
 
-from dato import DatoError, Schedule, emoji_sd
+from dato import DatoError, Schedule
 from dato.evaluation import Evaluator
-from dato.sampling import Sampling
-from dato.workers import InProcess, RayJudges, Recipe, make_judges
+from dato.workers import InProcess, RayJudges, make_judges
 
-RECIPE = Recipe(
-    "emoji-sd",
-    "cpu",
-    "float32",
-    "dpm++2m",
-    ("red apple on a blue background", "rose on a white background"),
-    Sampling(4, 3.0, batch_size=1),
-    (3,),
-    ("psnr", "clip-score"),
-    str(emoji_sd.CLIP),
-    None,
-)
+RECIPE = toy_recipe(4, 3, 1, "psnr", "clip-score")
 SCHEDULES = [Schedule.uniform(4, 2, 1), Schedule.uniform(4, 3, 0), Schedule.full(3), Schedule.uniform(4, 2, 3)]
 
 

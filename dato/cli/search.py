@@ -16,6 +16,7 @@ import typer
 
 from dato import emoji_sd
 from dato.cli import options as opt
+from dato.cli import search_options as given
 from dato.cli.display import display_of
 from dato.cli.latency import Latency, mode_of
 from dato.cli.run import Order, Plan, run
@@ -24,15 +25,12 @@ from dato.errors import DatoError
 from dato.folder import Folder
 from dato.forecast import FORECASTS
 from dato.front import Front, load_front
-from dato.journal import read_entries
-from dato.judgement import check_header
 from dato.page import write_page
-from dato.pruning import SCORES, Pruning
+from dato.pruning import Pruning
 from dato.quality import METRICS
 from dato.references import fewer_steps, references, seeds
 from dato.report import front_table
 from dato.runs import Run
-from dato.samplers import SAMPLERS
 from dato.sampling import EMBEDDED, Sampling, read_prompts
 from dato.schedule import Schedule
 from dato.search import DEPTH_PRESETS, RATIO_PRESETS, Preset
@@ -43,155 +41,40 @@ from dato.workers import Facts, Recipe
 _PASSING = ("out", "resume", "workers", "ray_address", "quiet", "as_json")
 
 
-def _take_up(ctx: typer.Context, folder: Path | None) -> Path | None:
-    """Make a journal's options this command line's defaults."""
-    if folder is None:
-        return None
-    path = Folder(folder).journal
-    entries, _ = read_entries(path)
-    check_header(entries[0] if entries else None, path)
-    kind = entries[0]["command"]
-    if f"search {kind}" not in opt.SCRIPTS:
-        raise DatoError(f"{path} is the journal of {kind!r}, no search that can be gone on with")
-    if f"search_{kind}" != ctx.command.callback.__name__:
-        raise DatoError(f"{folder} holds a search of {kind}: go on with {opt.command_line(f'search {kind}')}")
-    ctx.default_map = {k: v for k, v in entries[0]["options"].items() if v is not None}
-    return folder
-
-
-Prompts = Annotated[
-    Path | None, typer.Option(help="Text file, one prompt a line.", show_default="the embedded model's search split")
-]
-Quality = Annotated[
-    str, typer.Option(help=f"Objective beside latency: {', '.join(METRICS)}. All that need no extra file are recorded.")
-]
-MinQuality = Annotated[
-    float | None,
-    typer.Option(help="Constraint: the objective must be at least this (a distance, as frechet: at most)."),
-]
-Images = Annotated[
-    int | None, typer.Option(min=1, help="Images (prompts) for each candidate.", show_default="the preset's")
-]
-Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Images per generation; latency is per image.")]
-PopSize = Annotated[int | None, typer.Option(min=2, help="Population of NSGA-II.", show_default="the preset's")]
-Generations = Annotated[int | None, typer.Option(min=1, help="Generations.", show_default="the preset's")]
-Clip = Annotated[
-    str | None,
-    typer.Option(
-        "--clip",
-        help="CLIP checkpoint (folder or hub id) for the CLIP score and features.",
-        show_default="the embedded one; openai/clip-vit-base-patch16 for other models",
-    ),
-]
-Statistics = Annotated[
-    Path | None, typer.Option(help="Statistics of real pictures for 'frechet': safetensors with mean and covariance.")
-]
-Rounds = Annotated[
-    int, typer.Option(min=0, help="After the search, time the front, references and stock again this often, in turn.")
-]
-Out = Annotated[
-    Path | None, typer.Option(help="Folder of the run; pareto.json goes there.", show_default="runs/<kind>-<time>")
-]
-PresetName = Annotated[
-    str, typer.Option("--preset", help="quick (minutes on a CPU, embedded model) or paper (DaTo's).")
-]
-Resume = Annotated[
-    Path | None,
-    typer.Option(
-        is_eager=True,
-        callback=_take_up,
-        help="Go on with the search of this folder, with its options: what its journal holds is not generated again.",
-    ),
-]
-Workers = Annotated[
-    int, typer.Option(min=1, help="GPUs (or shares of a CPU) that judge candidates at the same time; above 1 with Ray.")
-]
-RayAddress = Annotated[
-    str | None, typer.Option(help="A Ray cluster, as auto or ray://host:10001; --device auto is a GPU there.")
-]
-Race = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        help="After so many images a candidate that is surely dominated is given up; 0: all get all images.",
-        show_default="the preset's",
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print the place of the front and nothing else.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print what happens as JSON, one object a line.")]
-Ratios = Annotated[
-    str | None, typer.Option(help="Ratios to choose from, as in 0,0.3,0.5,0.7.", show_default="the preset's")
-]
-Score = Annotated[str, typer.Option(help=f"Base score of token pruning: {', '.join(SCORES)}.")]
-RecoverFrom = Annotated[
-    str | None,
-    typer.Option(
-        "--recover-from",
-        help="What a pruned token gets: base, kept (token's output), past (its own).",
-        show_default="past; with --preset paper base",
-    ),
-]
-MaxDownsample = Annotated[
-    int | None, typer.Option(min=1, help="Prune at a downsampling of at most this.", show_default="the smallest")
-]
-
-
 def search_depth(
     ctx: typer.Context,
     model: opt.Model = EMBEDDED,
-    prompts: Prompts = None,
-    preset: PresetName = "quick",
-    depths: Annotated[
-        str | None,
-        typer.Option(help="Depths to choose from besides the whole UNet, as in 0,1,3.", show_default="the preset's"),
-    ] = None,
-    orders: Annotated[
-        str | None,
-        typer.Option(
-            help="Orders of forecasts to choose from; 0: hand back what is cached.", show_default="the preset's"
-        ),
-    ] = None,
-    forecast: Annotated[
-        str | None,
-        typer.Option(help=f"What an order above 0 means: {', '.join(FORECASTS)}.", show_default="the preset's"),
-    ] = None,
-    quality: Quality = "psnr",
-    min_quality: MinQuality = None,
-    steps: Annotated[
-        str | None,
-        typer.Option(help="Sampler steps to choose from, as in 10,15,20,25,50.", show_default="the preset's"),
-    ] = None,
-    reference_steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Stock with so many steps is the reference.", show_default="the largest of --steps"),
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Sampler: {', '.join(SAMPLERS)}.", show_default="the model's own; quick on emoji-sd: dpm++2m"
-        ),
-    ] = None,
+    prompts: given.Prompts = None,
+    preset: given.PresetName = "quick",
+    depths: given.Depths = None,
+    orders: given.Orders = None,
+    forecast: given.Forecast = None,
+    quality: given.Quality = "psnr",
+    min_quality: given.MinQuality = None,
+    steps: given.Steps = None,
+    reference_steps: given.ReferenceSteps = None,
+    scheduler: given.Scheduler = None,
     guidance_scale: opt.Guidance = None,
     height: opt.Height = None,
     width: opt.Width = None,
-    images: Images = None,
-    batch_size: Batch = 2,
-    pop_size: PopSize = None,
-    generations: Generations = None,
+    images: given.Images = None,
+    batch_size: given.Batch = 2,
+    pop_size: given.PopSize = None,
+    generations: given.Generations = None,
     latency: Latency = "auto",
-    rounds: Rounds = 2,
-    race: Race = None,
-    workers: Workers = 1,
-    ray_address: RayAddress = None,
-    clip: Clip = None,
-    statistics: Statistics = None,
+    rounds: given.Rounds = 2,
+    race: given.Race = None,
+    workers: given.Workers = 1,
+    ray_address: given.RayAddress = None,
+    clip: given.Clip = None,
+    statistics: given.Statistics = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
-    out: Out = None,
-    resume: Resume = None,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
+    out: given.Out = None,
+    resume: given.Resume = None,
+    quiet: given.Quiet = False,
+    as_json: given.AsJson = False,
 ) -> None:
     """Search cache-depth schedules: how many steps, and for each UNet call how deep to run; quality against latency.
 
@@ -203,63 +86,41 @@ def search_depth(
 def search_joint(
     ctx: typer.Context,
     model: opt.Model = EMBEDDED,
-    prompts: Prompts = None,
-    preset: PresetName = "quick",
-    depths: Annotated[
-        str | None,
-        typer.Option(help="Depths to choose from besides the whole UNet, as in 0,1,3.", show_default="the preset's"),
-    ] = None,
-    orders: Annotated[
-        str | None,
-        typer.Option(
-            help="Orders of forecasts to choose from; 0: hand back what is cached.", show_default="the preset's"
-        ),
-    ] = None,
-    forecast: Annotated[
-        str | None,
-        typer.Option(help=f"What an order above 0 means: {', '.join(FORECASTS)}.", show_default="the preset's"),
-    ] = None,
-    ratios: Ratios = None,
-    score: Score = "sito",
-    recover_from: RecoverFrom = None,
-    max_downsample: MaxDownsample = None,
-    quality: Quality = "psnr",
-    min_quality: MinQuality = None,
-    steps: Annotated[
-        str | None,
-        typer.Option(help="Sampler steps to choose from, as in 10,15,20,25,50.", show_default="the preset's"),
-    ] = None,
-    reference_steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Stock with so many steps is the reference.", show_default="the largest of --steps"),
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Sampler: {', '.join(SAMPLERS)}.", show_default="the model's own; quick on emoji-sd: dpm++2m"
-        ),
-    ] = None,
+    prompts: given.Prompts = None,
+    preset: given.PresetName = "quick",
+    depths: given.Depths = None,
+    orders: given.Orders = None,
+    forecast: given.Forecast = None,
+    ratios: given.Ratios = None,
+    score: given.Score = "sito",
+    recover_from: given.RecoverFrom = None,
+    max_downsample: given.MaxDownsample = None,
+    quality: given.Quality = "psnr",
+    min_quality: given.MinQuality = None,
+    steps: given.Steps = None,
+    reference_steps: given.ReferenceSteps = None,
+    scheduler: given.Scheduler = None,
     guidance_scale: opt.Guidance = None,
     height: opt.Height = None,
     width: opt.Width = None,
-    images: Images = None,
-    batch_size: Batch = 2,
-    pop_size: PopSize = None,
-    generations: Generations = None,
+    images: given.Images = None,
+    batch_size: given.Batch = 2,
+    pop_size: given.PopSize = None,
+    generations: given.Generations = None,
     latency: Latency = "auto",
-    rounds: Rounds = 2,
-    race: Race = None,
-    workers: Workers = 1,
-    ray_address: RayAddress = None,
-    clip: Clip = None,
-    statistics: Statistics = None,
+    rounds: given.Rounds = 2,
+    race: given.Race = None,
+    workers: given.Workers = 1,
+    ray_address: given.RayAddress = None,
+    clip: given.Clip = None,
+    statistics: given.Statistics = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
-    out: Out = None,
-    resume: Resume = None,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
+    out: given.Out = None,
+    resume: given.Resume = None,
+    quiet: given.Quiet = False,
+    as_json: given.AsJson = False,
 ) -> None:
     """Search depths and prune ratios together: how many steps, and for each UNet call how deep and with which tokens.
 
@@ -285,39 +146,39 @@ def search_ratio(
             show_default="all its points at once",
         ),
     ] = None,
-    preset: PresetName = "quick",
-    ratios: Ratios = None,
-    score: Score = "sito",
-    recover_from: RecoverFrom = None,
-    max_downsample: MaxDownsample = None,
+    preset: given.PresetName = "quick",
+    ratios: given.Ratios = None,
+    score: given.Score = "sito",
+    recover_from: given.RecoverFrom = None,
+    max_downsample: given.MaxDownsample = None,
     quality: Annotated[str | None, typer.Option(help="Objective beside latency.", show_default="the front's")] = None,
-    min_quality: MinQuality = None,
+    min_quality: given.MinQuality = None,
     prompts: Annotated[
         Path | None, typer.Option(help="Text file, one prompt a line.", show_default="the front's own prompts")
     ] = None,
     model: opt.Model = None,
-    images: Images = None,
+    images: given.Images = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Images per generation.", show_default="the front's")
     ] = None,
-    pop_size: PopSize = None,
-    generations: Generations = None,
+    pop_size: given.PopSize = None,
+    generations: given.Generations = None,
     latency: Latency = "auto",
-    rounds: Rounds = 2,
-    race: Race = None,
-    workers: Workers = 1,
-    ray_address: RayAddress = None,
-    clip: Clip = None,
-    statistics: Statistics = None,
+    rounds: given.Rounds = 2,
+    race: given.Race = None,
+    workers: given.Workers = 1,
+    ray_address: given.RayAddress = None,
+    clip: given.Clip = None,
+    statistics: given.Statistics = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     dtype: Annotated[
         str | None, typer.Option(help="float32, float16, bfloat16 or auto.", show_default="the front's")
     ] = None,
-    out: Out = None,
-    resume: Resume = None,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
+    out: given.Out = None,
+    resume: given.Resume = None,
+    quiet: given.Quiet = False,
+    as_json: given.AsJson = False,
 ) -> None:
     """Search prune ratios on top of a front of cache-depth schedules: for each call the share of tokens to leave out.
 
@@ -556,10 +417,10 @@ def _kept(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: paths.get(name, value) for name, value in parameters.items() if name not in _PASSING}
 
 
-def _preset(presets: dict[str, Preset], name: str, **given: Any) -> Preset:
+def _preset(presets: dict[str, Preset], name: str, **changes: Any) -> Preset:
     if name not in presets:
         raise DatoError(f"--preset {name!r}: known are {', '.join(presets)}")
-    return replace(presets[name], **{key: value for key, value in given.items() if value is not None})
+    return replace(presets[name], **{key: value for key, value in changes.items() if value is not None})
 
 
 def _newest_run() -> Path:
