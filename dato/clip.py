@@ -6,18 +6,28 @@ It works on tensors: images go through the checkpoint's own preprocessor setting
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dato.errors import DatoError
+from dato.errors import DatoError, first_line
+from dato.metric import UNREADABLE
 
 
 class Clip:
     """A CLIP checkpoint, a folder or a hub id, in evaluation mode on one device.
+
+    Args:
+        folder_or_id: Where it is, in transformers' layout.
+        device: Where it runs.
+        dtype: In what precision.
+        batch_size: So many images or prompts at once.
+        processor: Where preprocessing and tokenizer are from if the checkpoint has none of its own.
 
     Raises:
         DatoError: nothing loadable is found there.
@@ -29,16 +39,26 @@ class Clip:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         batch_size: int = 64,
+        processor: str | Path | None = None,
     ) -> None:
         from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
         try:
-            model = CLIPModel.from_pretrained(str(folder_or_id))
-            settings = CLIPImageProcessor.from_pretrained(str(folder_or_id)).to_dict()
-            self.tokenizer = CLIPTokenizer.from_pretrained(str(folder_or_id))
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise DatoError(f"cannot load a CLIP model from '{folder_or_id}': {reason}") from error
+            model, info = CLIPModel.from_pretrained(str(folder_or_id), output_loading_info=True)
+            if info["missing_keys"] or info["mismatched_keys"]:
+                lacking = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))
+                raise OSError(f"it is no CLIP: there are no weights for {lacking[0]} and {len(lacking) - 1} more")
+            settings = _first_of(CLIPImageProcessor, folder_or_id, processor).to_dict()
+            vocabulary = model.config.text_config.vocab_size
+            self.tokenizer = _first_of(
+                # Without its files transformers makes an empty tokenizer, to which all prompts are the same.
+                CLIPTokenizer,
+                folder_or_id,
+                processor,
+                fit=lambda made: 2 * len(made) > vocabulary,
+            )
+        except UNREADABLE as error:
+            raise DatoError(f"cannot load a CLIP model from '{folder_or_id}': {first_line(error)}") from error
         # Cast after loading: the keyword for the dtype has another name in older transformers.
         self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self.device = torch.device(device)
@@ -102,10 +122,18 @@ class Clip:
         Raises:
             DatoError: there are not as many prompts as images.
         """
+        return 100 * self.cosine(images, prompts).clamp(0, 1)
+
+    def cosine(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Cosine between each image's features and those of the prompt at the same place, (B,); raises as `score`."""
         if len(images) != len(prompts):
             raise DatoError(f"the CLIP score needs one prompt per image, not {len(prompts)} for {len(images)}")
-        cosine = (self.image_features(images) * self.text_features(prompts)).sum(1)
-        return 100 * cosine.clamp(0, 1)
+        return (self.image_features(images) * self.text_features(prompts)).sum(1)
+
+    @property
+    def scale(self) -> float:
+        """What the model itself multiplies cosines with."""
+        return self.model.logit_scale.exp().item()
 
     def preprocess(self, images: Tensor) -> Tensor:
         """The checkpoint's image processor on a tensor: resize, centre crop, normalise.
@@ -140,3 +168,17 @@ class Clip:
         # transformers 5 returns an output object, earlier ones the embeddings themselves.
         found = [batch if isinstance(batch, Tensor) else batch.pooler_output for batch in batches]
         return F.normalize(torch.cat(found).float(), dim=1)
+
+
+def _first_of(kind: Any, *sources: str | Path | None, fit: Callable[[Any], bool] = lambda made: True) -> Any:
+    """What can be loaded from the first of these sources that has it."""
+    *others, last = [str(source) for source in sources if source is not None]
+    for source in others:
+        with contextlib.suppress(OSError, ValueError):
+            made = kind.from_pretrained(source)
+            if fit(made):
+                return made
+    made = kind.from_pretrained(last)
+    if not fit(made):
+        raise OSError(f"there are no files of a {kind.__name__}")
+    return made

@@ -6,3 +6,8 @@ class DatoError(ValueError):
 
     The command lines print it and leave with exit code 2; any other exception keeps its traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's exception says, cut to one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

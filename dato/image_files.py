@@ -1,0 +1,44 @@
+"""Single pictures as tensors in [0, 1], from files and to files."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from dato.errors import DatoError
+
+
+def read_image(path: Path) -> Tensor:
+    """A picture as (3, H, W) float32 in [0, 1]; grey ones get three equal channels, transparency is dropped.
+
+    Raises:
+        DatoError: there is no picture in that file that can be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            values = np.array(picture.convert("RGB"))
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        raise DatoError(f"{path}: cannot be read as a picture ({error})") from None
+    return torch.from_numpy(values).permute(2, 0, 1).float() / 255
+
+
+def in_8_bits(images: Tensor) -> Tensor:
+    """Images (..., 3, H, W) in [0, 1] as files hold them: uint8, on the CPU."""
+    return (images.detach().float().nan_to_num() * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def picture(image: Tensor) -> Image.Image:
+    """(3, H, W) in [0, 1] as a picture of 8 bits."""
+    return Image.fromarray(in_8_bits(image).permute(1, 2, 0).contiguous().numpy())
+
+
+def png(image: Tensor) -> bytes:
+    """(3, H, W) in [0, 1] as a PNG file."""
+    data = io.BytesIO()
+    picture(image).save(data, "png")
+    return data.getvalue()
