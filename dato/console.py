@@ -53,6 +53,10 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    err.print(f"[yellow]warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+
+
 def main(*commands: Callable[..., None]) -> None:
     """Run one command with typer: see `run_app`."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -62,14 +66,16 @@ def main(*commands: Callable[..., None]) -> None:
 
 
 def run_app(app: typer.Typer) -> None:
-    """Run a command line: bad input (`DatoError`) becomes one line and exit code 2.
+    """Run a command line: bad input (`DatoError`) becomes one line and exit code 2, a warning one line.
 
     Other exceptions are bugs and keep their traceback.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         _quiet_libraries()
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            app()
     except DatoError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from dato.errors import DatoError
 from dato.front import Point
+from dato.image_files import picture
 from dato.judgement import Judgement, failed
 from dato.ladder import Ladder
 from dato.latency import is_stock
+from dato.metric import MeanOverImages, Metric
 from dato.patch import patched, remove_patch
 from dato.peers import Peer
-from dato.quality import MeanOverImages, QualityMetric
 from dato.racing import Rival, expected_if_beaten, rival_for
 from dato.samplers import num_calls, sampler_name
 from dato.sampling import Generated, Sampling, generate
@@ -84,7 +85,7 @@ class Evaluator:
         pipe: DiffusionPipeline,
         prompts: Sequence[str],
         sampling: Sampling,
-        metrics: Sequence[QualityMetric],
+        metrics: Sequence[Metric],
         latency: Callable[[Schedule], float] | None = None,
         steps: Sequence[int] = (),
         race: int | None = None,
@@ -158,7 +159,7 @@ class Evaluator:
         try:
             return self._judge(contender, schedule, stock, rivals)
         except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             reason = "out of memory"
         gc.collect()
@@ -177,9 +178,9 @@ class Evaluator:
                 continue
             self.images += stop - start
             sampling = replace(self.sampling, seed=self.sampling.seed + start)
-            part = self._generate(contender, self.prompts[start:stop], sampling)
+            part = self.generate(contender, self.prompts[start:stop], sampling)
             parts.append(part)
-            reason = _flaw(part.images, stock.images[start:stop])
+            reason = flaw(part.images, stock.images[start:stop])
             if reason is not None:
                 return failed(schedule, reason, stop)
             values += self._per_image(part.images, self.prompts[start:stop], stock.images[start:stop])
@@ -206,12 +207,12 @@ class Evaluator:
         that speeds up or slows down does so for all; a candidate that was lucky once in the search is found out. This
         measures also where latency was predicted; without rounds the points stay as they are.
         """
-        self._warm_up()
+        self.warm_up()
         turns = [None, *contenders]
         times: list[list[Generated]] = [[] for _ in turns]
         for _ in range(rounds):
             for contender, measured in zip(turns, times, strict=True):
-                measured.append(self._generate(contender, self.prompts[: self.sampling.batch_size], self.sampling))
+                measured.append(self.generate(contender, self.prompts[: self.sampling.batch_size], self.sampling))
                 progress()
         points = [self.baseline, *contenders.values()]
         if rounds:
@@ -221,13 +222,18 @@ class Evaluator:
         baseline, *others = points
         return baseline, others
 
-    def images_of(self, contender: Schedule | Peer | None, count: int) -> Tensor:
-        """The images (count, 3, H, W) of a contender (None: stock) for the first prompts, to be looked at."""
-        return self._generate(contender, self.prompts[:count], self.sampling).images
+    def generate(
+        self, contender: Schedule | Peer | None, prompts: Sequence[str], sampling: Sampling, decode: bool = True
+    ) -> Generated:
+        """Generate images with a contender (None: stock), in as many steps as it has calls for.
 
-    def _generate(self, contender: Schedule | Peer | None, prompts: Sequence[str], sampling: Sampling) -> Generated:
+        Arguments as for `dato.sampling.generate`.
+
+        Raises:
+            DatoError: if generations here have another number of calls.
+        """
         if contender is None:
-            return generate(self.pipe, prompts, sampling)
+            return generate(self.pipe, prompts, sampling, decode)
         schedule = contender.schedule if isinstance(contender, Peer) else contender
         if len(schedule) not in self.steps_of:
             known = ", ".join(map(str, sorted(self.steps_of)))
@@ -240,15 +246,16 @@ class Evaluator:
         else:
             running = patched(self.pipe, schedule)
         with running:
-            return generate(self.pipe, prompts, sampling)
+            return generate(self.pipe, prompts, sampling, decode)
 
-    def _warm_up(self) -> None:
+    def warm_up(self) -> None:
+        """Generate once, so that what is loaded and chosen at the first generation is not timed."""
         if not self._warm:  # whoever was given stock's images has generated nothing yet
             generate(self.pipe, self.prompts[: self.sampling.batch_size], replace(self.sampling, steps=2))
             self._warm = True
 
     def _probe(self) -> float | None:
-        self._warm_up()
+        self.warm_up()
         if not self.interleave or self.latency is not None:
             return None
         short = replace(self.sampling, steps=PROBE_STEPS)
@@ -257,7 +264,7 @@ class Evaluator:
     def _per_image(self, images: Tensor, prompts: Sequence[str], references: Tensor) -> list[float]:
         """The objective for each of these images; nothing if it is no mean over images."""
         metric = self.metrics[0]
-        return metric.per_image(images, prompts, references).tolist() if isinstance(metric, MeanOverImages) else []
+        return metric.measure(images, prompts, references).tolist() if isinstance(metric, MeanOverImages) else []
 
     def _latency_of(self, contender: Schedule | Peer, result: Generated, probe: float | None) -> float:
         if self.latency is not None and isinstance(contender, Schedule):
@@ -298,12 +305,12 @@ class Evaluator:
 def sample_of(images: Tensor, count: int = 4) -> bytes:
     """The first `count` of images (n, 3, H, W) in [0, 1] side by side, as a WebP file; large ones are made smaller."""
     strip = torch.cat(list(images[:count].clamp(0, 1)), dim=2)
-    picture = Image.fromarray((strip.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
-    if picture.height > SAMPLE_PIXELS:
-        width = picture.width * SAMPLE_PIXELS // picture.height
-        picture = picture.resize((width, SAMPLE_PIXELS), Image.Resampling.LANCZOS)
+    sample = picture(strip)
+    if sample.height > SAMPLE_PIXELS:
+        width = sample.width * SAMPLE_PIXELS // sample.height
+        sample = sample.resize((width, SAMPLE_PIXELS), Image.Resampling.LANCZOS)
     data = io.BytesIO()
-    picture.save(data, "webp", lossless=picture.height < 128, quality=90)
+    sample.save(data, "webp", lossless=sample.height < 128, quality=90)
     return data.getvalue()
 
 
@@ -318,7 +325,7 @@ def _joined(parts: Sequence[Generated]) -> Generated:
     )
 
 
-def _flaw(images: Tensor, references: Tensor) -> str | None:
+def flaw(images: Tensor, references: Tensor) -> str | None:
     """What makes these images (n, 3, H, W) unfit to be judged, or None."""
     if not images.isfinite().all():
         return "its images are not finite numbers"
@@ -328,7 +335,8 @@ def _flaw(images: Tensor, references: Tensor) -> str | None:
     return None
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an exception says."""
     # A CPU's allocator has no exception of its own.
     return not isinstance(error, RuntimeError) or any(
         words in str(error)
@@ -341,3 +349,9 @@ def _timed(point: Point, measured: Sequence[Generated]) -> Point:
     latency = statistics.median(g.latency_ms[0] for g in measured)
     unet = statistics.median(g.unet_ms[0] for g in measured)
     return replace(point, latency_ms=latency, metrics={**point.metrics, "unet_ms": unet, "measured_ms": latency})
+
+
+def precision_errors(evaluator: Evaluator, images: Tensor, prompts: Sequence[str]) -> dict[str, float]:
+    """For each metric that computes in half precision, how much that changes on these images at most."""
+    errors = {metric.name: metric.precision_error(images, prompts) for metric in evaluator.metrics}
+    return {name: error for name, error in errors.items() if error}

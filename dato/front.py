@@ -234,6 +234,14 @@ def non_dominated(points: Iterable[Point]) -> tuple[Point, ...]:
     return tuple(front)
 
 
+def competing(points: Iterable[Point], floor: float | None) -> tuple[Point, ...]:
+    """The non-dominated ones of the points that are good enough and faster than stock; of all, if none is."""
+    points = list(points)
+    good = [point for point in points if floor is None or point.quality >= floor] or points
+    # Against stock itself nothing that is slower can stand, however the clock wandered when both were timed.
+    return non_dominated([point for point in good if point.speedup > 1] or good)
+
+
 def load_front(path_or_name: str | Path) -> Front:
     """Load a front from its JSON file or its run's folder, or a shipped one by name.
 

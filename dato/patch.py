@@ -84,10 +84,15 @@ def apply_patch(
 
 def remove_patch(pipe_or_unet: T) -> T:
     """Take the patch off, if there is one: the pipeline is the stock one again, and the caches are freed."""
-    patch = getattr(_unet_of(pipe_or_unet)[0], _ATTRIBUTE, None)
+    patch = patch_of(pipe_or_unet)
     if patch is not None:
         patch.detach()
     return pipe_or_unet
+
+
+def patch_of(pipe_or_unet: Any) -> Patch | None:
+    """The patch that a pipeline or UNet carries, if it does."""
+    return getattr(_unet_of(pipe_or_unet)[0], _ATTRIBUTE, None)
 
 
 @contextlib.contextmanager
@@ -98,8 +103,7 @@ def patched(
 
     Takes what `apply_patch` takes.
     """
-    unet = _unet_of(pipe_or_unet)[0]
-    before = getattr(unet, _ATTRIBUTE, None)
+    unet, before = _unet_of(pipe_or_unet)[0], patch_of(pipe_or_unet)
     apply_patch(pipe_or_unet, schedule, **options)
     try:
         yield pipe_or_unet
@@ -110,7 +114,11 @@ def patched(
 
 
 class Patch:
-    """One UNet running one schedule: its ladder, its own cache, its own place in the generation."""
+    """One UNet running one schedule: its ladder, its own cache, its own place in the generation.
+
+    Attributes:
+        pruner: What prunes its tokens; None: the schedule prunes none.
+    """
 
     def __init__(
         self, unet: UNet2DConditionModel, schedule: Schedule, pipe: Any = None, steps: Steps | None = None
@@ -123,9 +131,9 @@ class Patch:
         self._keep: tuple[dict[int, int], ...] = ()
         self._calls = CallCounter()
         self._steps = steps
-        self._pruner = None
+        self.pruner = None
         if any(schedule.ratios):
-            self._pruner = TokenPruner(unet, schedule.pruning) if steps is None else steps.pruner(schedule.pruning)
+            self.pruner = TokenPruner(unet, schedule.pruning) if steps is None else steps.pruner(schedule.pruning)
         self._fitted: dict[int, Schedule] = {len(schedule): self.schedule}
         self._attached: tuple[str, Any] | None = None  # which attribute was taken, and what was in it
 
@@ -144,8 +152,8 @@ class Patch:
         setattr(unet, _ATTRIBUTE, self)
         if self._steps is not None:
             self._steps.attach()
-        if self._pruner is not None:
-            self._pruner.attach()
+        if self.pruner is not None:
+            self.pruner.attach()
 
     def detach(self) -> None:
         """Give the UNet's forward back and free the caches."""
@@ -163,8 +171,8 @@ class Patch:
         delattr(self.unet, _ATTRIBUTE)
         if self._steps is not None:
             self._steps.detach()
-        if self._pruner is not None:
-            self._pruner.detach()
+        if self.pruner is not None:
+            self.pruner.detach()
         self._forget()
 
     def forward(self, *args: Any, **kwargs: Any) -> UNet2DConditionOutput | tuple[Tensor]:
@@ -178,8 +186,8 @@ class Patch:
         if call.fresh:
             self._cache = Cache(schedule.forecast, len(schedule))
             self._keep = retention(schedule, call.times)
-            if self._pruner is not None:
-                self._pruner.begin(sample.device)
+            if self.pruner is not None:
+                self.pruner.begin(sample.device)
 
         depth, ratio, order = schedule.entries[call.index]
         self._cache.begin(Present(call.index, call.time, order, self._keep[call.index]))
@@ -197,15 +205,15 @@ class Patch:
         return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
 
     def _run(self, depth: int, ratio: float, arguments: dict[str, Any]) -> Tensor:
-        if self._pruner is not None and depth:
-            self._pruner.prepare(ratio, arguments["sample"], self._cache.present.time)
+        if self.pruner is not None and depth:
+            self.pruner.prepare(ratio, arguments["sample"], self._cache.present.time)
         if self._steps is None or not depth:
             prediction = self.ladder.run(depth, self._cache, **arguments)
         else:
-            kind = Kind(ratio, None if self._pruner is None else self.schedule.pruning)
+            kind = Kind(ratio, None if self.pruner is None else self.schedule.pruning)
             prediction = self._steps.run(depth, kind, self._cache, **arguments)
-        if self._pruner is not None and depth:
-            self._pruner.observe(prediction)
+        if self.pruner is not None and depth:
+            self.pruner.observe(prediction)
         return prediction
 
     def _place(self, sample: Tensor, timestep: Tensor | float) -> tuple[Schedule, Call]:
@@ -226,8 +234,8 @@ class Patch:
     def _forget(self) -> None:
         self._cache.clear()
         self._calls.reset()
-        if self._pruner is not None:
-            self._pruner.begin(None)
+        if self.pruner is not None:
+            self.pruner.begin(None)
 
 
 @contextlib.contextmanager

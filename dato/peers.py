@@ -10,7 +10,9 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.metadata import version
 
+import torch
 from diffusers import DiffusionPipeline
 
 from dato.errors import DatoError
@@ -26,11 +28,13 @@ class Peer:
         name: What tables call it.
         schedule: The schedule that runs as many calls, all whole.
         apply: Makes a pipeline run the method for the length of a `with` block.
+        version: Of the package.
     """
 
     name: str
     schedule: Schedule
     apply: Callable[[DiffusionPipeline], AbstractContextManager]
+    version: str = ""
 
 
 def tomesd_peer(ratio: float, schedule: Schedule) -> Peer | None:
@@ -45,11 +49,14 @@ def tomesd_peer(ratio: float, schedule: Schedule) -> Peer | None:
         # Its default of 1 would merge nothing where attention begins at half the resolution, as in SDXL.
         tomesd.apply_patch(pipe, ratio=ratio, max_downsample=smallest_downsample(pipe.unet))
         try:
-            yield
+            # It begins from whatever state torch's own generator is in; its images are to be the same every time.
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                yield
         finally:
             tomesd.remove_patch(pipe)
 
-    return Peer(f"ToMeSD {ratio:.0%}", schedule, apply)
+    return Peer(f"ToMeSD {ratio:.0%}", schedule, apply, version("tomesd"))
 
 
 def deepcache_peer(interval: int, branch: int, schedule: Schedule) -> Peer | None:

@@ -7,6 +7,7 @@ stays whole. A layer's norm treats each token by itself, so the input is shorten
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -31,10 +32,14 @@ class TokenPruner:
     Args:
         unet: The UNet; hooks are put on its transformer blocks by `attach` and taken off by `detach`.
         pruning: What to prune and how.
+
+    Attributes:
+        listener: Called with (downsampling, grid, selection) at every choice of tokens, if it is set.
     """
 
     def __init__(self, unet: UNet2DConditionModel, pruning: Pruning) -> None:
         self._unet, self._pruning = unet, pruning
+        self.listener: Callable[[int, tuple[int, int], TokenSelection], None] | None = None
         self._transformers = _transformers(unet, pruning.max_downsample)
         self._hooks, self._pasts = self._make_hooks()
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -197,7 +202,7 @@ class TokenPruner:
         if self._sign is not None:  # drawn with the choice: a difference that came later has none
             difference = self._sign * F.adaptive_avg_pool2d(self._difference, self._grid).flatten(1)
         noise = self._noise[factor][number] if is_noisy(p) else None
-        return select_tokens(
+        selection = select_tokens(
             x,
             self._grid,
             k,
@@ -209,6 +214,9 @@ class TokenPruner:
             align_cfg=p.align_cfg,
             last=pasts[0].last,
         )
+        if self.listener is not None:
+            self.listener(factor, self._grid, selection)
+        return selection
 
     def _shorten(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         selection = self._selection
@@ -228,10 +236,15 @@ class TokenPruner:
 
 def smallest_downsample(unet: UNet2DConditionModel) -> int:
     """The smallest downsampling at which the UNet has attention: 1 in SD 1.x and 2.x, 2 in SDXL."""
-    return _transformers(unet, None)[0][0]
+    return downsamplings(unet)[0]
 
 
-def _transformers(unet: UNet2DConditionModel, max_downsample: int | None) -> list[tuple[int, Transformer2DModel]]:
+def downsamplings(unet: UNet2DConditionModel) -> tuple[int, ...]:
+    """The downsamplings at which the UNet has attention, ascending: 1, 2, 4, 8 in SD 1.x and 2.x."""
+    return tuple(sorted({factor for factor, _ in _transformers(unet, math.inf)}))
+
+
+def _transformers(unet: UNet2DConditionModel, max_downsample: float | None) -> list[tuple[int, Transformer2DModel]]:
     """The transformers at a downsampling of at most `max_downsample` (None: the smallest that has any), and theirs."""
     found: list[tuple[int, Transformer2DModel]] = []
     factor = 1

@@ -129,3 +129,9 @@ SITO_KEYWORDS = {
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise DatoError(f"pruning: {name} must be one of {', '.join(allowed)}, not {value!r}")
+
+
+# SiTo's own settings (AAAI 2025): in every block its own choice of tokens.
+PAPER_PRUNING = Pruning(shared=False)
+# The ratios of SiTo's table 1, a to e, and of DaTo's search.
+PAPER_RATIOS = {"a": 0.3, "b": 0.4, "c": 0.5, "d": 0.6, "e": 0.7}

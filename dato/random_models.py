@@ -87,6 +87,11 @@ _CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
 RANDOM_MODELS = tuple(_CONFIGS)
 
 
+def text_width(name: str) -> int:
+    """Features of the text states that the random model of that name attends to."""
+    return _CONFIGS[name]["unet"]["cross_attention_dim"]
+
+
 def random_pipeline(
     name: str,
     *,

@@ -12,7 +12,7 @@ from diffusers import AutoPipelineForText2Image, DiffusionPipeline, UNet2DCondit
 from torch import Tensor
 
 from dato import emoji_sd
-from dato.errors import DatoError
+from dato.errors import DatoError, first_line
 from dato.files import read_text
 from dato.random_models import RANDOM_MODELS, random_pipeline
 from dato.samplers import set_scheduler
@@ -103,15 +103,22 @@ def _stored(model: str, dtype: torch.dtype) -> DiffusionPipeline:
             warnings.simplefilter("ignore", FutureWarning)  # `torch_dtype` got a second name
             return AutoPipelineForText2Image.from_pretrained(path, torch_dtype=dtype)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise DatoError(
             f"cannot load the model {model!r}: {reason} (give a folder or hub id in diffusers' layout, or "
             f"{', '.join((EMBEDDED, *RANDOM_MODELS))})"
         ) from error
 
 
-def generate(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling) -> Generated:
-    """Generate one image for each prompt; image i of every call with the same sampling starts from the same noise."""
+def generate(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling, decode: bool = True) -> Generated:
+    """Generate one image for each prompt; image i of every call with the same sampling starts from the same noise.
+
+    Args:
+        pipe: The pipeline, patched or not.
+        prompts: n.
+        sampling: How.
+        decode: Off, the VAE does not run, and the images are latents (n, 4, h, w).
+    """
     device = pipe.unet.device
     whole = Stopwatch(device)
     images, sizes, unet_ms, loop_ms = [], [], [], []
@@ -128,7 +135,7 @@ def generate(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling
                 height=sampling.height,
                 width=sampling.width,
                 generator=noise,
-                output_type="pt",
+                output_type="pt" if decode else "latent",
             ).images
             whole.stop()
             loop_ms.append(calls.span() / len(batch))
@@ -139,14 +146,14 @@ def generate(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling
     return Generated(torch.cat(images), latency, unet_ms, loop_ms)
 
 
-def read_prompts(source: str | Path | None, count: int | None) -> list[str]:
-    """The first `count` (None: all) prompts of a text file, one a line; of no file: emoji-sd's for searching.
+def read_prompts(source: str | Path | None, count: int | None, split: str = "search") -> list[str]:
+    """The first `count` (None: all) prompts of a text file, one a line; of no file: a split of emoji-sd's.
 
     Raises:
         DatoError: if the file is missing or holds fewer prompts.
     """
     if source is None:
-        prompts, where = emoji_sd.prompts("search"), "the embedded model's search split"
+        prompts, where = emoji_sd.prompts(split), f"the embedded model's {split} split"
     else:
         prompts, where = [line.strip() for line in read_text(source).splitlines() if line.strip()], str(source)
     count = len(prompts) if count is None else count

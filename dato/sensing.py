@@ -198,13 +198,13 @@ class _Probe(Patch):
             for ratio in self._ratios:
                 result = self._timed(depth, ratio, self._stale(call, call, depth), arguments)
                 self._add(("pruned", call, depth, ratio), _guided(result, self._images[-1], self._guidance) - truth)
-        if self._pruner is not None:
-            self._pruner.observe(stock)
+        if self.pruner is not None:
+            self.pruner.observe(stock)
         return stock
 
     def _timed(self, depth: int, ratio: float, cache: Cache, arguments: dict[str, Any]) -> Tensor:
-        if self._pruner is not None:
-            self._pruner.prepare(ratio, arguments["sample"], self._cache.present.time)
+        if self.pruner is not None:
+            self.pruner.prepare(ratio, arguments["sample"], self._cache.present.time)
         watch = self._watches[depth, ratio]
         watch.start()
         result = self.ladder.run(depth, cache, **arguments)

@@ -18,7 +18,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from dato.cache import LAST, Cache, Recalled
-from dato.errors import DatoError
+from dato.errors import DatoError, first_line
 from dato.ladder import Ladder
 from dato.pruner import TokenPruner
 from dato.pruning import Pruning
@@ -152,7 +152,7 @@ class Steps:
             except torch._dynamo.exc.Unsupported as error:  # as under offloading, whose hooks cannot be compiled
                 if not self._options["fullgraph"]:
                     raise
-                reason = str(error).strip().splitlines()[0]
+                reason = first_line(error)
                 warnings.warn(f"calls are compiled in pieces, which is slower: {reason}", stacklevel=2)
                 self._options["fullgraph"] = False
             except getattr(torch._dynamo.exc, "FailOnRecompileLimitHit", ()):

@@ -17,11 +17,13 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from dato.environment import hardware
-from dato.errors import DatoError
+from dato.errors import DatoError, first_line
 from dato.evaluation import Evaluator, Stock
 from dato.judgement import Judgement, failed
 from dato.latency import LatencyTable
-from dato.quality import Setup, load_metric
+from dato.metric import Setup
+from dato.pruner import downsamplings
+from dato.quality import load_metric
 from dato.racing import Rival
 from dato.samplers import SAMPLERS, num_calls, sampler_name
 from dato.sampling import Sampling, load_pipeline
@@ -44,8 +46,7 @@ class Recipe:
         sampling: How images are generated; its steps are the reference's.
         steps: Further numbers of steps for which schedules are judged.
         metrics: Names; the first is the objective.
-        clip: CLIP checkpoint of the metrics.
-        statistics: Statistics of real pictures.
+        setup: What the metrics are made from; their device is that of the pipeline.
         race: As in `Evaluator`.
         interleave: As in `Evaluator`.
     """
@@ -58,15 +59,14 @@ class Recipe:
     sampling: Sampling
     steps: tuple[int, ...]
     metrics: tuple[str, ...]
-    clip: str
-    statistics: str | None
+    setup: Setup = Setup()
     race: int | None = None
     interleave: bool = False
 
     def evaluator(self) -> Evaluator:
         """Load everything."""
         device = torch.device(self.device)
-        setup = Setup(self.clip, self.statistics, device)
+        setup = replace(self.setup, device=device)
         metrics = [load_metric(name, setup) for name in self.metrics]
         dtype = getattr(torch, self.dtype)
         pipe = load_pipeline(self.model, device=device, dtype=dtype, scheduler=self.scheduler)
@@ -92,6 +92,7 @@ class Facts:
         scheduler: The sampler's class.
         scheduler_name: The sampler as a name of `dato.samplers.SAMPLERS`, if it is one.
         pixels: The model's own height and width.
+        downsamplings: At which it has attention.
         hardware: As in a front's conditions.
     """
 
@@ -101,6 +102,7 @@ class Facts:
     scheduler: str
     scheduler_name: str | None
     pixels: int
+    downsamplings: tuple[int, ...]
     hardware: dict[str, Any] | str
 
     @property
@@ -119,6 +121,7 @@ def facts_of(evaluator: Evaluator) -> Facts:
         type(pipe.scheduler).__name__,
         name if name in SAMPLERS else None,
         pipe.unet.config.sample_size * pipe.vae_scale_factor,
+        downsamplings(pipe.unet),
         hardware(pipe.unet.device),
     )
 
@@ -142,6 +145,14 @@ class Judges(Protocol):
 
     def judge(self, schedules: Sequence[Schedule], rivals: Sequence[Rival] = ()) -> Iterator[Judgement]:
         """The judgement of each schedule, in the order in which they are ready."""
+        ...
+
+    def each(self, function: Callable[..., T], tasks: Sequence[tuple]) -> Iterator[tuple[int, T]]:
+        """(number of the task, `function(evaluator, *task)`), in the order in which they are ready.
+
+        Raises:
+            DatoError: if a task was the end of several workers.
+        """
         ...
 
     def close(self) -> None:
@@ -185,6 +196,11 @@ class InProcess:
         for schedule in schedules:
             yield self.evaluator.judge(schedule, rivals)
 
+    def each(self, function: Callable[..., T], tasks: Sequence[tuple]) -> Iterator[tuple[int, T]]:
+        """See `Judges`."""
+        for number, task in enumerate(tasks):
+            yield number, function(self.evaluator, *task)
+
     def close(self) -> None:
         """See `Judges`."""
 
@@ -210,11 +226,6 @@ class Worker:
         """`function(evaluator, *arguments)`."""
         self._learn(known)
         return function(self.evaluator, *arguments)
-
-    def judge(self, known: Known, schedule: Schedule, rivals: Sequence[Rival]) -> Judgement:
-        """See `Evaluator.judge`."""
-        self._learn(known)
-        return self.evaluator.judge(schedule, rivals)
 
     def _learn(self, known: Known) -> None:
         if known.stock is not None and not self.evaluator.has_stock:
@@ -261,7 +272,7 @@ class RayJudges:
         try:
             ray.init(address=address or "local", log_to_driver=False, logging_level="error", **local)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise DatoError(f"{f'--ray-address {address}' if address else 'Ray'}: {reason}") from None
         self._lost = (
             ray.exceptions.RayActorError,
@@ -282,7 +293,7 @@ class RayJudges:
             self.facts = self._get(self._workers[0].facts.remote())
         except self._lost as error:
             ray.shutdown()
-            raise DatoError(f"a worker died while it loaded {recipe.model}: {_first_line(error)}") from None
+            raise DatoError(f"a worker died while it loaded {recipe.model}: {first_line(error)}") from None
         except BaseException:
             ray.shutdown()
             raise
@@ -330,39 +341,54 @@ class RayJudges:
                 return self._get(self._workers[0].ask.remote(self._known, function, *arguments))
             except self._lost as error:
                 if attempt + 1 == DEATHS:
-                    raise DatoError(f"{DEATHS} workers were lost, one after the other: {_first_line(error)}") from None
+                    raise DatoError(f"{DEATHS} workers were lost, one after the other: {first_line(error)}") from None
                 self._workers[0] = self._start()
         raise AssertionError
 
     def judge(self, schedules: Sequence[Schedule], rivals: Sequence[Rival] = ()) -> Iterator[Judgement]:
         """See `Judges`."""
-        waiting = deque(schedules)
+        tasks = [(schedule, rivals) for schedule in schedules]
+        for number, judgement in self._spread(Evaluator.judge, tasks):
+            if judgement is None:
+                judgement = failed(schedules[number], f"{DEATHS} workers did not survive it", 0)
+            yield judgement
+
+    def each(self, function: Callable[..., T], tasks: Sequence[tuple]) -> Iterator[tuple[int, T]]:
+        """See `Judges`."""
+        for number, result in self._spread(function, tasks):
+            if result is None:
+                raise DatoError(f"{DEATHS} workers did not survive the same piece of work: out of memory, perhaps?")
+            yield number, result
+
+    def _spread(self, function: Callable[..., T], tasks: Sequence[tuple]) -> Iterator[tuple[int, T | None]]:
+        """(number of the task, result) as they are ready; None for a task that several workers did not survive."""
+        waiting = deque(range(len(tasks)))
         idle = deque(set(range(len(self._workers))) - set(self._starting.values()))
-        running: dict[Any, tuple[int, Schedule]] = {}
-        deaths: Counter[Schedule] = Counter()
+        running: dict[Any, tuple[int, int]] = {}
+        deaths: Counter[int] = Counter()
         while waiting or running:
             while waiting and idle:
-                worker, schedule = idle.popleft(), waiting.popleft()
-                reference = self._workers[worker].judge.remote(self._known, schedule, rivals)
-                running[reference] = worker, schedule
+                worker, number = idle.popleft(), waiting.popleft()
+                reference = self._workers[worker].ask.remote(self._known, function, *tasks[number])
+                running[reference] = worker, number
             # One that is to replace a lost worker gets work when it is there: its machine may never come back.
             [ready], _ = self._ray.wait([*running, *self._starting], num_returns=1)
             if ready in self._starting:
                 idle.append(self._restarted(ready))
                 continue
-            worker, schedule = running.pop(ready)
+            worker, number = running.pop(ready)
             try:
-                judgement = self._get(ready)
+                result = self._get(ready)
             except self._lost:
                 self._restart(worker)
-                deaths[schedule] += 1
-                if deaths[schedule] == DEATHS:
-                    yield failed(schedule, f"{DEATHS} workers did not survive it", 0)
+                deaths[number] += 1
+                if deaths[number] == DEATHS:
+                    yield number, None
                 else:
-                    waiting.appendleft(schedule)
+                    waiting.appendleft(number)
                 continue
             idle.append(worker)
-            yield judgement
+            yield number, result
 
     def _restart(self, worker: int) -> None:
         self._workers[worker] = self._start()
@@ -373,7 +399,7 @@ class RayJudges:
         try:
             self._get(ready)
         except self._lost as error:
-            raise DatoError(f"a worker died again while it loaded {self._recipe.model}: {_first_line(error)}") from None
+            raise DatoError(f"a worker died again while it loaded {self._recipe.model}: {first_line(error)}") from None
         return worker
 
     def close(self) -> None:
@@ -390,10 +416,6 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise DatoError(f"--ray-address {address}: nobody answers there ({error})") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _stock_of(evaluator: Evaluator) -> Stock:

@@ -6,7 +6,7 @@ import pytest
 
 import dato
 from dato import DatoError, Front, Point, Schedule, load_front
-from dato.front import load_strategy, non_dominated, strategies
+from dato.front import competing, load_strategy, non_dominated, strategies
 from dato.schedule import Schedule as PlainSchedule
 
 
@@ -181,3 +181,12 @@ def test_the_published_vector_is_the_authors():
     schedule = load_strategy("dato-published")
     assert schedule.depths == (12, *(12 if d >= 2 else d for d in map(int, theirs.split())))
     assert (schedule.depths.count(12), schedule.depths.count(1), schedule.depths.count(0)) == (6, 38, 7)
+
+
+def test_what_is_slower_than_stock_or_not_good_enough_does_not_compete():
+    points = [point(20, 20), point(30, 15), point(60, 99), point(70, 101), point(10, 10)]
+    kept = competing(points, None)
+    assert [(p.quality, p.latency_ms) for p in kept] == [(10, 10), (30, 15), (60, 99)]
+    assert [p.quality for p in competing(points, 50.0)] == [60]
+    assert [p.quality for p in competing(points, 65.0)] == [70]  # nothing better, and too slow
+    assert [p.quality for p in competing(points[:2], 65.0)] == [30]

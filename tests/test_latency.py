@@ -24,10 +24,11 @@ from dato.evaluation import Evaluator
 from dato.ladder import Ladder
 from dato.latency import CallKind, LatencyTable, call_kinds
 from dato.latency_check import Pair, TableCheck, check_table, measurer, random_schedules
+from dato.metric import Setup
 from dato.patch import Patch
 from dato.probes import BEGIN, fixed_parts, measure_table, probes, typical
 from dato.pruner import TokenPruner
-from dato.quality import Setup, load_metric
+from dato.quality import load_metric
 from dato.references import references
 from dato.samplers import SAMPLERS, lengths, set_scheduler
 from dato.sampling import Sampling, read_prompts

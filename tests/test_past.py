@@ -136,7 +136,7 @@ def test_unets_of_both_shapes_leave_nothing_after_a_generation(kind, shared, dty
     schedule = Schedule([rungs, rungs, 3, rungs, 1, rungs], [0, 0, 0.5, 0.7, 0.5, 0.5], rungs=rungs, pruning=pruning)
     stock = run(unet, inputs)
     dato.apply_patch(unet, schedule)
-    pruner, held = unet._dato_patch._pruner, []
+    pruner, held = unet._dato_patch.pruner, []
     layer = next(m for n, m in unet.named_modules() if n.endswith("attn1"))
     handle = layer.register_forward_hook(lambda m, a, out: held.append(weakref.ref(out)))
     first = run(unet, inputs)
@@ -158,7 +158,7 @@ def test_unets_of_both_shapes_leave_nothing_after_a_generation(kind, shared, dty
 def test_every_token_is_computed_again_before_others_are_twice():
     unet, inputs, seen = tiny_unet(), (*unet_inputs(), {}), []
     dato.apply_patch(unet, Schedule([12] * 4, 0.75), recover_from="past")
-    pruner = unet._dato_patch._pruner
+    pruner = unet._dato_patch.pruner
     block = unet.down_blocks[0].attentions[0].transformer_blocks[0]
     block.register_forward_hook(lambda *_: seen.append(pruner._selection.kept))
     run(unet, inputs, (900, 800, 700, 600))

@@ -13,9 +13,10 @@ from pymoo.indicators.hv import HV
 from dato import DatoError, Point, Pruning, Schedule
 from dato.evaluation import Evaluator
 from dato.front import non_dominated
+from dato.metric import Setup
 from dato.operators import EditMutation, splice
 from dato.peers import tomesd_peer
-from dato.quality import Setup, load_metric
+from dato.quality import load_metric
 from dato.references import fewer_steps, references, seeds, uniform
 from dato.samplers import num_calls, sampler_name, set_scheduler
 from dato.sampling import Sampling, generate, read_prompts

@@ -68,7 +68,7 @@ def test_one_worker_needs_no_ray(monkeypatch):
 def test_out_of_memory_and_bad_images_are_judgements(here, monkeypatch):
     judges, _ = here
     schedule = Schedule.uniform(4, 4, 0)
-    real = Evaluator._generate
+    real = Evaluator.generate
 
     def gives(change):
         def generate(self, contender, prompts, sampling):
@@ -90,10 +90,10 @@ def test_out_of_memory_and_bad_images_are_judgements(here, monkeypatch):
         (gives(lambda images: images * float("nan")), "its images are not finite numbers"),
         (gives(lambda images: images * 0), "it gives black images"),
     ]:
-        monkeypatch.setattr(Evaluator, "_generate", fake)
+        monkeypatch.setattr(Evaluator, "generate", fake)
         [judgement] = judges.judge([schedule])
         assert judgement.failure == why and judgement.point.quality == float("-inf")
-    monkeypatch.setattr(Evaluator, "_generate", raises(RuntimeError("a bug")))
+    monkeypatch.setattr(Evaluator, "generate", raises(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         list(judges.judge([schedule]))
 

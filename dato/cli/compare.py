@@ -136,9 +136,7 @@ def compare_searches(
 @contextmanager
 def _study(folder: Path, prompts: Sequence[str], sampling: Sampling, device: str) -> Iterator[Study]:
     """A study of one set of prompts."""
-    recipe = Recipe(
-        EMBEDDED, device, "float32", "plms", tuple(prompts), sampling, (), ("psnr",), str(emoji_sd.CLIP), None
-    )
+    recipe = Recipe(EMBEDDED, device, "float32", "plms", tuple(prompts), sampling, (), ("psnr",))
     study = Study(Folder(folder), InProcess(recipe))
     settings = {
         "prompts": list(prompts),

@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from PIL import Image
 
 from dato.cli import options as opt
 from dato.console import err, out
 from dato.environment import hardware
 from dato.errors import DatoError
+from dato.files import write_atomic
 from dato.front import Front, load_strategy
+from dato.image_files import png
 from dato.patch import apply_patch, remove_patch
 from dato.report import strip
 from dato.sampling import EMBEDDED, Generated, Sampling, generate, load_pipeline
@@ -98,7 +98,7 @@ def generate_image(
     times = {way: stats.median(r.latency_ms[0] for r in results) for way, results in runs.items()}
     for way, results in runs.items():
         path = out_folder / f"{stem}-{seed}{'' if way == 'dato' else '-stock'}.png"
-        _save(results[-1].images[0], path)
+        write_atomic(path, png(results[-1].images[0]))
         ratio = f" ({times['stock'] / times['dato']:.2f}x faster)" if way == "dato" else ""
         out.print(
             f"{way:>6}: {counts[way]} steps, {times[way]:8.1f} ms{ratio}  {path}",
@@ -107,11 +107,3 @@ def generate_image(
             markup=False,
         )
     out.print(f" calls: {strip(schedule)}", highlight=False)
-
-
-def _save(image: torch.Tensor, path: Path) -> None:
-    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    try:
-        Image.fromarray(pixels).save(path)
-    except OSError as error:
-        raise DatoError(f"cannot write {path}: {error.strerror}; give another --out") from None

@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
-from dato.errors import DatoError
+from dato.errors import DatoError, first_line
 from dato.front import Front, Point
 from dato.quality import METRICS, shown
 from dato.random_models import RANDOM_MODELS
@@ -54,7 +54,7 @@ def device_of(name: str, elsewhere: bool = False) -> torch.device:
             raise DatoError(f"--device {name}: dato measures on cpu and cuda")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise DatoError(f"--device {name}: {reason}") from None
     return device
 
@@ -107,6 +107,11 @@ def pick_point(front: Front, text: str) -> Point:
 def floor_of(metric: str, value: float | None) -> float | None:
     """What the user calls a quality, as `Point.quality` counts it: of a distance, higher is better there too."""
     return value if value is None or metric not in METRICS else shown(METRICS[metric], value)
+
+
+def place(name: str) -> str:
+    """A file's or folder's whole path, so that it is found from anywhere; what is none is a name or a hub id."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 SCRIPTS = {

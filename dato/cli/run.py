@@ -17,8 +17,9 @@ from dato.cli.display import Display
 from dato.cli.latency import HOW, check_of
 from dato.environment import versions
 from dato.errors import DatoError
+from dato.evaluation import precision_errors
 from dato.folder import Folder
-from dato.front import Front, Point, non_dominated
+from dato.front import Front, Point, competing
 from dato.latency import is_stock
 from dato.pruning import Pruning
 from dato.quality import METRICS, shown
@@ -69,7 +70,7 @@ class Order:
         rounds: The front is timed again so often.
         workers: How many evaluators.
         address: Of a Ray cluster.
-        files: `clip` and `statistics` as the user named them; None: the model's own.
+        files: What metrics are made from, by the names of `Setup`, where the user named it.
     """
 
     kind: str
@@ -85,7 +86,7 @@ class Order:
     rounds: int
     workers: int = 1
     address: str | None = None
-    files: Mapping[str, str | None] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def conditions(self, facts: Facts, plan: Plan) -> dict[str, Any]:
         """Everything that is needed to trust and repeat the search, but for what it will find out itself."""
@@ -108,8 +109,7 @@ class Order:
             "batch_size": sampling.batch_size,
             "safety_checker": False,
             "quality": recipe.metrics[0],
-            "clip": self.files.get("clip"),
-            "statistics": self.files.get("statistics"),
+            **({"clip": None, "statistics": None} | dict(self.files)),
             "latency": HOW[self.timing],
             "search": settings
             | dict(plan.settings)
@@ -165,6 +165,11 @@ def _search(
     with display.status("Generating stock's images"):
         stock = study.stock
     display.note(f"Stock takes {stock.point.latency_ms:.0f} ms for an image.")
+    some = stock.images[:8], order.recipe.prompts[: len(stock.images[:8])]
+    if errors := study.judges.ask(precision_errors, *some):
+        conditions["precision_errors"] = errors
+        found = ", ".join(f"{name} by at most {error:.2g}" for name, error in errors.items())
+        display.note(f"In half precision metrics differ from float32 on stock's images: {found}.")
     seeds, adviser = plan.seeds, None
     if advised:
         advice = _advice(plan, study, display)
@@ -180,7 +185,7 @@ def _search(
         # Stock is what the front is compared with; on it, its equality with itself would outshine all others.
         unique = [s for s in dict.fromkeys(known) if not (is_stock(s) and len(s) == study.judges.facts.calls)]
         every = [study.judged[schedule].point for schedule in unique if schedule in study.judged]
-        return non_dominated(_feasible(every, order.floor)) or non_dominated(every)
+        return competing(every, order.floor)
 
     def show(point: Point) -> None:
         new = list(study.judged.values())[study.replayed :]
@@ -245,7 +250,7 @@ def _search(
         "failures": dict(failures),
     }
     front = Front(
-        non_dominated(_feasible(points, order.floor)) or non_dominated(points),
+        competing(points, order.floor),
         replace(baseline, schedule=replace(baseline.schedule, pruning=plan.pruning)),
         {name: timed[s] for name, s in plan.references.items() if s in timed},
         conditions,
@@ -268,10 +273,6 @@ def _advice(plan: Plan, study: Study, display: Display) -> Advice | None:
     advice = Advice(models, study.table)
     display.note(f"Sensitivity model: measured with {advice.unet_calls:.0f} UNet calls of one image.")
     return advice
-
-
-def _feasible(points: Sequence[Point], floor: float | None) -> list[Point]:
-    return [p for p in points if floor is None or p.quality >= floor]
 
 
 def _nothing(study: Study) -> str:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from dato import emoji_sd
+from dato.cli import metric_options as metric
 from dato.cli import options as opt
 from dato.cli import search_options as given
 from dato.cli.display import display_of
@@ -66,8 +66,13 @@ def search_depth(
     race: given.Race = None,
     workers: given.Workers = 1,
     ray_address: given.RayAddress = None,
-    clip: given.Clip = None,
-    statistics: given.Statistics = None,
+    clip: metric.Clip = None,
+    statistics: metric.Statistics = None,
+    image_reward: metric.ImageReward = None,
+    image_reward_backend: metric.ImageRewardBackend = None,
+    pick_score: metric.PickScore = None,
+    inception: metric.Inception = None,
+    real: metric.Real = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
@@ -112,8 +117,13 @@ def search_joint(
     race: given.Race = None,
     workers: given.Workers = 1,
     ray_address: given.RayAddress = None,
-    clip: given.Clip = None,
-    statistics: given.Statistics = None,
+    clip: metric.Clip = None,
+    statistics: metric.Statistics = None,
+    image_reward: metric.ImageReward = None,
+    image_reward_backend: metric.ImageRewardBackend = None,
+    pick_score: metric.PickScore = None,
+    inception: metric.Inception = None,
+    real: metric.Real = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
@@ -168,8 +178,13 @@ def search_ratio(
     race: given.Race = None,
     workers: given.Workers = 1,
     ray_address: given.RayAddress = None,
-    clip: given.Clip = None,
-    statistics: given.Statistics = None,
+    clip: metric.Clip = None,
+    statistics: metric.Statistics = None,
+    image_reward: metric.ImageReward = None,
+    image_reward_backend: metric.ImageRewardBackend = None,
+    pick_score: metric.PickScore = None,
+    inception: metric.Inception = None,
+    real: metric.Real = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     dtype: Annotated[
@@ -213,11 +228,11 @@ def search_ratio(
     folder = _folder(o, "ratio")
     size = found.get("height"), found.get("width")
     sampling = Sampling(reference, chosen.guidance_scale, *size, o.seed, o.batch_size or found.get("batch_size", 2))
-    if o.statistics is None and found.get("statistics"):
-        o.statistics = Path(found["statistics"])
-    o.clip = o.clip or found.get("clip")
     sampler, objective = found.get("scheduler_name"), o.quality or found["quality"]
-    recipe = _recipe(o, name, texts, chosen, sampling, sampler, objective, o.dtype, timing, found.get("dtype", "auto"))
+    files = metric.files_of(ctx.params, found)
+    recipe = _recipe(
+        o, name, texts, chosen, sampling, sampler, objective, o.dtype, timing, files, found.get("dtype", "auto")
+    )
 
     def plan(facts: Facts) -> Plan:
         for point in points:
@@ -240,7 +255,7 @@ def search_ratio(
         }
         return Plan(space, _with_pruning(known, pruning), [], pruning, settings)
 
-    front = _run(ctx, o, "ratio", folder, recipe, chosen, plan, timing)
+    front = _run(ctx, o, "ratio", folder, recipe, chosen, plan, timing, files)
     _finish(o, front, folder, [])
 
 
@@ -275,7 +290,8 @@ def _search_calls(ctx: typer.Context, kind: str, ratios: str | None) -> None:
     size = o.height, o.width
     sampling = Sampling(o.reference_steps or max(chosen.steps), chosen.guidance_scale, *size, o.seed, o.batch_size)
     scheduler = o.scheduler or (chosen.scheduler if o.model == EMBEDDED else None)
-    recipe = _recipe(o, o.model, texts, chosen, sampling, scheduler, o.quality, o.dtype, timing)
+    files = metric.files_of(ctx.params)
+    recipe = _recipe(o, o.model, texts, chosen, sampling, scheduler, o.quality, o.dtype, timing, files)
 
     def plan(facts: Facts) -> Plan:
         lengths = [facts.calls_of[count] for count in chosen.steps]
@@ -292,7 +308,7 @@ def _search_calls(ctx: typer.Context, kind: str, ratios: str | None) -> None:
         }
         return Plan(space, _with_pruning(known, pruning), space.also_pruned(regular), pruning, settings)
 
-    front = _run(ctx, o, kind, folder, recipe, chosen, plan, timing)
+    front = _run(ctx, o, kind, folder, recipe, chosen, plan, timing, files)
     more = [] if joint else [opt.command_line("search ratio", "--depths", str(folder.front))]
     _finish(o, front, folder, more)
 
@@ -345,14 +361,14 @@ def _recipe(
     quality: str,
     dtype: str | None,
     timing: str,
+    files: Mapping[str, str],
     dtype_of_front: str = "auto",
 ) -> Recipe:
     where = _device(o)
     # Of another model only fidelity is free; CLIP is loaded where it is asked for.
-    recorded = ["psnr", "ssim"] + (["clip-score"] if model == EMBEDDED or o.clip else [])
+    recorded = ["psnr", "ssim"] + (["clip-score"] if model == EMBEDDED or "clip" in files else [])
     if quality not in METRICS:
         raise DatoError(f"unknown quality metric {quality!r}; known are {', '.join(METRICS)}")
-    statistics = o.statistics or (emoji_sd.STATISTICS if model == EMBEDDED else None)
     return Recipe(
         model,
         str(where),
@@ -362,8 +378,7 @@ def _recipe(
         sampling,
         (*preset.steps, *fewer_steps(sampling.steps)),
         tuple(dict.fromkeys([quality, *recorded])),
-        str(o.clip or (emoji_sd.CLIP if model == EMBEDDED else "openai/clip-vit-base-patch16")),
-        None if statistics is None else str(statistics),
+        metric.setup_of(model, files),
         preset.race or None,
         timing == "measured",
     )
@@ -378,6 +393,7 @@ def _run(
     preset: Preset,
     plan: Callable[[Facts], Plan],
     timing: str,
+    files: Mapping[str, str],
 ) -> Front:
     order = Order(
         kind,
@@ -393,7 +409,7 @@ def _run(
         o.rounds,
         o.workers,
         o.ray_address,
-        {"clip": o.clip, "statistics": None if o.statistics is None else str(Path(o.statistics).resolve())},
+        files,
     )
     resume = opt.command_line(f"search {kind}", "--resume", str(folder.path))
     try:

@@ -50,17 +50,6 @@ Images = Annotated[
 Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Images per generation; latency is per image.")]
 PopSize = Annotated[int | None, typer.Option(min=2, help="Population of NSGA-II.", show_default="the preset's")]
 Generations = Annotated[int | None, typer.Option(min=1, help="Generations.", show_default="the preset's")]
-Clip = Annotated[
-    str | None,
-    typer.Option(
-        "--clip",
-        help="CLIP checkpoint (folder or hub id) for the CLIP score and features.",
-        show_default="the embedded one; openai/clip-vit-base-patch16 for other models",
-    ),
-]
-Statistics = Annotated[
-    Path | None, typer.Option(help="Statistics of real pictures for 'frechet': safetensors with mean and covariance.")
-]
 Rounds = Annotated[
     int, typer.Option(min=0, help="After the search, time the front, references and stock again this often, in turn.")
 ]
