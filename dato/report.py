@@ -20,7 +20,17 @@ from dato.schedule import Schedule
 
 FULL, NOTHING = "█", "·"
 # As papers write them.
-_LABELS = {"clip-score": "CLIP score", "psnr": "PSNR (dB)", "ssim": "SSIM", "frechet": "Fréchet distance"}
+_LABELS = {
+    "clip-score": "CLIP score",
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "frechet": "Fréchet distance",
+    "fid": "FID",
+    "kid": "KID x 1000",
+    "image-reward": "ImageReward",
+    "pick-score": "PickScore",
+}
 
 
 def label_of(metric: str) -> str:
@@ -78,6 +88,12 @@ def front_table(front: Front) -> Table:
         cells = [*speed, *values, *share, *count, forecast_of(point.schedule)]
         table.add_row(name, *cells, strip(point.schedule), style=style)
     return table
+
+
+def markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """A Markdown table of rows with the same columns."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "".join(f"| {' | '.join(cell.replace('|', ' ') for cell in line)} |\n" for line in lines)
 
 
 def quality_plot(

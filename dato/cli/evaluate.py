@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,45 +12,84 @@ import typer
 from rich import box
 from rich.table import Table
 
-from dato import emoji_sd, references
+from dato import references
+from dato.assessment import Row, fill, rows, settings_of
+from dato.cli import metric_options as metric
 from dato.cli import options as opt
 from dato.console import err, out, progress
-from dato.environment import hardware, versions
+from dato.contenders import (
+    METHODS,
+    Contender,
+    Families,
+    has_tomesd,
+    known_methods,
+    methods,
+    of_front,
+    of_schedule,
+    own_steps,
+    thinned,
+)
+from dato.environment import versions
 from dato.errors import DatoError
-from dato.evaluation import Evaluator
+from dato.evaluation import precision_errors
 from dato.files import write_atomic
 from dato.front import Front, Point, dumps, load_strategy
-from dato.peers import Peer, tomesd_peer
-from dato.quality import METRICS, Setup, load_metric, shown
-from dato.report import forecast_of, image_grid, quality_plot, strip
-from dato.samplers import SAMPLERS, num_calls
-from dato.sampling import EMBEDDED, Sampling, load_pipeline, read_prompts
+from dato.gallery import STOCK, Gallery
+from dato.peers import Peer
+from dato.protocols import (
+    CAPTIONS,
+    PROTOCOLS,
+    SCHEDULER,
+    SIZE,
+    STEPS,
+    coco_captions,
+    guidance_of,
+    imagenet_prompts,
+)
+from dato.quality import METRICS, shown
+from dato.report import forecast_of, image_grid, label_of, markdown, quality_plot, strip
+from dato.samplers import SAMPLERS
+from dato.sampling import EMBEDDED, Sampling, read_prompts
 from dato.schedule import Schedule
+from dato.workers import Facts, Recipe, make_judges
 
-NAMES = ("clip-score", "frechet", "psnr", "ssim")
-METHODS = ("steps", "deepcache", "dato", "tomesd", "spectrum", "order0", "order1", "aligned", "order2")
 SPEEDUPS = (3.0, 5.0, 8.0)
-Families = dict[str, dict[str, Schedule | Peer]]
+DEFAULT = "steps,deepcache,sito,spectrum"
 
 
 def evaluate(
+    ctx: typer.Context,
     strategies: Annotated[
         list[str] | None, typer.Argument(help="Fronts or schedules: JSON files, or names of shipped ones.")
     ] = None,
-    methods: Annotated[
-        str,
+    chosen: Annotated[
+        str | None,
         typer.Option(
+            "--methods",
             help=f"What to compare with: {', '.join(METHODS)} (steps: stock with fewer steps; order0 to order2 and "
-            "aligned: regular schedules of fewer steps and shallow calls, by forecast)."
+            "aligned: fewer steps and shallow calls, by forecast; from layers on, SiTo's ablations).",
+            show_default=f"{DEFAULT}, and tomesd where it is installed",
         ),
-    ] = "steps,deepcache,spectrum",
+    ] = None,
     points: Annotated[
         int | None,
         typer.Option(min=2, help="At most so many points of each front, spread over its speeds.", show_default="all"),
     ] = None,
+    pick: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this point of each front: knee, speedup=NUMBER or quality=NUMBER; may be repeated."),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="Folder or hub id of a diffusers pipeline.", show_default="the first front's")
     ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help=f"The papers' settings and prompts: {', '.join(PROTOCOLS)} (imagenet: its 1,000 classes, 2 each; "
+            f"coco: 30,000 captions; file: --prompts; {STEPS} PLMS steps, {SIZE} x {SIZE}, guidance 7.5, SD 2.x 9.0).",
+        ),
+    ] = None,
+    captions: Annotated[Path | None, typer.Option(help="COCO's captions_val2014.json, for --protocol coco.")] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(help="Text file, one prompt a line.", show_default="the embedded model's evaluation split"),
@@ -63,143 +103,182 @@ def evaluate(
     guidance_scale: Annotated[
         float | None, typer.Option(min=1, help="Classifier-free guidance; 1 is off.", show_default="the first front's")
     ] = None,
+    height: opt.Height = None,
+    width: opt.Width = None,
     images: Annotated[int | None, typer.Option(min=2, help="How many prompts.", show_default="all")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per generation.")] = 2,
-    rounds: Annotated[int, typer.Option(min=1, help="Time all of them this often, in turn; the median counts.")] = 5,
-    clip: Annotated[str | None, typer.Option(help="CLIP checkpoint.", show_default="the embedded one")] = None,
-    statistics: Annotated[
-        Path | None, typer.Option(help="Statistics of real pictures.", show_default="the embedded ones")
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What to measure: {', '.join(METRICS)}.",
+            show_default="clip-score, frechet, psnr, ssim; of other models fid and kid (with --real), clip-score, "
+            "image-reward, psnr",
+        ),
     ] = None,
+    clip: metric.Clip = None,
+    statistics: metric.Statistics = None,
+    image_reward: metric.ImageReward = None,
+    image_reward_backend: metric.ImageRewardBackend = None,
+    pick_score: metric.PickScore = None,
+    inception: metric.Inception = None,
+    real: metric.Real = None,
     seed: Annotated[int, typer.Option(min=0, help="Image i starts from the noise of seed + i.")] = 1000,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
-    out_file: Annotated[Path | None, typer.Option("--out", help="Write the table as JSON, too.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="GPUs (or shares of a CPU) at work together; with Ray.")] = 1,
+    ray_address: Annotated[str | None, typer.Option(help="A Ray cluster, as auto or ray://host:10001.")] = None,
+    out_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder of images, measurements and tables; what it holds is not made again.",
+            show_default="runs/evaluation-<time>",
+        ),
+    ] = None,
     grid: Annotated[
         Path | None,
         typer.Option(help="Write a PNG, too: eight prompts' images by stock and each method at 3x, 5x and 8x."),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Write a PNG, too: PSNR and CLIP score against the share of stock's time.")
+        Path | None, typer.Option(help="Write a PNG, too: two of the metrics against the share of stock's time.")
     ] = None,
 ) -> None:
-    """Evaluate schedules on held-out prompts, beside stock, stock with fewer steps, DeepCache and Spectrum.
+    """Evaluate schedules on held-out prompts, beside stock, stock with fewer steps, DeepCache, SiTo, ToMeSD, Spectrum.
 
-    Quality is that of all images; the times of all contenders are measured in turn in the same run.
+    Each batch of prompts is generated with all of them in turn, so that times are ratios of one run. Stopped or killed,
+    the same command with --out goes on where it was.
     """
     loaded = {name: load_strategy(name) for name in strategies or []}
-    chosen = methods.split(",") if methods else []
-    for method in chosen:
-        if method not in METHODS:
-            raise DatoError(f"--methods: unknown method {method!r}; known are {', '.join(METHODS)}")
     known: dict[str, Any] = next((s.conditions for s in loaded.values() if isinstance(s, Front)), {})
+    if points is not None and pick:
+        raise DatoError("give --points or --pick: the first spreads points over a front, the second names them")
+    names = known_methods(_methods(chosen))
+    _check_labels(loaded, names)
+    own_model = model in (None, known.get("model"))
+    model = opt.place(model or known.get("model", EMBEDDED))
     # Of the front, sizes belong to its own model.
-    size = (known.get("height"), known.get("width")) if model in (None, known.get("model")) else (None, None)
-    model = model or known.get("model", EMBEDDED)
-    if model != EMBEDDED and not (prompts and clip and statistics):
-        raise DatoError(f"give --prompts, --clip and --statistics for {model}: the built-in ones are {EMBEDDED}'s")
-    texts = emoji_sd.prompts("evaluation")[:images] if prompts is None else read_prompts(prompts, images)
-    where = opt.device_of(device)
-    setup = Setup(clip or emoji_sd.CLIP, statistics or emoji_sd.STATISTICS, where)
-    metrics = [load_metric(name, setup) for name in NAMES]
-    guidance = guidance_scale or known.get("guidance_scale", 3.0)
-    sampling = Sampling(steps or known.get("steps", 50), guidance, *size, seed=seed, batch_size=batch_size)
-    sampler = scheduler or known.get("scheduler_name")
+    size = (height or known.get("height"), width or known.get("width")) if own_model else (height, width)
+    guidance, sampler, count = guidance_scale, scheduler, steps
+    texts = _prompts(protocol, model, prompts, captions, images)
+    if protocol is not None:
+        guidance, sampler, count = guidance or guidance_of(model), sampler or SCHEDULER, count or STEPS
+        size = (height or SIZE, width or SIZE) if model != EMBEDDED else (height, width)
+    files = metric.files_of(ctx.params)
+    count = count or known.get("steps", STEPS)
+    sampling = Sampling(count, guidance or known.get("guidance_scale", 3.0), *size, seed=seed, batch_size=batch_size)
+    where = opt.device_of(device, elsewhere=ray_address is not None)
+    recipe = Recipe(
+        model,
+        str(where),
+        str(opt.dtype_of(dtype, where)).removeprefix("torch."),
+        sampler or known.get("scheduler_name"),
+        tuple(texts),
+        sampling,
+        tuple({*references.fewer_steps(count), *_own_steps(loaded, count)}),
+        _metrics(metrics, model, files),
+        metric.setup_of(model, files),
+    )
     with err.status(f"Loading {model}"):
-        pipe = load_pipeline(model, device=where, dtype=opt.dtype_of(dtype, where), scheduler=sampler)
-        lengths = [*references.fewer_steps(sampling.steps), *_own_steps(loaded)]
-        judge = Evaluator(pipe, texts, sampling, metrics, steps=lengths)
-
-    families = _methods(judge, chosen) | _loaded(judge, loaded, points)
-    contenders = {name: contender for family in families.values() for name, contender in family.items()}
-    unique = list(dict.fromkeys(contenders.values()))
-    judged_as: dict[Any, Point] = {}
-    with progress() as bar:
-        task = bar.add_task("Images", total=len(unique))
-        for contender in unique:
-            judged_as[contender] = judge(contender)
-            bar.advance(task)
-        task = bar.add_task("Timing side by side", total=rounds * (1 + len(unique)))
-        stock, timed = judge.retime(judged_as, rounds, lambda: bar.advance(task))
-    measured = dict(zip(unique, timed, strict=True))
-    judged = {label: {n: measured[c] for n, c in family.items()} for label, family in families.items()}
-    rows = {"stock": stock} | {name: point for family in judged.values() for name, point in family.items()}
-    _print(rows, len(texts), {name for label in loaded for name in judged.get(_label(label), {})})
+        judges = make_judges(recipe, workers, ray_address)
+    try:
+        families = methods(names, judges.facts) | _loaded(loaded, judges.facts, points, pick or [])
+        contenders = {name: contender for family in families.values() for name, contender in family.items()}
+        unique = {contender: name for name, contender in reversed(contenders.items())}
+        conditions = settings_of(recipe, judges.facts)
+        folder = out_folder or opt.new_folder(None, "evaluation")
+        err.print(f"Going to {folder}; stopped, the same command with --out {folder} goes on.", soft_wrap=True)
+        gallery = Gallery(folder, conditions, texts, {name: contender for contender, name in unique.items()})
+        with progress() as bar:
+            task = bar.add_task("Batches, all methods in turn", total=None)
+            for there, total in fill(gallery, judges, batch_size):
+                bar.update(task, completed=there, total=total)
+        found, failed = rows(gallery, judges, batch_size)
+        some = gallery.images(STOCK, 8)
+        errors = judges.ask(precision_errors, some, texts[: len(some)])
+        facts = judges.facts
+    finally:
+        judges.close()
+    for name, reason in failed.items() | {n: row.failure for n, row in found.items() if row.failure}.items():
+        warnings.warn(f"{name}: {reason}", stacklevel=1)
+    judged = _points(found, contenders, unique, facts)
+    cells = _cells(judged, recipe.metrics)
+    out.print(_table(cells, len(texts), {name for label in loaded for name in families[_label(label)]}))
+    for name, error in errors.items():
+        out.print(f"{name} in half precision differs from float32 by at most {error:.2g} here", highlight=False)
+    write_atomic(folder / "table.md", markdown(cells))
+    finite = {n: p.to_dict() for n, p in judged.items() if all(map(math.isfinite, p.metrics.values()))}
+    more = {"images": len(texts), "metrics": list(recipe.metrics), "precision_errors": errors, "failed": failed}
+    more["versions"] = versions("dato", "torch", "diffusers", "transformers")
+    write_atomic(folder / "evaluation.json", dumps({**conditions, **more, "rows": finite}) + "\n")
+    out.print(f"written to {folder}", highlight=False, soft_wrap=True, markup=False)
+    grouped = {label: {n: judged[n] for n in family if n in judged} for label, family in families.items()}
+    grouped = {label: family for label, family in grouped.items() if family}
     if plot is not None:
-        quality_plot({label: list(f.values()) for label, f in judged.items() if f}, stock, ("psnr", "clip-score"), plot)
+        liked = [name for name in ("psnr", "clip-score", "image-reward", "fid") if name in recipe.metrics]
+        lines = {label: list(family.values()) for label, family in grouped.items()}
+        quality_plot(lines, judged[STOCK], (liked or recipe.metrics)[:2], plot)
         out.print(f"written to {plot}", highlight=False)
     if grid is not None:
-        drawn = {f"stock\n{stock.steps} steps": judge.images_of(None, 8)}
-        for title, name in _at_speedups(judged):
-            drawn[title] = judge.images_of(contenders[name], 8)
+        shown_as = {f"stock\n{count} steps": STOCK} | dict(_at_speedups(grouped))
+        drawn = {title: gallery.images(unique.get(contenders.get(n), n), 8) for title, n in shown_as.items()}
         image_grid(drawn, texts[:8], grid)
         out.print(f"written to {grid}", highlight=False)
-    if out_file is not None:
-        conditions = {
-            "model": model,
-            "images": len(texts),
-            "steps": sampling.steps,
-            "scheduler": type(pipe.scheduler).__name__,
-            "guidance_scale": guidance,
-            "seed": seed,
-            "batch_size": batch_size,
-            "rounds": rounds,
-            "hardware": hardware(where),
-            "versions": versions("dato", "torch", "diffusers", "transformers"),
-        }
-        finite = {n: p.to_dict() for n, p in rows.items() if all(map(math.isfinite, p.metrics.values()))}
-        write_atomic(out_file, dumps({**conditions, "rows": finite}) + "\n")
-        out.print(f"written to {out_file}", highlight=False)
 
 
-def _thinned(front: Front, most: int | None) -> dict[int, Point]:
-    """At most so many points of a front by number: those nearest to even steps of the speed-up's logarithm."""
-    numbered = dict(enumerate(front.points))
-    if most is None or len(front) <= most:
-        return numbered
-    speeds = {number: math.log(point.speedup) for number, point in numbered.items()}
-    low, high = min(speeds.values()), max(speeds.values())
-    wanted = [low + (high - low) * i / (most - 1) for i in range(most)]
-    kept = {min(speeds, key=lambda number: abs(speeds[number] - speed)) for speed in wanted}
-    return {number: numbered[number] for number in sorted(kept)}
+def _methods(text: str | None) -> list[str]:
+    if text is not None:
+        return text.split(",") if text else []
+    if not has_tomesd():
+        err.print("ToMeSD is not installed, and left out: pip install tomesd", highlight=False)
+    return [*DEFAULT.split(","), *(["tomesd"] if has_tomesd() else [])]
 
 
-def _own_steps(loaded: Mapping[str, Front | Schedule]) -> set[int]:
+def _check_labels(loaded: Mapping[str, Front | Schedule], names: Sequence[str]) -> None:
+    """Raise DatoError if two rows or families of rows would have the same name."""
+    taken = [METHODS[name][0] for name in names]
+    for name in loaded:
+        if _label(name) in taken:
+            raise DatoError(f"two strategies or methods are called {_label(name)}: rename one of the files")
+        taken.append(_label(name))
+
+
+def _prompts(
+    protocol: str | None, model: str, prompts: Path | None, captions: Path | None, images: int | None
+) -> list[str]:
+    if protocol is not None and protocol not in PROTOCOLS:
+        raise DatoError(f"--protocol {protocol!r}: known are {', '.join(PROTOCOLS)}")
+    if protocol in ("imagenet", "coco") and prompts is not None:
+        raise DatoError(f"--protocol {protocol} has its own prompts: leave out --prompts, or say --protocol file")
+    if protocol == "imagenet":
+        return imagenet_prompts(*([] if images is None else [images]))
+    if protocol == "coco":
+        if captions is None:
+            raise DatoError("--protocol coco: give --captions with COCO's captions_val2014.json")
+        return coco_captions(captions, images or CAPTIONS)
+    if prompts is None and (model != EMBEDDED or protocol == "file"):
+        raise DatoError(f"give --prompts or --protocol for {model}: the built-in prompts are {EMBEDDED}'s")
+    return read_prompts(prompts, images, "evaluation")
+
+
+def _metrics(text: str | None, model: str, files: Mapping[str, str]) -> tuple[str, ...]:
+    """The names of the metrics, each known."""
+    if text is not None:
+        names = tuple(dict.fromkeys(text.split(",")))
+    else:
+        own = ("clip-score", "frechet", "psnr", "ssim")
+        names = own if model == EMBEDDED else ("clip-score", "image-reward", "psnr")
+        if "real" in files:
+            names = ("fid", *(["kid"] if Path(files["real"]).is_dir() else []), *names)
+    for name in names:
+        if name not in METRICS:
+            raise DatoError(f"--metrics: unknown metric {name!r}; known are {', '.join(METRICS)}")
+    return names
+
+
+def _own_steps(loaded: Mapping[str, Front | Schedule], reference: int) -> set[int]:
     """The numbers of steps for which the points of these fronts are meant."""
     fronts = [front for front in loaded.values() if isinstance(front, Front)]
-    found = {point.steps or front.conditions.get("steps") for front in fronts for point in front.points}
-    return found - {None}
-
-
-def _methods(judge: Evaluator, chosen: list[str]) -> Families:
-    """The methods to compare with: {family: {row: contender}}."""
-    calls, rungs = judge.calls, judge.rungs
-    families: Families = {}
-    if "steps" in chosen:
-        families["fewer steps"] = dict(references.stock(judge.steps_of, calls, rungs))
-    if "deepcache" in chosen:
-        families["DeepCache"] = {f"DeepCache {name}": s for name, s in references.uniform(calls, rungs).items()}
-    if "dato" in chosen:
-        published = load_strategy("dato-published").resampled(calls).for_rungs(rungs)
-        families["DaTo's vector"] = {"DaTo's vector": published}
-    if "tomesd" in chosen:
-        peer = tomesd_peer(0.5, Schedule.full(calls, rungs=rungs))
-        if peer is None:
-            raise DatoError("--methods tomesd: the package is not installed: pip install tomesd")
-        families["ToMeSD"] = {peer.name: peer}
-    if "spectrum" in chosen:
-        families["Spectrum"] = dict(references.spectrum(calls, rungs))
-    for method, order in [("order0", 0), ("order1", 1), ("aligned", 1), ("order2", 2)]:
-        if method in chosen:
-            kind = "aligned" if method == "aligned" else f"order {order}"
-            forecast = method if method == "aligned" else "polynomial"
-            regular = {}
-            for interval, share in [(2, 1), (3, 1), (2, 0.5), (3, 0.5), (2, 0.3), (2, 0.2), (2, 0.16)]:
-                steps = max(2, round(share * judge.sampling.steps))
-                calls = num_calls(judge.pipe, steps)
-                schedule = Schedule.uniform(calls, interval, 1, order, rungs=rungs, forecast=forecast)
-                regular[f"{kind}: {steps} steps, N={interval} d=1"] = schedule
-            families[f"ours, regular, {kind}"] = regular
-    return families
+    return {own_steps(point, front, reference) for front in fronts for point in front.points}
 
 
 def _label(name: str) -> str:
@@ -207,25 +286,38 @@ def _label(name: str) -> str:
     return path.parent.name if path.name == "pareto.json" else path.stem
 
 
-def _loaded(judge: Evaluator, loaded: Mapping[str, Front | Schedule], most: int | None) -> Families:
+def _loaded(loaded: Mapping[str, Front | Schedule], facts: Facts, most: int | None, picks: Sequence[str]) -> Families:
     families: Families = {}
-    calls_of = {steps: calls for calls, steps in judge.steps_of.items()}
     for name, strategy in loaded.items():
         label = _label(name)
-        if label in families:
-            raise DatoError(f"two strategies are called {label}: rename one of the files")
-        families[label] = {}
-        points = _thinned(strategy, most) if isinstance(strategy, Front) else {0: None}
-        for number, point in points.items():
-            title, schedule = (label, strategy) if point is None else (f"{label} {number}", point.schedule)
-            # Where another sampler makes other calls of them, a schedule keeps its own number of steps.
-            own = point and (point.steps or strategy.conditions.get("steps"))
-            calls = calls_of.get(own, len(schedule) if len(schedule) in judge.steps_of else judge.calls)
-            if calls != len(schedule):
-                title += f" ({len(schedule)} calls resampled)"
-                schedule = schedule.resampled(calls)
-            families[label][title] = schedule.for_rungs(judge.rungs)
+        if not isinstance(strategy, Front):
+            if picks:
+                raise DatoError(f"--pick {picks[0]}: {name} is one schedule, there is nothing to pick")
+            families[label] = of_schedule(strategy, label, facts)
+            continue
+        numbers = {id(point): number for number, point in enumerate(strategy.points)}
+        picked = {numbers[id(point)]: point for point in (opt.pick_point(strategy, text) for text in picks)}
+        families[label] = of_front(strategy, label, facts, dict(sorted(picked.items())) or thinned(strategy, most))
     return families
+
+
+def _points(
+    found: Mapping[str, Row], contenders: Mapping[str, Contender], unique: Mapping[Contender, str], facts: Facts
+) -> dict[str, Point]:
+    """Stock and all contenders that gave images, as points."""
+    points = {}
+    for name, contender in {STOCK: Schedule.full(facts.calls, rungs=facts.rungs), **contenders}.items():
+        row = found.get(STOCK if name == STOCK else unique[contender])
+        if row is None:
+            continue
+        schedule = contender.schedule if isinstance(contender, Peer) else contender
+        metrics = row.metrics | {"unet_ms": row.unet_ms}
+        if row.peak_bytes:
+            metrics["peak_mb"] = row.peak_bytes / 2**20
+        steps = facts.steps_of[len(schedule)]
+        quality = next(iter(row.metrics.values()))
+        points[name] = Point(schedule, quality, row.latency_ms, row.speedup, metrics, steps)
+    return points
 
 
 def _at_speedups(points: Mapping[str, Mapping[str, Point]]) -> list[tuple[str, str]]:
@@ -233,24 +325,44 @@ def _at_speedups(points: Mapping[str, Mapping[str, Point]]) -> list[tuple[str, s
     found = []
     for target in SPEEDUPS:
         for label, family in points.items():
-            if not family:
-                continue
             name, point = min(family.items(), key=lambda item: abs(math.log(item[1].speedup / target)))
             if 1 / 1.15 < point.speedup / target < 1.15:
-                found.append((f"{label}\n{point.speedup:.1f}x, {point.metrics['psnr']:.1f} dB", name))
+                psnr = f", {point.metrics['psnr']:.1f} dB" if "psnr" in point.metrics else ""
+                found.append((f"{label}\n{point.speedup:.1f}x{psnr}", name))
     return found
 
 
-def _print(rows: dict[str, Point], images: int, own: set[str]) -> None:
-    table = Table(title=f"{images} held-out prompts", title_justify="left", box=box.SIMPLE, header_style="bold")
-    table.add_column("", no_wrap=True)
-    for column in ("speed-up", "ms", *NAMES, "steps", "order"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("depth by call", overflow="fold")
-    for name, point in sorted(rows.items(), key=lambda row: row[1].latency_ms):
-        values = [f"{shown(METRICS[n], point.metrics[n]):.{3 if n == 'ssim' else 2}f}" for n in NAMES]
-        style = "bold" if name == "stock" else "" if name in own else "dim"
-        speed = [f"{point.speedup:.2f}x", f"{point.latency_ms:.0f}"]
-        cells = [*speed, *values, f"{point.steps}", forecast_of(point.schedule)]
-        table.add_row(name, *cells, strip(point.schedule), style=style)
-    out.print(table)
+def _cells(judged: Mapping[str, Point], names: Sequence[str]) -> list[dict[str, str]]:
+    """The papers' table, row by row, {column: text}, fastest first."""
+    stock = judged[STOCK]
+    found = []
+    for name, point in sorted(judged.items(), key=lambda row: row[1].latency_ms):
+        cells = {"method": name, "speed-up": f"{point.speedup:.2f}x", "ms": f"{point.latency_ms:.0f}"}
+        if "peak_mb" in stock.metrics:
+            own, whole = point.metrics.get("peak_mb", math.nan), stock.metrics["peak_mb"]
+            cells |= {"MB": f"{own:.0f}", "compression": f"{whole / own:.2f}x"}
+        for metric_name in names:
+            digits = 3 if metric_name in ("ssim", "lpips", "image-reward", "kid") else 2
+            cells[label_of(metric_name)] = f"{shown(METRICS[metric_name], point.metrics[metric_name]):.{digits}f}"
+        cells |= {
+            "steps": f"{point.steps}",
+            "order": forecast_of(point.schedule),
+            "depth by call": strip(point.schedule),
+        }
+        found.append(cells)
+    return found
+
+
+def _table(cells: Sequence[Mapping[str, str]], images: int, own: set[str]) -> Table:
+    """For the terminal, which has no room for the schedules."""
+    style = {"box": box.SIMPLE, "header_style": "bold", "padding": (0, 1, 0, 0)}
+    table = Table(title=f"{images} prompts", title_justify="left", **style)
+    columns = [column for column in cells[0] if column != "depth by call"]
+    for column in columns:
+        # Where there is no room for everything, names are folded and numbers stay whole.
+        first = column == "method"
+        table.add_column("" if first else column, justify="left" if first else "right", no_wrap=not first)
+    for row in cells:
+        name = row["method"]
+        table.add_row(*(row[c] for c in columns), style="bold" if name == STOCK else "" if name in own else "dim")
+    return table
