@@ -77,6 +77,12 @@ def test_2_search_ratios_on_top(run, folder, monkeypatch):
     code, _, _ = run(
         "search/search_ratio.py",
         *SMALL,
+        "--images",
+        1,
+        "--rounds",
+        0,
+        "--generations",
+        1,
         "--depths",
         "runs/depth-1/pareto.json",
         "--pick",
@@ -159,43 +165,81 @@ def test_4_a_loaded_front_runs_its_share_of_the_unet(pipe, folder):
 
 def test_5_evaluate_on_held_out_prompts(run, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    code, printed, _ = run(
-        "scripts/evaluate.py",
-        "runs/depth-1/pareto.json",
-        "--images",
-        2,
-        "--rounds",
-        1,
-        "--out",
-        "table.json",
-        "--methods",
-        "steps,deepcache,dato,tomesd,order1",
-        "--plot",
-        "plot.png",
-        "--grid",
-        "grid.png",
-    )
+    methods = "steps,deepcache,dato,tomesd,sito,order1"
+    options = ("--methods", methods, "--plot", "plot.png", "--grid", "grid.png", "--out", "evaluation")
+    arguments = ("scripts/evaluate.py", "runs/depth-1/pareto.json", *options)
+    code, printed, _ = run(*arguments, "--images", 2)
     assert code == 0 and "stock" in printed and "depth-1 0" in printed and "DeepCache N=2 d=1" in printed
-    table = json.loads(Path("table.json").read_text())
-    assert {"3 steps", "ToMeSD 50%", "DaTo's vector", "order 1: 6 steps, N=2 d=1"} <= set(table["rows"])
+    table = json.loads(Path("evaluation/evaluation.json").read_text())
+    assert {"3 steps", "ToMeSD-c 50%", "SiTo-e 70%", "DaTo's vector", "order 1: 6 steps, N=2 d=1"} <= set(table["rows"])
     assert table["rows"]["3 steps"]["steps"] == 3 and table["rows"]["order 1: 3 steps, N=2 d=1"]["orders"] == [1, 1, 1]
+    assert table["rows"]["SiTo-e 70%"]["ratios"] == [0.7] * 6
     assert Image.open("plot.png").size[0] > 800 and Image.open("grid.png").size[0] > 200
-    assert table["images"] == 2 and table["rows"]["stock"]["metrics"]["psnr"] == 100
+    stock = table["rows"]["stock"]
+    assert table["images"] == 2 and stock["metrics"]["psnr"] == 100 and stock["metrics"]["peak_mb"] > 1
     assert set(table["rows"]["depth-1 0"]["metrics"]) >= {"clip-score", "frechet", "psnr", "ssim"}
+    lines = Path("evaluation/table.md").read_text().splitlines()
+    assert lines[0].startswith("| method | speed-up | ms | MB | compression | CLIP score | Fréchet distance |")
+    assert len(lines) == 2 + len(table["rows"])
+
+    # What is there is not made again, and not mixed with what was made in another way.
+    made = []
+    plain = Evaluator.generate
+    monkeypatch.setattr(Evaluator, "generate", lambda self, *a, **k: made.append(a[0]) or plain(self, *a, **k))
+    code, _, _ = run(*arguments, "--images", 2)
+    assert code == 0 and not made
+    again = json.loads(Path("evaluation/evaluation.json").read_text())
+    assert again["rows"] == table["rows"]
+    code, _, errors = run(*arguments, "--images", 2, "--seed", 3)
+    assert code == 2 and "evaluation holds images of other settings: seed (seed was 1000 and is 3)" in errors
+
+
+def test_5a_two_workers_evaluate_as_one_does(run, folder, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    options = ("--images", 4, "--steps", 2, "--methods", "tomesd", "--metrics", "psnr")
+    for name, workers in (("alone", 1), ("together", 2)):
+        code, _, errors = run("scripts/evaluate.py", *options, "--workers", workers, "--out", name)
+        assert code == 0, errors
+    alone, together = (json.loads(Path(n, "evaluation.json").read_text())["rows"] for n in ("alone", "together"))
+    assert list(alone) == list(together) and len(alone) == 6
+    for name, row in alone.items():
+        assert row["metrics"]["psnr"] == pytest.approx(together[name]["metrics"]["psnr"], abs=0.01)
 
 
 def test_5b_a_front_of_another_sampler_keeps_its_number_of_steps(run, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    options = ("--images", 2, "--rounds", 1, "--methods", "", "--points", 2, "--out", "plms.json")
+    options = ("--images", 2, "--methods", "", "--points", 2, "--out", "plms")
     code, printed, _ = run("scripts/evaluate.py", "runs/depth-1/pareto.json", "--scheduler", "plms", *options)
     assert code == 0, printed
-    rows = json.loads(Path("plms.json").read_text())["rows"]
+    rows = json.loads(Path("plms/evaluation.json").read_text())["rows"]
     front = load_front("runs/depth-1/pareto.json")
     assert 2 <= len(rows) <= 3 and "resampled" in printed
     for name, row in rows.items():
         if name != "stock":
             own = front.points[int(name.split()[1])]
             assert row["steps"] == own.steps and len(row["depths"]) == own.steps + 1
+
+
+def test_5c_a_front_where_it_was_not_searched(run, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    options = ("--steps", "3,6", "--schedulers", "dpm++2m,ddim", "--guidance", "3,5", "--pick", "knee")
+    arguments = ("scripts/generalise.py", "runs/depth-1", "--images", 2, *options, "--out", "elsewhere")
+    code, printed, errors = run(*arguments)
+    assert code == 0, errors
+    data = json.loads(Path("elsewhere/generalisation.json").read_text())
+    names = ["as searched", "other seeds", "other prompts and seeds", "3 steps", "ddim", "guidance 5"]
+    assert list(data["conditions"]) == names and all(name in printed for name in names)
+    front = load_front("runs/depth-1")
+    searched = data["conditions"]["as searched"]
+    assert searched["knee"]["psnr"] == pytest.approx(front.knee().metrics["psnr"], abs=0.01)
+    for rows in data["conditions"].values():
+        assert rows["stock"]["psnr"] == 100 and {"knee", "DeepCache N=2 d=1"} <= set(rows)
+    assert data["conditions"]["ddim"]["knee"]["psnr"] != searched["knee"]["psnr"]
+    assert len(Path("elsewhere/table.md").read_text().splitlines()) == 2 + len(names)
+    monkeypatch.setattr(Evaluator, "generate", None)  # everything is there
+    assert run(*arguments)[0] == 0
 
 
 def test_a_stopped_search_writes_the_front_so_far_and_is_gone_on_with(run, folder, monkeypatch):
@@ -310,7 +354,7 @@ def test_the_command_dato_shows_reports_and_searches(folder, monkeypatch, capsys
 def test_depths_and_ratios_searched_together(run, folder, monkeypatch):
     monkeypatch.chdir(folder)
     options = ("--steps", 4, "--depths", "0,1", "--ratios", "0.5", "--orders", 0, "--out", "runs/joint")
-    code, _, errors = run("search/search_joint.py", *SMALL, "--pop-size", 8, *options)
+    code, _, errors = run("search/search_joint.py", *SMALL, "--images", 1, "--rounds", 0, "--pop-size", 8, *options)
     assert code == 0, errors
     front = load_front("runs/joint/pareto.json")
     assert front.conditions["search"]["ratios"] == [0, 0.5] and front.conditions["search"]["kind"] == "joint"
@@ -378,10 +422,27 @@ BAD = [
     ("search/search_joint.py", ("--workers", "2", "--ray-address", "127.0.0.1:1"), "--ray-address 127.0.0.1:1"),
     ("scripts/compare_searches.py", ("--methods", "magic"), "unknown search 'magic'"),
     ("scripts/evaluate.py", ("none.json",), "no file and no shipped strategy"),
+    ("scripts/evaluate.py", ("--metrics", "psnr,beauty"), "--metrics: unknown metric 'beauty'"),
+    ("scripts/evaluate.py", ("--metrics", "fid", "--images", "2"), "give --real FOLDER"),
+    ("scripts/evaluate.py", ("--protocol", "coco"), "give --captions"),
+    ("scripts/generalise.py", ("none.json",), "no file and no shipped strategy"),
+    ("scripts/generalise.py", ("emoji-sd-depth", "--schedulers", "fast"), "--schedulers: unknown scheduler 'fast'"),
+    ("scripts/generalise.py", ("emoji-sd-depth", "--guidance", "high"), "--guidance 'high'"),
+    ("scripts/pruned_tokens.py", ("rose", "--model", "nowhere"), "cannot load the model"),
+    ("scripts/evaluate.py", ("--protocol", "imagenet", "--prompts", "one.txt"), "leave out --prompts"),
+    ("scripts/evaluate.py", ("--protocol", "cifar"), "--protocol 'cifar': known are imagenet, coco, file"),
+    ("scripts/evaluate.py", ("--protocol", "file"), "give --prompts"),
+    ("scripts/evaluate.py", ("--images", "75"), "75 prompts are asked for"),
+    ("scripts/evaluate.py", ("--points", "2", "--pick", "knee"), "give --points or --pick"),
+    ("scripts/evaluate.py", ("stock.json", "--images", "2", "--methods", ""), "cannot be called 'stock'"),
+    ("scripts/evaluate.py", ("SiTo.json",), "called SiTo: rename one"),
+    ("scripts/evaluate.py", ("--metrics", "image-reward", "--image-reward", "nowhere"), "cannot load ImageReward"),
+    ("scripts/evaluate.py", ("--metrics", "fid", "--real", "full"), "full: no pictures there"),
+    ("scripts/evaluate.py", ("dato-published", "--pick", "best", "--images", "2"), "nothing to pick"),
     (
         "scripts/evaluate.py",
         ("dato-published", "--model", "nowhere"),
-        "give --prompts, --clip and --statistics",
+        "give --prompts or --protocol for nowhere",
     ),
 ]
 
@@ -393,6 +454,8 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, monkeypatch, scrip
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "pareto.json").write_text("kept")
+    for name in ("stock", "SiTo"):
+        (tmp_path / f"{name}.json").write_text(Schedule.full(51).to_json())
     code, printed, errors = run(script, *arguments)
     lines = [line for line in errors.splitlines() if line.strip()]
     assert code == 2 and "Traceback" not in errors and printed == ""
@@ -408,6 +471,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, monkeypatch, scrip
         "search/search_joint.py",
         "scripts/generate.py",
         "scripts/evaluate.py",
+        "scripts/pruned_tokens.py",
     ],
 )
 def test_help_is_there(run, script):

@@ -8,7 +8,9 @@ import typer
 
 from dato.cli.benchmark import run_benchmark
 from dato.cli.evaluate import evaluate
+from dato.cli.generalise import generalise
 from dato.cli.generate import generate_image
+from dato.cli.pruned_tokens import pruned_tokens
 from dato.cli.report import report
 from dato.cli.search import search_depth, search_joint, search_ratio
 from dato.console import out, run_app
@@ -30,6 +32,8 @@ searches.command("joint")(search_joint)
 app.command("generate")(generate_image)
 app.command("report")(report)
 app.command("evaluate")(evaluate)
+app.command("generalise")(generalise)
+app.command("pruned-tokens")(pruned_tokens)
 app.command("benchmark")(run_benchmark)
 
 
