@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need a hub
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several processes would wait for each other's
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
