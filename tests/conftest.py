@@ -24,6 +24,8 @@ from dato.workers import Recipe
 
 logging.getLogger("torch.__trace").propagate = False  # pytest would keep every line of what torch.compile does
 ROOT = Path(__file__).parent.parent
+# A search of seconds.
+SMALL = ("--images", 2, "--pop-size", 4, "--generations", 2, "--rounds", 1, "--latency", "measured")
 PROMPTS = ["red apple on a blue background", "dog face on a pink background", "rose on a white background"]
 
 
@@ -109,6 +111,12 @@ def make_pipe(_embedded):
         return tiny
 
     return make
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where a module's tests put their runs, for one another."""
+    return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture
