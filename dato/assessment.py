@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dato import emoji_sd
 from dato.contenders import Contender
 from dato.errors import DatoError
 from dato.evaluation import Evaluator, flaw, is_out_of_memory
 from dato.gallery import STOCK, Batch, Gallery
 from dato.image_files import png
 from dato.memory import peak_memory
+from dato.sampling import EMBEDDED
 from dato.workers import Facts, Judges, Recipe
 
 
@@ -39,7 +41,8 @@ def settings_of(recipe: Recipe, facts: Facts) -> dict[str, Any]:
         "seed": sampling.seed,
         "batch_size": sampling.batch_size,
         "hardware": facts.hardware,
-        "clip": str(setup.clip),
+        # By name: where the package lies says nothing.
+        "clip": EMBEDDED if setup.clip == emoji_sd.CLIP else str(setup.clip),
         "image_reward": str(setup.image_reward),
         "image_reward_backend": setup.image_reward_backend,
         "pick_score": str(setup.pick_score),

@@ -163,6 +163,7 @@ def test_settings_tell_samplers_of_one_class_apart(judges):
     karras = replace(facts, scheduler_name="dpm++2m-karras")
     assert settings_of(RECIPE, facts) != settings_of(RECIPE, karras)
     assert settings_of(RECIPE, facts)["hardware"] == facts.hardware
+    assert settings_of(RECIPE, facts)["clip"] == "emoji-sd"  # and not where it lies
 
 
 def test_a_damaged_file_is_named(tmp_path):
