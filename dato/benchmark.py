@@ -121,7 +121,7 @@ def time_images(
             once(method)
         peaks[index] = peak.bytes / 2**20
 
-    shape = _sample_shape(pipe, sampling, len(prompts))
+    shape = sample_shape(pipe, sampling, len(prompts))
     flops = [None if m.schedule is None else schedule_flops(pipe.unet, m.schedule, sample_shape=shape) for m in methods]
     rows = []
     for method, results, computed, peak in zip(methods, runs, flops, peaks, strict=True):
@@ -169,7 +169,7 @@ def time_calls(
         `allowed` (by FLOPs), `efficiency`.
     """
     unet, rungs = pipe.unet, len(Ladder(pipe.unet))
-    shape = _sample_shape(pipe, sampling, sampling.batch_size)
+    shape = sample_shape(pipe, sampling, sampling.batch_size)
     inputs = example_inputs(unet, shape)
     sample = inputs.pop("sample")  # ToMeSD looks for it in the first place
     kinds = [(depth, ratio) for depth in sorted(depths, reverse=True) for ratio in (ratios if depth else ratios[:1])]
@@ -294,7 +294,7 @@ def _selections(x: Tensor, size: int, count: int) -> dict[str, Callable[[], obje
     return ways
 
 
-def _sample_shape(pipe: DiffusionPipeline, sampling: Sampling, images: int) -> tuple[int, int, int, int]:
+def sample_shape(pipe: DiffusionPipeline, sampling: Sampling, images: int) -> tuple[int, int, int, int]:
     """(B, C, H, W) of the UNet's input."""
     side, scale = pipe.unet.config.sample_size, pipe.vae_scale_factor
     if not isinstance(side, int):

@@ -48,12 +48,18 @@ class CallCounter:
         """The next call begins a generation."""
         self._timestep, self._kind, self._index, self._repeated, self._times = None, None, -1, False, None
 
-    def next(self, timestep: Tensor | float, sample: Tensor, timesteps: Tensor | None = None, length: int = 0) -> Call:
+    def next(
+        self,
+        timestep: Tensor | float,
+        sample: Tensor | None = None,
+        timesteps: Tensor | None = None,
+        length: int = 0,
+    ) -> Call:
         """Place one call.
 
         Args:
             timestep: What the sampler handed to the UNet.
-            sample: The UNet's input; a change of its shape, dtype or device makes the call fresh.
+            sample: The UNet's input; a change of its shape, dtype or device makes the call fresh. None: as before.
             timesteps: The scheduler's own, where the pipeline is known.
             length: After so many calls a generation is over, where its timesteps are not known.
         """
@@ -77,7 +83,7 @@ class CallCounter:
             # cache belongs to which call is then unknown, so none is used until the timesteps are others.
             self._repeated = same and (self._repeated or index == self._index)
             begun = self._repeated or index <= self._index or not same
-        kind = (sample.shape, sample.dtype, sample.device)
+        kind = self._kind if sample is None else (sample.shape, sample.dtype, sample.device)
         fresh = begun or kind != self._kind
         self._timestep, self._kind, self._index, self._time = timestep, kind, index, time
         return Call(index, total, fresh, time, self._times)

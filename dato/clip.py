@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dato.errors import DatoError, first_line
+from dato.image_files import check_images
 from dato.metric import UNREADABLE
 
 
@@ -82,11 +83,7 @@ class Clip:
         Raises:
             DatoError: the shape or the values are others.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            shape = tuple(images.shape)
-            raise DatoError(f"CLIP wants float images of shape (B, 3, H, W), not {images.dtype} {shape}")
-        if images.numel() and (images.min() < -1e-3 or images.max() > 1 + 1e-3):
-            raise DatoError("CLIP wants images with values in [0, 1]")
+        check_images(images, "CLIP")
         return self._batched(lambda batch: self.model.get_image_features(self.preprocess(batch)), images)
 
     def text_features(self, prompts: Sequence[str]) -> Tensor:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dato.errors import DatoError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_atomic(path: str | Path, data: str | bytes) -> None:
@@ -57,3 +61,10 @@ def read_json(path: str | Path) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DatoError(f"{path} is not JSON: {error}") from None
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:
+    """Write a matplotlib figure as a PNG, atomically. Raises as `write_atomic`."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=dpi)
+    write_atomic(path, data.getvalue())

@@ -22,7 +22,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ class Point:
         metrics: Further measures by name.
         steps: Steps of the sampler for which the schedule is meant; None: the front's.
         scheduler: The sampler, a name of `dato.samplers.SAMPLERS` or diffusers' class; None: the front's.
+        conditions: Those of the front that it is in; no part of the point itself.
     """
 
     schedule: Schedule
@@ -76,6 +78,7 @@ class Point:
     metrics: Mapping[str, float] = field(default_factory=dict)
     steps: int | None = None
     scheduler: str | None = None
+    conditions: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def kwargs(self) -> dict[str, Any]:
@@ -120,6 +123,11 @@ class Front:
         if not self.points:
             raise DatoError("front: it has no points")
         calls = self.conditions.get("calls", len(self.baseline.schedule))
+        # A point that is taken out of the front still knows what it was searched under.
+        own = partial(replace, conditions=self.conditions)
+        object.__setattr__(self, "points", tuple(own(point) for point in self.points))
+        object.__setattr__(self, "baseline", own(self.baseline))
+        object.__setattr__(self, "references", {name: own(point) for name, point in self.references.items()})
         for name, point in self._named():
             if point.steps is None and len(point.schedule) != calls:
                 raise DatoError(f"front: {name} has a schedule of {len(point.schedule)} calls, the search had {calls}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,10 +109,12 @@ class Gallery:
 
     def has(self, method: str, start: int, stop: int, metrics: Sequence[str]) -> bool:
         """Whether these prompts' images are there, with these measurements."""
-        if not self._measurements(method, start, stop).exists():
+        path = self._measurements(method, start, stop)
+        if not path.exists():
             return False
-        batch = self.get(method, start, stop)
-        return set(metrics) <= set(batch.measured) or not batch.measured
+        with _opened(path) as file:
+            names = set(file.keys())
+        return set(metrics) <= names or not names
 
     def put(self, method: str, start: int, stop: int, batch: Batch) -> None:
         """Keep the images of these prompts; the measurements come last, and make the batch count."""
@@ -129,14 +132,10 @@ class Gallery:
 
     def get(self, method: str, start: int, stop: int) -> Batch:
         """What was kept of a batch, without its pictures. Raises DatoError if its file is damaged."""
-        path = self._measurements(method, start, stop)
-        try:
-            with safe_open(path, "pt") as file:
-                notes = json.loads(file.metadata()["notes"])
-                measured = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        with _opened(self._measurements(method, start, stop)) as file:
+            notes = json.loads(file.metadata()["notes"])
+            measured = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             return Batch(measured, **notes)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise DatoError(f"{path} is damaged ({error}): remove it, and it is made again") from None
 
     def _of(self, method: str) -> Path:
         slug = re.sub(r"[^a-z0-9]+", "-", method.lower()).strip("-")
@@ -146,3 +145,12 @@ class Gallery:
 
     def _measurements(self, method: str, start: int, stop: int) -> Path:
         return self._of(method) / f"{start:05}-{stop:05}.safetensors"
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DatoError(f"{path} is damaged ({error}): remove it, and it is made again") from None

@@ -27,6 +27,15 @@ def read_image(path: Path) -> Tensor:
     return torch.from_numpy(values).permute(2, 0, 1).float() / 255
 
 
+def check_images(images: Tensor, who: str) -> None:
+    """Raise DatoError in the name of `who` unless these are float images (n, 3, H, W) in [0, 1], or not finite."""
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        shape = tuple(images.shape)
+        raise DatoError(f"{who} wants float images of shape (n, 3, H, W), not {images.dtype} {shape}")
+    if images.numel() and (images.min() < -1e-3 or images.max() > 1 + 1e-3):
+        raise DatoError(f"{who} wants images with values in [0, 1]")
+
+
 def in_8_bits(images: Tensor) -> Tensor:
     """Images (..., 3, H, W) in [0, 1] as files hold them: uint8, on the CPU."""
     return (images.detach().float().nan_to_num() * 255).round().clamp(0, 255).to(torch.uint8).cpu()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dato.errors import DatoError, first_line
-from dato.image_files import picture
+from dato.image_files import check_images, picture
 from dato.image_reward_files import HUB_ID, find_files, load_network, load_tokenizer
 from dato.metric import MeanOverImages, Setup
 
@@ -184,11 +184,7 @@ def load_image_reward(
 
 
 def _check(images: Tensor, prompts: Sequence[str]) -> None:
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        shape = tuple(images.shape)
-        raise DatoError(f"ImageReward wants float images of shape (n, 3, H, W), not {images.dtype} {shape}")
-    if images.numel() and (images.min() < -1e-3 or images.max() > 1 + 1e-3):
-        raise DatoError("ImageReward wants images with values in [0, 1]")
+    check_images(images, "ImageReward")
     if len(images) != len(prompts):
         raise DatoError(f"ImageReward needs one prompt per image, not {len(prompts)} for {len(images)}")
 

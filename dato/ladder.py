@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dato.cache import LAST, Cache
 from dato.errors import DatoError
+from dato.offload import enter
 
 DOWN_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D")
 UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
@@ -32,6 +33,7 @@ class Rung:
     down: nn.Module
     down_attention: nn.Module | None
     downsample: bool
+    down_block: nn.Module | None  # that `down` is in, if it is in one
     up: nn.Module
     up_attention: nn.Module | None
     upsampler: nn.Module | None
@@ -122,11 +124,14 @@ class Ladder:
         # Down.
         h = unet.conv_in(sample)
         skips = [h]
+        group = None
         for rung in self.rungs[1:depth]:
+            group = enter(group, rung.down_block)
             h = rung.down(h) if rung.downsample else through(rung.down, rung.down_attention, h)
             if rung.adapter is not None and rung.adapter < len(adapter):
                 h = h + adapter[rung.adapter]
             skips.append(h)
+        group = enter(group, None)
         if controlled:
             skips = [s + r for s, r in zip(skips, down_block_additional_residuals, strict=False)]
 
@@ -141,12 +146,14 @@ class Ladder:
         # Up.
         for index in range(depth - 1, -1, -1):
             rung, skip = self.rungs[index], skips[index]
+            group = enter(group, rung.up_block)
             h, skip = _freeu(rung.up_block, h, skip)
             h = through(rung.up, rung.up_attention, torch.cat([h, skip], dim=1))
             if rung.upsampler is not None:
                 h = rung.upsampler(h, skips[index - 1].shape[2:] if odd else None)
             if index:
                 cache.store(index - 1, h, skips[index - 1])
+        enter(group, None)
 
         if cache.last_feature:
             cache.store(LAST, h)
@@ -200,33 +207,26 @@ def _rungs(unet: UNet2DConditionModel) -> tuple[Rung, ...]:
                 f"Diffusion 1.x, 2.x and XL ({', '.join(DOWN_BLOCKS + UP_BLOCKS)})"
             )
 
-    # (module, attention, is it a downsampler, its T2I-Adapter residual)
-    down: list[tuple[nn.Module, nn.Module | None, bool, int | None]] = [(unet.conv_in, None, False, None)]
+    down = [(unet.conv_in, None, False, None)]
+    adapters: dict[int, int] = {}  # by place in `down`
     for number, block in enumerate(unet.down_blocks):
-        for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
-            down.append((resnet, attention, False, None))
+        down += [(*pair, False, block) for pair in zip(block.resnets, _attentions(block), strict=True)]
         # diffusers adds an adapter's residual before the downsampler where the block attends, else after it.
         last_pair = len(down) - 1
-        for downsampler in block.downsamplers or ():
-            down.append((downsampler, None, True, None))
-        target = last_pair if getattr(block, "has_cross_attention", False) else len(down) - 1
-        down[target] = (*down[target][:3], number)
+        down += [(downsampler, None, True, block) for downsampler in block.downsamplers or ()]
+        adapters[last_pair if getattr(block, "has_cross_attention", False) else len(down) - 1] = number
 
-    up: list[tuple[nn.Module, nn.Module | None, nn.Module | None, nn.Module]] = []
+    up = []
     for block in unet.up_blocks:
         last = len(block.resnets) - 1
-        for i, (resnet, attention) in enumerate(zip(block.resnets, _attentions(block), strict=True)):
+        for i, pair in enumerate(zip(block.resnets, _attentions(block), strict=True)):
             upsampler = block.upsamplers[0] if i == last and block.upsamplers is not None else None
-            up.append((resnet, attention, upsampler, block))
+            up.append((*pair, upsampler, block))
 
     if len(down) != len(up):
         raise DatoError(f"this UNet leaves {len(down)} skip connections and takes in {len(up)}; dato needs as many")
-    return tuple(
-        Rung(module, attention, downsample, up_module, up_attention, upsampler, up_block, adapter)
-        for (module, attention, downsample, adapter), (up_module, up_attention, upsampler, up_block) in zip(
-            down, reversed(up), strict=True
-        )
-    )
+    pairs = zip(down, reversed(up), strict=True)
+    return tuple(Rung(*below, *above, adapters.get(number)) for number, (below, above) in enumerate(pairs))
 
 
 def _attentions(block: nn.Module) -> list[nn.Module | None]:

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from diffusers import UNet2DConditionModel
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
-from torch import Tensor
+from torch import Tensor, nn
 
 from dato.cache import Cache, Present, retention
 from dato.calls import Call, CallCounter
+from dato.conditions import differences
+from dato.control import Follower, control_nets
 from dato.errors import DatoError
 from dato.front import Front, Point, load_strategy
 from dato.ladder import Ladder
 from dato.pruner import TokenPruner
 from dato.pruning import SITO_KEYWORDS, Pruning
-from dato.samplers import SAMPLERS, sampler_name
 from dato.schedule import Schedule
 from dato.steps import Kind, Steps
+from dato.takeover import Takeover
+from dato.targets import compile_settings, guidance_parts, unet_of, wrapper_of
 
 T = TypeVar("T")
 _ATTRIBUTE = "_dato_patch"
@@ -39,7 +44,8 @@ def apply_patch(
     speedup: float | None = None,
     quality: float | None = None,
     prune_ratio: float | None = None,
-    compile: bool | Mapping[str, Any] | Steps = False,
+    compile: bool | Mapping[str, Any] | Steps | None = None,
+    controlnet: str | None = None,
     **pruning: Any,
 ) -> T:
     """Make a pipeline run a schedule. The pipeline is used as before; `remove_patch` undoes it bit for bit.
@@ -56,7 +62,11 @@ def apply_patch(
         prune_ratio: One ratio for all calls, instead of the schedule's own.
         compile: True compiles each different call of the schedule once, when it is first run, with `torch.compile`;
             a mapping holds keyword arguments for that, as {"mode": "reduce-overhead"}. What was compiled goes with the
-            patch, unless it is a `dato.steps.Steps` of this UNet, which can be used again.
+            patch, unless it is a `dato.steps.Steps` of this UNet, which can be used again. None: as True where the
+            UNet was compiled before (`pipe.unet = torch.compile(pipe.unet)` or `pipe.unet.compile()`), in its mode.
+        controlnet: "follow" runs the pipeline's ControlNets in each call only as deep as the UNet will read them, which
+            makes no difference to the image (see `dato.control`); None runs them whole. It asks that no pipeline that
+            is not patched uses the ControlNet with the same scheduler.
         **pruning: Fields of `Pruning`, or SiTo's names for them, instead of the schedule's own.
 
     Returns:
@@ -65,18 +75,15 @@ def apply_patch(
     Raises:
         DatoError: if it is no such pipeline, or the schedule cannot be loaded or does not fit the UNet.
     """
-    unet, pipe = _unet_of(pipe_or_unet)
+    unet, pipe = unet_of(pipe_or_unet)
     point, chosen = _schedule_of(schedule, speedup, quality, prune_ratio)
-    if point is not None and point.scheduler is not None and pipe is not None:
-        sampler = sampler_name(pipe.scheduler)
-        if sampler != point.scheduler:
-            hint = f': dato.set_scheduler(pipe, "{point.scheduler}") changes it' if point.scheduler in SAMPLERS else ""
-            warnings.warn(
-                f"the schedule was searched with the sampler {point.scheduler} and the pipeline has {sampler}{hint}",
-                stacklevel=2,
-            )
     chosen = replace(chosen, pruning=_pruning_of(chosen.pruning, pruning))
-    patch = Patch(unet, chosen, pipe, _steps_of(unet, compile))
+    if controlnet not in (None, "follow"):
+        raise DatoError(f"controlnet={controlnet!r}: known is 'follow'; None runs ControlNets whole")
+    nets = [] if controlnet is None else control_nets(pipe)
+    settings = compile_settings(pipe_or_unet) if compile is None else compile
+    steps, wrapper = _steps_of(unet, settings), wrapper_of(pipe_or_unet)
+    patch = Patch(unet, chosen, pipe, steps=steps, nets=nets, point=point, wrapper=wrapper)
     remove_patch(unet)
     patch.attach()
     return pipe_or_unet
@@ -92,7 +99,7 @@ def remove_patch(pipe_or_unet: T) -> T:
 
 def patch_of(pipe_or_unet: Any) -> Patch | None:
     """The patch that a pipeline or UNet carries, if it does."""
-    return getattr(_unet_of(pipe_or_unet)[0], _ATTRIBUTE, None)
+    return getattr(unet_of(pipe_or_unet)[0], _ATTRIBUTE, None)
 
 
 @contextlib.contextmanager
@@ -103,7 +110,7 @@ def patched(
 
     Takes what `apply_patch` takes.
     """
-    unet, before = _unet_of(pipe_or_unet)[0], patch_of(pipe_or_unet)
+    unet, before = unet_of(pipe_or_unet)[0], patch_of(pipe_or_unet)
     apply_patch(pipe_or_unet, schedule, **options)
     try:
         yield pipe_or_unet
@@ -121,12 +128,21 @@ class Patch:
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, schedule: Schedule, pipe: Any = None, steps: Steps | None = None
+        self,
+        unet: UNet2DConditionModel,
+        schedule: Schedule,
+        pipe: Any = None,
+        *,
+        steps: Steps | None = None,
+        nets: Iterable[ControlNetModel] = (),
+        point: Point | None = None,
+        wrapper: nn.Module | None = None,
     ) -> None:
         self.unet = unet
         self.ladder = Ladder(unet)
         self.schedule = schedule.for_rungs(len(self.ladder))
         self._pipe = None if pipe is None else weakref.ref(pipe)
+        self._point = point  # until it was compared with a run
         self._cache = Cache()
         self._keep: tuple[dict[int, int], ...] = ()
         self._calls = CallCounter()
@@ -135,65 +151,45 @@ class Patch:
         if any(schedule.ratios):
             self.pruner = TokenPruner(unet, schedule.pruning) if steps is None else steps.pruner(schedule.pruning)
         self._fitted: dict[int, Schedule] = {len(schedule): self.schedule}
-        self._attached: tuple[str, Any] | None = None  # which attribute was taken, and what was in it
-
-    @property
-    def _stock(self) -> Callable[..., Any]:
-        return type(self.unet).forward.__get__(self.unet)
+        self._takeover = Takeover(unet, self.forward, wrapper)
+        self._followers = [Follower(net, self._follow, len(self.ladder)) for net in nets]
+        self._followed: int | None = None  # the depth that the ControlNets ran for, if they follow
 
     def attach(self) -> None:
         """Take over the UNet's forward."""
-        unet = self.unet
-        # accelerate's offloading has wrapped `forward`; what it wraps is kept in `_old_forward`. Ours goes inside, so
-        # that the weights are on the device when it runs.
-        slot = "_old_forward" if hasattr(unet, "_hf_hook") and "_old_forward" in unet.__dict__ else "forward"
-        self._attached = (slot, unet.__dict__.get(slot))
-        setattr(unet, slot, self.forward)
-        setattr(unet, _ATTRIBUTE, self)
-        if self._steps is not None:
-            self._steps.attach()
-        if self.pruner is not None:
-            self.pruner.attach()
+        self._takeover.attach()
+        setattr(self.unet, _ATTRIBUTE, self)
+        for part in (*self._followers, self._steps, self.pruner):
+            if part is not None:
+                part.attach()
 
     def detach(self) -> None:
         """Give the UNet's forward back and free the caches."""
-        taken, before = self._attached
-        for slot in ("forward", "_old_forward"):  # offloading may have come or gone since, and moved ours
-            if self.unet.__dict__.get(slot) == self.forward:
-                if slot == taken and before is not None:
-                    setattr(self.unet, slot, before)
-                elif slot == "forward":
-                    delattr(self.unet, slot)
-                else:
-                    setattr(self.unet, slot, self._stock)
-        # Where somebody else's forward calls ours, that one stays, and ours only passes on.
-        self._attached = None
+        self._takeover.detach()
         delattr(self.unet, _ATTRIBUTE)
-        if self._steps is not None:
-            self._steps.detach()
-        if self.pruner is not None:
-            self.pruner.detach()
+        for part in (*self._followers, self._steps, self.pruner):
+            if part is not None:
+                part.detach()
         self._forget()
 
+    @torch.compiler.disable  # what is in it is compiled by `Steps`, or not at all
     def forward(self, *args: Any, **kwargs: Any) -> UNet2DConditionOutput | tuple[Tensor]:
         """Stands in for `UNet2DConditionModel.forward`: the same arguments, the same kind of result."""
-        if self._attached is None:
-            return self._stock(*args, **kwargs)
+        if not self._takeover.attached:
+            return self._takeover.stock(*args, **kwargs)
         arguments = dict(zip(_FORWARD_ARGUMENTS, args, strict=False), **kwargs)
         return_dict = arguments.pop("return_dict", True)
         sample, timestep = arguments["sample"], arguments["timestep"]
-        schedule, call = self._place(sample, timestep)
+        schedule, call = self._place(self._calls, timestep, sample)
         if call.fresh:
-            self._cache = Cache(schedule.forecast, len(schedule))
-            self._keep = retention(schedule, call.times)
-            if self.pruner is not None:
-                self.pruner.begin(sample.device)
+            self._begin(schedule, call, sample)
 
-        depth, ratio, order = schedule.entries[call.index]
+        _, ratio, order = schedule.entries[call.index]
         self._cache.begin(Present(call.index, call.time, order, self._keep[call.index]))
-        if depth < len(self.ladder) and not self._cache.bears(depth):
-            depth = len(self.ladder)  # img2img starts midway; shapes may change: what is not there is computed
+        depth, followed, self._followed = self._depth(schedule, call), self._followed, None
         try:
+            if followed is not None and depth > followed:
+                raise DatoError("controlnet='follow': the UNet got other inputs than its ControlNet; patch without it")
             with _lora_scale(self.unet, arguments):
                 prediction = self._run(depth, ratio, arguments)
         except BaseException:
@@ -203,6 +199,33 @@ class Patch:
         if call.index == len(schedule) - 1:
             self._forget()
         return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
+
+    def _begin(self, schedule: Schedule, call: Call, sample: Tensor) -> None:
+        """A generation begins."""
+        self._cache = Cache(schedule.forecast, len(schedule))
+        self._keep = retention(schedule, call.times)
+        if self.pruner is not None:
+            self.pruner.parts = guidance_parts(self._pipe and self._pipe())
+            self.pruner.begin(sample.device)
+        point, self._point = self._point, None
+        if point is not None and self._pipe is not None:
+            elsewhere = differences(point, self._pipe(), sample, call.total)
+            if elsewhere:
+                warnings.warn(
+                    f"this run is not what the schedule was searched for: {'; '.join(elsewhere)}. Quality and speed-up "
+                    "will be others than the front says",
+                    stacklevel=6,
+                )
+
+    def _depth(self, schedule: Schedule, call: Call) -> int:
+        """How deep a call runs; where the cache cannot serve it (img2img starts midway; shapes may change), whole."""
+        depth, full = schedule.depths[call.index], len(self.ladder)
+        return depth if depth < full and not call.fresh and self._cache.bears(depth) else full
+
+    def _follow(self, timestep: Tensor | float) -> int:
+        """The depth of the call that comes next, of which a ControlNet has seen the timestep."""
+        self._followed = self._depth(*self._place(copy.copy(self._calls), timestep))
+        return self._followed
 
     def _run(self, depth: int, ratio: float, arguments: dict[str, Any]) -> Tensor:
         if self.pruner is not None and depth:
@@ -216,13 +239,15 @@ class Patch:
             self.pruner.observe(prediction)
         return prediction
 
-    def _place(self, sample: Tensor, timestep: Tensor | float) -> tuple[Schedule, Call]:
+    def _place(
+        self, calls: CallCounter, timestep: Tensor | float, sample: Tensor | None = None
+    ) -> tuple[Schedule, Call]:
         pipe = self._pipe() if self._pipe is not None else None
         timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
-        call = self._calls.next(timestep, sample, timesteps, length=len(self.schedule))
+        call = calls.next(timestep, sample, timesteps, length=len(self.schedule))
         total = call.total or len(self.schedule)
         if total not in self._fitted:
-            if len(set(self.schedule.entries)) > 1:
+            if len(set(self.schedule.entries)) > 1 and self._point is None:  # of a front more is said
                 warnings.warn(
                     f"the schedule has {len(self.schedule)} calls and this run has {total}, so it is resampled; "
                     "a schedule that was searched for this number of steps would do better",
@@ -234,6 +259,7 @@ class Patch:
     def _forget(self) -> None:
         self._cache.clear()
         self._calls.reset()
+        self._followed = None
         if self.pruner is not None:
             self.pruner.begin(None)
 
@@ -254,19 +280,6 @@ def _lora_scale(unet: UNet2DConditionModel, arguments: dict[str, Any]) -> Iterat
         yield
     finally:
         unscale_lora_layers(unet, extra["scale"])
-
-
-def _unet_of(pipe_or_unet: Any) -> tuple[UNet2DConditionModel, Any]:
-    """The UNet, and the pipeline around it if there is one."""
-    if isinstance(pipe_or_unet, UNet2DConditionModel):
-        return pipe_or_unet, None
-    unet = getattr(pipe_or_unet, "unet", None)
-    if isinstance(unet, UNet2DConditionModel):
-        return unet, pipe_or_unet
-    what = (
-        type(pipe_or_unet).__name__ if unet is None else f"{type(pipe_or_unet).__name__} with a {type(unet).__name__}"
-    )
-    raise DatoError(f"cannot patch {what}: dato patches diffusers pipelines that have a UNet2DConditionModel")
 
 
 def _schedule_of(
@@ -314,5 +327,5 @@ def _pruning_of(base: Pruning, keywords: dict[str, Any]) -> Pruning:
 
 def current_schedule(pipe_or_unet: Any) -> Schedule | None:
     """The schedule that a pipeline is patched with; None if it is the stock one."""
-    patch = getattr(_unet_of(pipe_or_unet)[0], _ATTRIBUTE, None)
+    patch = getattr(unet_of(pipe_or_unet)[0], _ATTRIBUTE, None)
     return None if patch is None else patch.schedule

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dato.errors import DatoError
-from dato.files import write_atomic
+from dato.files import save_figure
 from dato.front import Front, Point
 from dato.quality import METRICS
 from dato.references import family_of
@@ -82,7 +81,7 @@ def front_picture(runs: Sequence[Run], path: str | Path) -> None:
     axes.grid(alpha=0.25)
     axes.set(xlabel="speed-up over stock", ylabel=label_of(metric) + (", lower is better" if sign < 0 else ""))
     axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path, dpi=200)
 
 
 def schedules_picture(front: Front, path: str | Path) -> None:
@@ -127,7 +126,7 @@ def schedules_picture(front: Front, path: str | Path) -> None:
     marks += ["dot: what is cached is forecast"] if forecast else []
     marks += ["bar: the share of tokens left out"] if any(any(point.schedule.ratios) for point in points) else []
     axes.set_xlabel(fill(f"call of the UNet; {'; '.join(marks)}", max(40, 3 * calls)), fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path, dpi=200)
 
 
 def samples_picture(run: Run, path: str | Path, most: int = 5) -> None:
@@ -183,10 +182,4 @@ def curves_picture(
     axes.set(xlabel=across, ylabel=up, xscale="log")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=200)
-    write_atomic(path, data.getvalue())
+    save_figure(figure, path, dpi=200)

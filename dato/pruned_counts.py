@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dato.errors import DatoError
-from dato.files import write_atomic
+from dato.files import save_figure
 from dato.patch import patch_of, patched
 from dato.pruning import Pruning
 from dato.sampling import Sampling, generate
@@ -76,6 +75,4 @@ def pruned_picture(counts: Mapping[str, PrunedCounts], path: str | Path) -> None
         bars.hist(found.share.flatten().numpy(), bins=20, range=(0, 1), color="tab:purple")
         bars.set(xlabel="share of choices that pruned a token", ylabel="tokens")
         bars.grid(alpha=0.25)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110)
-    write_atomic(path, data.getvalue())
+    save_figure(figure, path)

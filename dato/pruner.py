@@ -34,11 +34,13 @@ class TokenPruner:
         pruning: What to prune and how.
 
     Attributes:
+        parts: Into so many guidance divides the batch.
         listener: Called with (downsampling, grid, selection) at every choice of tokens, if it is set.
     """
 
     def __init__(self, unet: UNet2DConditionModel, pruning: Pruning) -> None:
         self._unet, self._pruning = unet, pruning
+        self.parts = 2
         self.listener: Callable[[int, tuple[int, int], TokenSelection], None] | None = None
         self._transformers = _transformers(unet, pruning.max_downsample)
         self._hooks, self._pasts = self._make_hooks()
@@ -211,7 +213,7 @@ class TokenPruner:
             recover_from=p.recover_from,
             similarity=p.similarity,
             merge=p.reduction == "merge",
-            align_cfg=p.align_cfg,
+            align_cfg=p.align_cfg and self.parts,
             last=pasts[0].last,
         )
         if self.listener is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -13,7 +12,7 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from dato.files import write_atomic
+from dato.files import save_figure
 from dato.front import Front, Point
 from dato.quality import METRICS, shown
 from dato.schedule import Schedule
@@ -132,9 +131,7 @@ def quality_plot(
         label = {"psnr": "PSNR to stock's image (dB)", "clip-score": "CLIP score (dotted: stock)"}.get(metric, metric)
         panel.set(xlabel=f"share of stock's time ({stock.steps} steps)", ylabel=label)
     panels[0].legend(fontsize=8)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110)
-    write_atomic(path, data.getvalue())
+    save_figure(figure, path)
 
 
 def speed_chart(rows: Sequence[Mapping[str, Any]], title: str, path: str | Path) -> None:
@@ -173,9 +170,7 @@ def speed_chart(rows: Sequence[Mapping[str, Any]], title: str, path: str | Path)
     panels[0].set_yticks(range(len(names)), names, fontsize=8)
     panels[0].invert_yaxis()
     panels[-1].legend(fontsize=7, loc="lower right")
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110)
-    write_atomic(path, data.getvalue())
+    save_figure(figure, path)
 
 
 def image_grid(rows: Mapping[str, Tensor], prompts: Sequence[str], path: str | Path) -> None:
@@ -194,9 +189,7 @@ def image_grid(rows: Mapping[str, Tensor], prompts: Sequence[str], path: str | P
             axis.spines[:].set_visible(False)
     for axis, prompt in zip(axes[0], prompts, strict=True):
         axis.set_title(fill(prompt, 16), fontsize=7)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110)
-    write_atomic(path, data.getvalue())
+    save_figure(figure, path)
 
 
 def _rows(front: Front) -> Iterator[tuple[str, str, Point]]:

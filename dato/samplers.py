@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 from diffusers import DiffusionPipeline, SchedulerMixin
 
-from dato.errors import DatoError
+from dato.errors import DatoError, first_line
 
 # Name -> diffusers' class and what it needs said.
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -20,17 +20,27 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "lms": ("LMSDiscreteScheduler", {}),
     "dpm++2m": ("DPMSolverMultistepScheduler", {}),
     "dpm++2m-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "dpm++2m-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    # Its noise comes from no generator of the pipeline's.
+    "dpm++sde": ("DPMSolverSDEScheduler", {"noise_sampler_seed": 0}),
     "unipc": ("UniPCMultistepScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
 }
-# Switches of diffusers' schedulers that make another sampler of one.
-_VARIANTS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+# Settings of diffusers' schedulers that make another sampler of one, as they are unless `SAMPLERS` says otherwise.
+_VARIANTS = {
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+    "algorithm_type": "dpmsolver++",
+}
 
 
 def set_scheduler(pipe: DiffusionPipeline, name: str | None) -> None:
     """Give the pipeline the sampler of that name, with the noise schedule of the one it has; None changes nothing.
 
     Raises:
-        DatoError: if `name` is not a key of `SAMPLERS`.
+        DatoError: if `name` is not a key of `SAMPLERS`, or needs a package that is not there.
     """
     if name is None:
         return
@@ -39,17 +49,19 @@ def set_scheduler(pipe: DiffusionPipeline, name: str | None) -> None:
     kind, options = SAMPLERS[name]
     # Samplers made by from_config take only keys that are there, and DDIM clips its latents unless told not to.
     config = {"clip_sample": False, **pipe.scheduler.config}
-    config |= {key: False for key in _VARIANTS if key in config}  # these were the sampler's before
-    pipe.scheduler = getattr(diffusers, kind).from_config(config, **options)
+    config |= {key: value for key, value in _VARIANTS.items() if key in config}  # these were the sampler's before
+    try:
+        pipe.scheduler = getattr(diffusers, kind).from_config(config, **options)
+    except ImportError as error:
+        raise DatoError(f"the scheduler {name!r} needs a package that is not installed: {first_line(error)}") from None
 
 
 def sampler_name(scheduler: SchedulerMixin) -> str:
     """The key of `SAMPLERS` that a scheduler goes by, or its class's name if it is set up otherwise."""
     kind, config = type(scheduler).__name__, scheduler.config
-    plain = dict.fromkeys(_VARIANTS, False)
+    config = {**_VARIANTS, **{key: value for key, value in config.items() if value is not None}}
     for name, (known, options) in SAMPLERS.items():
-        same = all(bool(config.get(key)) == value for key, value in (plain | options).items())
-        if known == kind and same and config.get("algorithm_type", "dpmsolver++") == "dpmsolver++":
+        if known == kind and all(config.get(key) == value for key, value in (_VARIANTS | options).items()):
             return name
     return kind
 

@@ -55,6 +55,7 @@ class Steps:
             options.get("mode") in ("reduce-overhead", "max-autotune")
             or options.get("backend") == "cudagraphs"
             or bool(inductor.get("triton.cudagraphs"))
+            or bool(getattr(options.get("backend"), "config", {}).get("triton.cudagraphs"))
         )
         self._ladder = Ladder(unet)
         self._compiled: dict[tuple, Callable] = {}

@@ -128,7 +128,7 @@ def select_tokens(
     recover_from: str = "base",
     similarity: str = "global",
     merge: bool = False,
-    align_cfg: bool = False,
+    align_cfg: bool | int = False,
     last: Tensor | None = None,
 ) -> TokenSelection:
     """Choose base tokens, and the `num_prune` other tokens that are most similar to one of them (SiTo, section 3).
@@ -147,7 +147,8 @@ def select_tokens(
         similarity: A token is compared with all base tokens ("global", the papers), in the dtype of x, or with those
             of its own patch and the eight around it ("local").
         merge: See `TokenSelection.merge`.
-        align_cfg: The second half of the batch uses the first half's base tokens.
+        align_cfg: The second half of the batch uses the first half's base tokens; 3: the batch has three parts, as
+            where an image guides too (InstructPix2Pix).
         last: (B, N) timesteps, falling as a sampler's do, at which each token was last computed; infinity: never. The
             tokens with the highest become base tokens and are kept.
 
@@ -165,8 +166,9 @@ def select_tokens(
             f"(a ratio of {(n - m) / n:.4g}) can go; lower the ratio or use larger patches"
         )
     base, others = _base_tokens(similarity_score(x) if score is None else score, grid, patch, m, last)
-    if align_cfg and b % 2 == 0:
-        base, others = (half[: b // 2].repeat(2, 1) for half in (base, others))
+    parts = 2 if align_cfg is True else int(align_cfg)
+    if parts and b % parts == 0:
+        base, others = (each[: b // parts].repeat(parts, 1) for each in (base, others))
 
     if similarity == "global":
         best, nearest = _most_similar(x, others, base)

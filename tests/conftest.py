@@ -15,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several processes would wa
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from matrix import written
 from PIL import Image
 from torch import Tensor
 
@@ -27,6 +28,29 @@ ROOT = Path(__file__).parent.parent
 # A search of seconds.
 SMALL = ("--images", 2, "--pop-size", 4, "--generations", 2, "--rounds", 1, "--latency", "measured")
 PROMPTS = ["red apple on a blue background", "dog face on a pink background", "rose on a white background"]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--matrix", metavar="FILE", help="write what passed with what as a table")
+    parser.addoption("--combinations", type=int, default=200, help="how many random runs tests/test_stress.py makes")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    """Write the table: of the tests that say which cell of it they are."""
+    file = session.config.getoption("--matrix")
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not file or reporter is None or hasattr(session.config, "workerinput"):
+        return
+    found = {}
+    for outcome in ("passed", "failed", "skipped"):
+        for report in reporter.stats.get(outcome, []):
+            for name, cell in report.user_properties:
+                if name == "cell":
+                    found[tuple(cell)] = outcome
+    from test_compatibility import cells
+
+    Path(file).write_text(written({cell: found.get(cell, "") for cell in cells()}), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from rich.table import Table
 from dato import benchmark as bench
 from dato.cli import options as opt
 from dato.console import err, out, progress
+from dato.control_benchmark import time_control
 from dato.environment import hardware, versions
 from dato.errors import DatoError
 from dato.files import write_atomic
@@ -35,7 +36,7 @@ from dato.sampling import EMBEDDED, Sampling, load_pipeline, read_prompts
 from dato.schedule import Schedule
 from dato.steps import Steps
 
-PARTS = ("calls", "images", "table", "selection")
+PARTS = ("calls", "images", "table", "control", "selection")
 PEERS = ("DeepCache", "tomesd")
 PROMPT = "red apple on a blue background"
 
@@ -46,7 +47,7 @@ def run_benchmark(
         str | None,
         typer.Option(
             help=f"What to measure: {', '.join(PARTS)} (calls at each depth and ratio; images with each method; 20 "
-            "random schedules against the latency table; the choice of tokens alone).",
+            "random schedules against the latency table; schedules beside a ControlNet; the choice of tokens alone).",
             show_default="all; with --compile without table",
         ),
     ] = None,
@@ -135,7 +136,7 @@ def run_benchmark(
     def save() -> None:  # after every part, so that none is lost if a later one fails
         write_atomic(path, dumps({"format": "dato.benchmark", "version": 1, "conditions": conditions, **found}))
 
-    if {"calls", "images", "table"} & set(chosen):
+    if {"calls", "images", "table", "control"} & set(chosen):
         with err.status(f"Loading {model}"):
             sampler = scheduler or ("dpm++2m" if model == EMBEDDED else None)
             pipe = load_pipeline(model, device=where, dtype=kind, scheduler=sampler)
@@ -190,6 +191,14 @@ def run_benchmark(
             found["table"] = [asdict(pair) for pair in check.pairs]
             save()
             out.print(f"{check}", highlight=False, soft_wrap=True)
+        if "control" in chosen:
+            uniform = {f"N={n} d={d}": Schedule.uniform(10, n, d, rungs=rungs) for n, d in ((3, 1), (5, 1), (5, 3))}
+            shape = bench.sample_shape(pipe, sampling, batches[0])
+            with progress() as bar:
+                task = bar.add_task("ControlNet", total=(2 + 3 * len(uniform)) * (rounds + 1))
+                found["control"] = time_control(pipe.unet, uniform, shape, rounds, lambda: bar.advance(task))
+            save()
+            out.print(_table("A call's mean of ten, with a ControlNet and without", found["control"], _CONTROL))
     if "selection" in chosen:
         with err.status("Choosing tokens"):
             found["selection"] = bench.time_selection(where, kind, rounds)
@@ -224,6 +233,7 @@ _IMAGES = [
     *_SPEEDS[1:],
     ("peak MB", "peak_mb", "{:.0f}"),
 ]
+_CONTROL = [("", "method", "{}"), ("ms", "call_ms", "{:.1f}"), ("speed-up", "speedup", "{:.2f}x")]
 _SELECTION = [
     ("", "method", "{}"),
     ("batch", "batch", "{}"),

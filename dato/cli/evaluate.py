@@ -170,7 +170,7 @@ def evaluate(
     recipe = Recipe(
         model,
         str(where),
-        str(opt.dtype_of(dtype, where)).removeprefix("torch."),
+        opt.dtype_name(dtype, where),
         sampler or known.get("scheduler_name"),
         tuple(texts),
         sampling,

@@ -80,7 +80,7 @@ def generalise(
     other = read_prompts(prompts, images, "evaluation")
     where = opt.device_of(device, elsewhere=ray_address is not None)
     base = _as_searched(loaded.conditions, images, batch_size)
-    base = replace(base, device=str(where), dtype=str(opt.dtype_of(dtype, where)).removeprefix("torch."))
+    base = replace(base, device=str(where), dtype=opt.dtype_name(dtype, where))
     samplers = schedulers.split(",")
     for name in samplers:
         if name not in SAMPLERS:

@@ -74,20 +74,11 @@ def generate_image(
         batch_size=1,
     )
     own = replace(sampling, steps=steps or (point and point.steps) or sampling.steps)
-    if point is not None and own.steps != (point.steps or sampling.steps):
-        err.print(
-            f"warning: the schedule is meant for {point.steps or sampling.steps} steps, not {own.steps}: it is "
-            "resampled, and its quality and speed are not those of the front",
-            highlight=False,
-        )
-    searched = known.get("scheduler_name") or known.get("scheduler")
-    if None not in (scheduler, searched) and scheduler != searched:
-        err.print(f"warning: the front was searched with {searched}, not {scheduler}", highlight=False)
     runs: dict[str, list[Generated]] = {"stock": [], "dato": []}
     with err.status("Generating"):
         for repeat in range(repeats + 1):
             for way, results in runs.items():
-                remove_patch(pipe) if way == "stock" else apply_patch(pipe, schedule)
+                remove_patch(pipe) if way == "stock" else apply_patch(pipe, point or schedule)
                 result = generate(pipe, [prompt], sampling if way == "stock" else own)
                 if repeat:  # the first round warms up
                     results.append(result)

@@ -70,6 +70,11 @@ def dtype_of(name: str | None, device: torch.device, front: str = "auto") -> tor
     return known[name]
 
 
+def dtype_name(name: str | None, device: torch.device, front: str = "auto") -> str:
+    """`dtype_of` as a recipe has it: float16, ..."""
+    return str(dtype_of(name, device, front)).removeprefix("torch.")
+
+
 def numbers(option: str, text: str | None, kind: type) -> list | None:
     """A comma-separated list, as in "0,1,3"."""
     if text is None:

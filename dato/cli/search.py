@@ -372,7 +372,7 @@ def _recipe(
     return Recipe(
         model,
         str(where),
-        str(opt.dtype_of(dtype, where, dtype_of_front)).removeprefix("torch."),
+        opt.dtype_name(dtype, where, dtype_of_front),
         scheduler,
         tuple(texts),
         sampling,

@@ -1,0 +1,73 @@
+"""What can be patched: pipelines around a `UNet2DConditionModel`, also one that `torch.compile` has wrapped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from dato.errors import DatoError
+
+SUPPORTED = (
+    "supported are diffusers pipelines with a UNet2DConditionModel, as of Stable Diffusion 1.x, 2.x and XL "
+    "(text-to-image, img2img, inpainting, ControlNet, T2I-Adapter, IP-Adapter, InstructPix2Pix, LCM); transformers and "
+    "video are not"
+)
+
+
+def unet_of(pipe_or_unet: Any) -> tuple[UNet2DConditionModel, Any]:
+    """The UNet, and the pipeline around it if there is one.
+
+    Raises:
+        DatoError: if there is no UNet of the kind that dato patches.
+    """
+    unet = _inner(pipe_or_unet)
+    if isinstance(unet, UNet2DConditionModel):
+        return unet, None
+    unet = _inner(getattr(pipe_or_unet, "unet", None))
+    if isinstance(unet, UNet2DConditionModel):
+        return unet, pipe_or_unet
+    name = type(pipe_or_unet).__name__
+    part = next((p for p in (unet, *(getattr(pipe_or_unet, n, None) for n in ("transformer", "prior"))) if p), None)
+    what = name if part is None else f"a {name} with a {type(_inner(part)).__name__}"
+    raise DatoError(f"cannot patch {what}: {SUPPORTED}")
+
+
+def wrapper_of(pipe_or_unet: Any) -> nn.Module | None:
+    """What `torch.compile` made of the UNet, if it stands in its place."""
+    whole = getattr(pipe_or_unet, "unet", pipe_or_unet)
+    return whole if hasattr(whole, "_orig_mod") else None
+
+
+def compile_settings(pipe_or_unet: Any) -> bool | dict[str, Any]:
+    """`compile=` for the way in which the user compiled the UNet; False if it is not compiled."""
+    wrapper = wrapper_of(pipe_or_unet)
+    if wrapper is not None:
+        return _backend_of(getattr(wrapper, "dynamo_ctx", None))
+    compiled = unet_of(pipe_or_unet)[0]._compiled_call_impl
+    if compiled is None:
+        return False
+    # Of a module that was compiled in place only this function knows the context.
+    known = getattr(compiled, "get_compiler_config", None)
+    cells = dict(zip(known.__code__.co_freevars, known.__closure__ or (), strict=True)) if known else {}
+    return _backend_of(cells["self"].cell_contents if "self" in cells else None)
+
+
+def _backend_of(context: Any) -> bool | dict[str, Any]:
+    """What `torch.compile` compiles with, its mode and options in it; its defaults, where that cannot be seen."""
+    backend = getattr(context, "callback", None)
+    while hasattr(backend, "_torchdynamo_orig_backend"):
+        backend = backend._torchdynamo_orig_backend
+    return {"backend": backend} if callable(backend) else True
+
+
+def guidance_parts(pipe: Any) -> int:
+    """Into how many parts guidance divides the UNet's batch: 2, or 3 where an image guides as well, or a third run."""
+    by_image = "InstructPix2Pix" in type(pipe).__name__
+    return 3 if by_image or getattr(pipe, "do_perturbed_attention_guidance", False) else 2
+
+
+def _inner(module: Any) -> Any:
+    """What `torch.compile` wrapped, of a module that it did wrap."""
+    return getattr(module, "_orig_mod", module) if isinstance(module, nn.Module) else module

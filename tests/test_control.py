@@ -1,0 +1,121 @@
+"""ControlNets that follow the schedule: less work, and exactly the same image."""
+
+from collections import Counter
+
+import pytest
+import torch
+from conftest import tiny_unet, unet_inputs
+from diffusers import ControlNetModel, ControlNetUnionModel
+from tiny_pipelines import picture, sample, tiny
+
+import dato
+from dato import DatoError, Schedule
+from dato.control import truncated
+
+CONTROLLED = (
+    "ControlNet",
+    "ControlNet, two",
+    "ControlNet img2img",
+    "ControlNet inpaint",
+    "SDXL ControlNet",
+    "SDXL ControlNet, two",
+)
+
+
+def mixed(unet, **options) -> Schedule:
+    """Every depth that the UNet has, and absent calls, pruned here and there."""
+    full = len(dato.ladder.Ladder(unet))
+    depths = [full, *range(full), full, 0, 1]
+    return Schedule(depths, [0, 0.5] * (len(depths) // 2) + [0] * (len(depths) % 2), rungs=full, **options)
+
+
+@pytest.mark.parametrize("more", [{}, {"guess_mode": True}, {"guidance_scale": 1.0}])
+@pytest.mark.parametrize("name", CONTROLLED)
+def test_following_makes_no_difference_to_the_image(name, more):
+    pipe, kwargs = tiny(name)
+    schedule = mixed(pipe.unet)
+    steps = len(schedule) - 1  # PLMS calls once more
+    dato.apply_patch(pipe, schedule)
+    whole = sample(pipe, kwargs, steps, **more)
+    dato.apply_patch(pipe, schedule, controlnet="follow")
+    assert torch.equal(sample(pipe, kwargs, steps, **more), whole)
+    dato.remove_patch(pipe)
+    assert not torch.equal(sample(pipe, kwargs, steps, **more), whole)
+
+
+def test_following_bears_start_end_and_pooled_conditions():
+    pipe, kwargs = tiny("ControlNet")
+    pipe.controlnet.register_to_config(global_pool_conditions=True)
+    kwargs |= {"control_guidance_start": 0.2, "control_guidance_end": 0.7, "guess_mode": True}
+    schedule = mixed(pipe.unet)
+    whole = sample(dato.apply_patch(pipe, schedule), kwargs, len(schedule) - 1)
+    assert torch.equal(sample(dato.apply_patch(pipe, schedule, controlnet="follow"), kwargs, len(schedule) - 1), whole)
+
+
+def test_a_control_net_runs_as_deep_as_the_unet():
+    pipe, kwargs = tiny("ControlNet")
+    before = {name: dict(module.__dict__) for name, module in pipe.controlnet.named_modules()}
+    full = len(dato.ladder.Ladder(pipe.unet))
+    ran = Counter()
+    for block in pipe.controlnet.down_blocks:
+        for part in (*block.resnets, *(block.downsamplers or ())):
+            part.register_forward_hook(lambda *_: ran.update(rungs=1))
+    pipe.controlnet.mid_block.register_forward_hook(lambda *_: ran.update(mid=1))
+    pipe.controlnet.conv_in.register_forward_hook(lambda *_: ran.update(rungs=1))
+    for depth in range(full):
+        ran.clear()
+        dato.apply_patch(pipe, Schedule([full, depth, depth], rungs=full), controlnet="follow")
+        sample(pipe, kwargs, 2)
+        assert ran == {"rungs": full + 2 * depth, "mid": 1}
+    dato.remove_patch(pipe)
+    for name, module in pipe.controlnet.named_modules():
+        assert set(module.__dict__) == set(before[name])
+    ran.clear()
+    sample(pipe, kwargs, 2)
+    assert ran == {"rungs": 3 * full, "mid": 3}
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_a_truncated_view_gives_the_first_residuals(kind):
+    net = ControlNetModel.from_unet(tiny_unet(kind), conditioning_embedding_out_channels=(4, 8)).eval()
+    for convolution in net.controlnet_down_blocks:
+        torch.nn.init.normal_(convolution.weight)
+    (x, text), image = unet_inputs(), picture()
+    with torch.no_grad():
+        residuals, _ = net(x, 500, text, image, return_dict=False)
+        for depth in range(1, len(residuals)):
+            view = truncated(net, depth)
+            found, _ = ControlNetModel.forward(view, x, 500, text, image, return_dict=False)
+            assert len(found) == depth
+            assert all(torch.equal(a, b) for a, b in zip(found, residuals, strict=False))
+    assert net.mid_block is not None and len(net.down_blocks) == len(net.config.down_block_types)
+
+
+def test_an_unpatched_pipeline_may_use_the_same_control_net():
+    pipe, kwargs = tiny("ControlNet")
+    other, _ = tiny("ControlNet")
+    other.register_modules(controlnet=pipe.controlnet)
+    expected = sample(other, kwargs)
+    dato.apply_patch(pipe, mixed(pipe.unet), controlnet="follow")
+    own = sample(pipe, kwargs)
+    stopped = {"callback_on_step_end": lambda p, *_: setattr(p, "_interrupt", True) or {}}
+    sample(pipe, kwargs | stopped)  # in the middle of a generation
+    assert torch.equal(sample(other, kwargs), expected)
+    assert torch.equal(sample(pipe, kwargs), own)
+
+
+def test_what_cannot_follow_is_refused_with_one_line():
+    pipe, _ = tiny("ControlNet")
+    with pytest.raises(DatoError, match="known is 'follow'"):
+        dato.apply_patch(pipe, Schedule.full(1), controlnet="half")
+    with pytest.raises(DatoError, match="this StableDiffusionPipeline has no ControlNet"):
+        dato.apply_patch(tiny("SD 1.x").pipe, Schedule.full(1), controlnet="follow")
+    with pytest.raises(DatoError, match="this NoneType has no ControlNet"):
+        dato.apply_patch(pipe.unet, Schedule.full(1), controlnet="follow")
+    pipe.controlnet.compile(backend="eager")
+    with pytest.raises(DatoError, match="the ControlNet is compiled"):
+        dato.apply_patch(pipe, Schedule.full(1), controlnet="follow")
+    pipe.controlnet = ControlNetUnionModel.__new__(ControlNetUnionModel)
+    with pytest.raises(DatoError, match="a ControlNetUnionModel runs whole"):
+        dato.control.control_nets(pipe)
+    assert dato.patch.patch_of(pipe) is None
