@@ -7,6 +7,7 @@ lacking, and where the configuration, which such a file does not hold, comes fro
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ _UNET = "model.diffusion_model."
 _CONV_IN = f"{_UNET}input_blocks.0.0.weight"
 _VAE = ("first_stage_model.decoder.conv_in.weight", "vae.decoder.conv_in.weight")
 _CLIP = "transformer.text_model.embeddings.position_embedding.weight"
+_ALIGNMENT = 64  # bytes, as of what torch allocates
 _TRANSFORMERS = ("joint_blocks.", "double_blocks.", "single_blocks.", "transformer_blocks.")
 
 
@@ -100,10 +102,13 @@ def load_single_file(file: str, dtype: torch.dtype, config: str | None = None) -
     checker = {} if family is SDXL else {"safety_checker": None, "requires_safety_checker": False}
     try:
         pipe = family.pipeline.from_single_file(file, config=layout, torch_dtype=dtype, **checker)
+    except NotImplementedError as error:  # what the file lacks has a shape and no memory, which cannot be moved
+        raise DatoError(f"{file} lacks weights that the configuration {name} asks for") from error
     except (SingleFileComponentError, OSError, ValueError, KeyError, RuntimeError) as error:
         reason = first_line(error)
         raise DatoError(f"cannot load {file} as {family.name} with the configuration {name}: {reason}") from error
     _check_weights(file, name, pipe, sum(name.startswith(_UNET) for name in shapes))
+    _align(pipe)
     return pipe
 
 
@@ -117,7 +122,9 @@ def _shapes(file: str) -> Mapping[str, tuple[int, ...]]:
         if file.endswith(".safetensors"):
             with safe_open(file, "pt") as tensors:
                 return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it will refuse
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
     except pickle.UnpicklingError:
         raise DatoError(
             f"{file} is damaged, or pickles more than tensors, which could run any code and is not loaded: use the "
@@ -181,9 +188,24 @@ def _layout(config: str, family: Family) -> str:
 
 def _check_weights(file: str, config: str, pipe: DiffusionPipeline, held: int) -> None:
     """Raise DatoError if the configuration has weights that the file lacks, or lacks some of the UNet's."""
-    for part, model in pipe.components.items():
-        empty = [name for name, p in model.named_parameters() if p.is_meta] if isinstance(model, nn.Module) else []
-        if empty:
-            raise DatoError(f"{file} lacks weights of {config}'s {part}: {empty[0]} and {len(empty) - 1} more")
+    if any(weight.is_meta for weight in _weights(pipe)):
+        raise DatoError(f"{file} lacks weights that the configuration {config} asks for")
     if held != (wanted := len(pipe.unet.state_dict())):
-        raise DatoError(f"{file} has {held} weights for a UNet, and {config}'s has {wanted}: give its own --config")
+        raise DatoError(
+            f"{file} has {held} weights of a UNet, and the configuration {config} has {wanted}: give its own --config"
+        )
+
+
+def _align(pipe: DiffusionPipeline) -> None:
+    """Give weights that lie anyhow in a mapped file memory of their own.
+
+    Kernels round otherwise where a matrix begins within a word of theirs, so images would depend on the file's header.
+    """
+    for weight in _weights(pipe):
+        if weight.data_ptr() % _ALIGNMENT:
+            weight.data = weight.data.clone()
+
+
+def _weights(pipe: DiffusionPipeline) -> list[nn.Parameter]:
+    models = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    return [weight for model in models for weight in model.parameters()]

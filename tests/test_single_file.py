@@ -246,6 +246,7 @@ def without(*parts):
 
 
 CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
+CLIP = "cond_stage_model.transformer.text_model"
 WRONG = {
     "LoRA": (lambda _: {"lora_unet_mid_block.lora_down.weight": torch.ones(2)}, "is a LoRA"),
     "UNet": (without("first", "cond"), "has no VAE and no text encoder"),
@@ -254,8 +255,9 @@ WRONG = {
     "Flux": (lambda _: {"double_blocks.0.img_attn.norm.key_norm.scale": torch.ones(2)}, "is a transformer"),
     "SD 3": (lambda _: {"model.diffusion_model.joint_blocks.0.x.bias": torch.ones(2)}, "is a transformer"),
     "inpainting": (lambda tensors: tensors | {CONV_IN: torch.ones(8, 9, 3, 3)}, "takes 9 channels"),
-    "one too few": (without("first_stage_model.decoder.norm_out.bias"), "lacks weights of .*'s vae: decoder.conv_norm"),
-    "one too many": (lambda tensors: tensors | {"model.diffusion_model.more": torch.ones(2)}, "weights for a UNet"),
+    "one too few": (without("first_stage_model.decoder.norm_out.bias"), "lacks weights that the configuration"),
+    "no text layer": (without(f"{CLIP}.encoder.layers.1.mlp"), "lacks weights that the configuration"),
+    "one too many": (lambda tensors: tensors | {"model.diffusion_model.more": torch.ones(2)}, "weights of a UNet"),
     "other width": (lambda tensors: tensors | {CONV_IN: torch.ones(12, 4, 3, 3)}, "cannot load .* expected shape"),
     "nothing": (lambda _: {}, "has no UNet and no VAE and no text encoder"),
 }
@@ -310,6 +312,18 @@ def test_configurations_that_cannot_be_had_or_do_not_fit(sd15, layout, tmp_path)
         load_pipeline("emoji-sd", config=layout("sd15-random"))
 
 
+@pytest.mark.parametrize("name", RANDOM_MODELS)
+def test_the_configuration_that_is_fetched_is_the_familys(name, layout, tmp_path, monkeypatch):
+    hub = {
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15-random",
+        "stabilityai/stable-diffusion-2-1": "sd21-random",
+        "stabilityai/stable-diffusion-xl-base-1.0": "sdxl-random",
+    }
+    monkeypatch.setattr("dato.checkpoints.snapshot_download", lambda place, allow_patterns: layout(hub[place]))
+    save_file(original(small(name)), file := tmp_path / "model.safetensors")
+    same_weights(load_pipeline(str(file)), small(name))
+
+
 def test_guidance_of_the_papers_goes_by_the_file(sd15, tmp_path):
     save_file(original(small("sd21-random")), file := tmp_path / "model.safetensors")
     assert guidance_of(str(sd15)) == 7.5 and guidance_of(str(file)) == 9.0
@@ -333,7 +347,7 @@ def test_commands_take_files_and_remember_them(sd15, layout, run, tmp_path, monk
     Path("prompts.txt").write_text("\n".join(PROMPTS[:2]))
     Path("config").symlink_to(layout("sd15-random"))
     model = ("--model", "model.safetensors")
-    tiny = ("--steps", 3, "--images", 2, "--pop-size", 2, "--generations", 1, "--rounds", 0, "--depths", "0,1")
+    tiny = ("--preset", "paper", "--steps", 3, "--images", 1, "--pop-size", 2, "--generations", 1, "--rounds", 0)
     search = (*model, *tiny, "--latency", "measured", "--prompts", "prompts.txt", "--out", tmp_path / "run", "--quiet")
     code, _, errors = run("search/search_depth.py", *search)
     assert code == 2 and re.fullmatch(r"error: cannot fetch the configuration .* give --config .*\n", errors)
@@ -350,11 +364,13 @@ def test_commands_take_files_and_remember_them(sd15, layout, run, tmp_path, monk
     again = load_front("run")
     assert again.points == front.points and again.conditions["config"] == where["config"]
     loaded = []
-    monkeypatch.setattr(
-        "dato.cli.generate.load_pipeline",
-        lambda name, **options: loaded.append((name, options["config"])) or load_pipeline(name, **options),
-    )
-    code, _, errors = run("scripts/generate.py", "--strategy", "run", "--repeats", 1, "a dog")
-    assert code == 0 and Path("images/a-dog-0.png").exists(), errors
-    code, _, errors = run("scripts/generate.py", "--strategy", "run", "--model", "emoji-sd", "--repeats", 1, "a dog")
-    assert code == 0 and loaded == [(where["model"], where["config"]), ("emoji-sd", None)], errors
+
+    def load(name, **options):
+        loaded.append((name, options["config"]))
+        raise DatoError("enough")
+
+    monkeypatch.setattr("dato.cli.generate.load_pipeline", load)
+    for others in ((), ("--model", sd15), ("--model", "emoji-sd"), ("--config", "other")):
+        assert run("scripts/generate.py", "--strategy", "run", *others, "a dog")[0] == 2
+    own = tuple(where.values())
+    assert loaded == [own, own, ("emoji-sd", None), (own[0], "other")]
