@@ -342,10 +342,11 @@ def test_a_models_place(tmp_path, monkeypatch):
     assert model_place("some/hub-id") == "some/hub-id" and model_place(None) is None
 
 
-def test_commands_take_files_and_remember_them(sd15, layout, run, tmp_path, monkeypatch):
+def test_commands_take_files_and_remember_them(sd15, layout, run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(sd15.parent)
     Path("prompts.txt").write_text("\n".join(PROMPTS[:2]))
     Path("config").symlink_to(layout("sd15-random"))
+    capsys.readouterr()  # what saving it printed
     model = ("--model", "model.safetensors")
     tiny = ("--preset", "paper", "--steps", 3, "--images", 1, "--pop-size", 2, "--generations", 1, "--rounds", 0)
     search = (*model, *tiny, "--latency", "measured", "--prompts", "prompts.txt", "--out", tmp_path / "run", "--quiet")
@@ -363,14 +364,32 @@ def test_commands_take_files_and_remember_them(sd15, layout, run, tmp_path, monk
     assert code == 0 and "candidates are known" in errors
     again = load_front("run")
     assert again.points == front.points and again.conditions["config"] == where["config"]
-    loaded = []
+    asked = []
 
     def load(name, **options):
-        loaded.append((name, options["config"]))
+        asked.append((name, options["config"]))
         raise DatoError("enough")
 
-    monkeypatch.setattr("dato.cli.generate.load_pipeline", load)
-    for others in ((), ("--model", sd15), ("--model", "emoji-sd"), ("--config", "other")):
-        assert run("scripts/generate.py", "--strategy", "run", *others, "a dog")[0] == 2
-    own = tuple(where.values())
-    assert loaded == [own, own, ("emoji-sd", None), (own[0], "other")]
+    for command in ("generate", "benchmark", "pruned_tokens"):
+        monkeypatch.setattr(f"dato.cli.{command}.load_pipeline", load)
+    for command in ("run", "evaluate", "generalise"):
+        monkeypatch.setattr(f"dato.cli.{command}.make_judges", lambda r, *_: load(r.model, config=r.config))
+    own, prompts = tuple(where.values()), ("--prompts", sd15.parent / "prompts.txt")
+    named = ("--model", own[0], "--config", own[1])
+    for expected, *command in (
+        (own, "scripts/generate.py", "--strategy", "run", "a dog"),
+        (own, "scripts/generate.py", "--strategy", "run", "--model", sd15, "a dog"),
+        (("emoji-sd", None), "scripts/generate.py", "--strategy", "run", "--model", "emoji-sd", "a dog"),
+        ((own[0], "other"), "scripts/generate.py", "--strategy", "run", "--config", "other", "a dog"),
+        (own, "search/search_ratio.py", "--depths", "run", "--images", 1, "--out", "ratio"),
+        (("a/b", None), "search/search_ratio.py", "--depths", "run", "--images", 1, "--model", "a/b", "--out", "ratio"),
+        (own, "search/search_joint.py", *named, *prompts, "--images", 1, "--out", "joint"),
+        (own, "scripts/evaluate.py", "run", *prompts),
+        (("a/b", None), "scripts/evaluate.py", "run", "--model", "a/b", *prompts),
+        (own, "scripts/evaluate.py", *named, *prompts, "--methods", "steps"),
+        (own, "scripts/generalise.py", "run", *prompts, "--images", 2),
+        (own, "scripts/benchmark.py", *named, "--parts", "calls", "--out", "benchmark.json"),
+        (own, "scripts/pruned_tokens.py", *named, "a dog"),
+    ):
+        code, _, errors = run(*command)
+        assert code == 2 and "error: enough" in errors and asked.pop() == expected, (command, errors)
