@@ -32,6 +32,7 @@ def settings_of(recipe: Recipe, facts: Facts) -> dict[str, Any]:
     sampling, setup = recipe.sampling, recipe.setup
     return {
         "model": recipe.model,
+        **({} if recipe.config is None else {"config": recipe.config}),
         "dtype": recipe.dtype,
         "height": sampling.height or facts.pixels,
         "width": sampling.width or facts.pixels,

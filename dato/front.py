@@ -41,6 +41,7 @@ _CONDITIONS: dict[str, tuple[type, ...]] = {
     "calls": (int,),
     "quality": (str,),
     "model": (str,),
+    "config": (str,),
     "dtype": (str,),
     "height": (int,),
     "width": (int,),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from diffusers import UNet2DConditionModel
 
+from dato.checkpoints import SD2, family_of, is_single_file
 from dato.errors import DatoError, first_line
 from dato.files import read_json
 from dato.random_models import RANDOM_MODELS, text_width
@@ -61,6 +62,8 @@ def guidance_of(model: str) -> float:
         return 7.5
     if model in RANDOM_MODELS:
         return 9.0 if text_width(model) == _SD2_WIDTH else 7.5
+    if is_single_file(model):
+        return 9.0 if family_of(model) is SD2 else 7.5
     try:
         width = UNet2DConditionModel.load_config(model, subfolder="unet").get("cross_attention_dim")
     except (OSError, ValueError) as error:

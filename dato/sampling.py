@@ -12,6 +12,7 @@ from diffusers import AutoPipelineForText2Image, DiffusionPipeline, UNet2DCondit
 from torch import Tensor
 
 from dato import emoji_sd
+from dato.checkpoints import is_single_file, load_single_file
 from dato.errors import DatoError, first_line
 from dato.files import read_text
 from dato.random_models import RANDOM_MODELS, random_pipeline
@@ -75,20 +76,29 @@ def load_pipeline(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     scheduler: str | None = None,
+    config: str | None = None,
 ) -> DiffusionPipeline:
     """Load a text-to-image pipeline with a UNet.
 
     Args:
         model: "emoji-sd" for the embedded model; "sd15-random", "sd21-random" or "sdxl-random" for these models'
-            configurations with random weights; else a folder or a hub id in diffusers' layout.
+            configurations with random weights; else a folder or a hub id in diffusers' layout, or a .safetensors or
+            .ckpt file with the whole model.
         device: Where to run.
         dtype: What to compute in.
         scheduler: A key of `dato.samplers.SAMPLERS`; None keeps the model's own.
+        config: Of a file, the folder or hub id in diffusers' layout that says what its parts look like; None: that of
+            SD 1.5, 2.1 or XL, from the hub.
 
     Raises:
-        DatoError: if it cannot be loaded, or has no UNet.
+        DatoError: if it cannot be loaded, or has no UNet, or has a configuration of its own and `config` is given.
     """
-    pipe = random_pipeline(model, device=device, dtype=dtype) if model in RANDOM_MODELS else _stored(model, dtype)
+    if model not in (EMBEDDED, *RANDOM_MODELS) and is_single_file(model):
+        pipe = load_single_file(model, dtype, config)
+    elif config is not None:
+        raise DatoError(f"--config is for a model in one file, and {model!r} is none: leave it out")
+    else:
+        pipe = random_pipeline(model, device=device, dtype=dtype) if model in RANDOM_MODELS else _stored(model, dtype)
     if not isinstance(getattr(pipe, "unet", None), UNet2DConditionModel):
         raise DatoError(f"{model!r} is a {type(pipe).__name__} without a UNet2DConditionModel; dato is for UNets")
     pipe.set_progress_bar_config(disable=True)
@@ -105,7 +115,7 @@ def _stored(model: str, dtype: torch.dtype) -> DiffusionPipeline:
     except (OSError, ValueError) as error:
         reason = first_line(error)
         raise DatoError(
-            f"cannot load the model {model!r}: {reason} (give a folder or hub id in diffusers' layout, or "
+            f"cannot load the model {model!r}: {reason} (give a folder or hub id in diffusers' layout, a file, or "
             f"{', '.join((EMBEDDED, *RANDOM_MODELS))})"
         ) from error
 

@@ -49,6 +49,7 @@ class Recipe:
         setup: What the metrics are made from; their device is that of the pipeline.
         race: As in `Evaluator`.
         interleave: As in `Evaluator`.
+        config: As in `load_pipeline`.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Recipe:
     setup: Setup = Setup()
     race: int | None = None
     interleave: bool = False
+    config: str | None = None
 
     def evaluator(self) -> Evaluator:
         """Load everything."""
@@ -69,7 +71,7 @@ class Recipe:
         setup = replace(self.setup, device=device)
         metrics = [load_metric(name, setup) for name in self.metrics]
         dtype = getattr(torch, self.dtype)
-        pipe = load_pipeline(self.model, device=device, dtype=dtype, scheduler=self.scheduler)
+        pipe = load_pipeline(self.model, device=device, dtype=dtype, scheduler=self.scheduler, config=self.config)
         return Evaluator(
             pipe,
             self.prompts,

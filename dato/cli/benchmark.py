@@ -43,6 +43,7 @@ PROMPT = "red apple on a blue background"
 
 def run_benchmark(
     model: opt.Model = EMBEDDED,
+    config: opt.Config = None,
     parts: Annotated[
         str | None,
         typer.Option(
@@ -117,6 +118,7 @@ def run_benchmark(
         "command": shlex.join(["python", "scripts/benchmark.py", *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "model": model,
+        **({} if config is None else {"config": config}),
         "compiled": compile,
         "compile_mode": compile_mode,
         "dtype": str(kind).removeprefix("torch."),
@@ -139,7 +141,7 @@ def run_benchmark(
     if {"calls", "images", "table", "control"} & set(chosen):
         with err.status(f"Loading {model}"):
             sampler = scheduler or ("dpm++2m" if model == EMBEDDED else None)
-            pipe = load_pipeline(model, device=where, dtype=kind, scheduler=sampler)
+            pipe = load_pipeline(model, device=where, dtype=kind, scheduler=sampler, config=config)
         rungs = len(Ladder(pipe.unet))
         some = opt.numbers("--depths", depths, int) or list(range(rungs + 1))
         if not set(some) <= set(range(rungs + 1)):

@@ -80,8 +80,14 @@ def evaluate(
         typer.Option(help="Only this point of each front: knee, speedup=NUMBER or quality=NUMBER; may be repeated."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Folder or hub id of a diffusers pipeline.", show_default="the first front's")
+        str | None,
+        typer.Option(
+            help="Folder or hub id of a diffusers pipeline, or a file with the whole model.",
+            show_default="the first front's",
+            callback=opt.model_place,
+        ),
     ] = None,
+    config: opt.Config = None,
     protocol: Annotated[
         str | None,
         typer.Option(
@@ -154,8 +160,9 @@ def evaluate(
         raise DatoError("give --points or --pick: the first spreads points over a front, the second names them")
     names = known_methods(_methods(chosen))
     _check_labels(loaded, names)
-    own_model = model in (None, known.get("model"))
-    model = opt.place(model or known.get("model", EMBEDDED))
+    own_model = model is None or model == opt.model_place(known.get("model"))
+    model = model or opt.model_place(known.get("model")) or EMBEDDED
+    config = config or (known.get("config") if own_model else None)
     # Of the front, sizes belong to its own model.
     size = (height or known.get("height"), width or known.get("width")) if own_model else (height, width)
     guidance, sampler, count = guidance_scale, scheduler, steps
@@ -177,6 +184,7 @@ def evaluate(
         tuple({*references.fewer_steps(count), *_own_steps(loaded, count)}),
         _metrics(metrics, model, files),
         metric.setup_of(model, files),
+        config=config,
     )
     with err.status(f"Loading {model}"):
         judges = make_judges(recipe, workers, ray_address)

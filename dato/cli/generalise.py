@@ -120,7 +120,8 @@ def _as_searched(conditions: Mapping[str, Any], images: int, batch_size: int) ->
         batch_size,
     )
     model, sampler = conditions.get("model", EMBEDDED), conditions.get("scheduler_name")
-    return Recipe(model, "cpu", "float32", sampler, tuple(known[:images]), sampling, (), ("psnr",))
+    config = conditions.get("config")
+    return Recipe(model, "cpu", "float32", sampler, tuple(known[:images]), sampling, (), ("psnr",), config=config)
 
 
 def _conditions(

@@ -27,6 +27,7 @@ def generate_image(
     strategy: Annotated[str, typer.Option(help="A front or schedule: a JSON file, or the name of a shipped one.")],
     pick: Annotated[str, typer.Option(help="Which point of a front: knee, speedup=NUMBER or quality=NUMBER.")] = "knee",
     model: opt.Model = None,
+    config: opt.Config = None,
     steps: opt.Steps = None,
     scheduler: opt.Scheduler = None,
     guidance_scale: opt.Guidance = None,
@@ -59,12 +60,15 @@ def generate_image(
     except OSError as error:
         raise DatoError(f"cannot write to {out_folder}: {error.strerror}; give another --out") from None
     where = opt.device_of(device)
+    own_model = model is None or model == opt.model_place(known.get("model"))
     name = model or known.get("model", EMBEDDED)
+    config = config or (known.get("config") if own_model else None)
     with err.status(f"Loading {name}"):
         kind = opt.dtype_of(dtype, where, known.get("dtype", "auto"))
-        pipe = load_pipeline(name, device=where, dtype=kind, scheduler=scheduler or known.get("scheduler_name"))
+        sampler = scheduler or known.get("scheduler_name")
+        pipe = load_pipeline(name, device=where, dtype=kind, scheduler=sampler, config=config)
     # Of the front, sizes belong to its own model.
-    size = known if model in (None, known.get("model")) else {}
+    size = known if own_model else {}
     sampling = Sampling(
         steps or known.get("steps", 50),
         guidance_scale or known.get("guidance_scale", 3.0 if name == EMBEDDED else 7.5),

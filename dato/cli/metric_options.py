@@ -7,15 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from dato.cli.options import place
+from dato.cli.options import given_place
 from dato.metric import Setup
 from dato.sampling import EMBEDDED
 
 NAMES = ("clip", "statistics", "image_reward", "image_reward_backend", "pick_score", "inception", "real")
-
-
-def _place(value: str | None) -> str | None:
-    return None if value is None else place(value)
 
 
 Clip = Annotated[
@@ -23,7 +19,7 @@ Clip = Annotated[
     typer.Option(
         help="CLIP checkpoint (folder or hub id) for the CLIP score and features.",
         show_default="the embedded one; openai/clip-vit-base-patch16 for other models",
-        callback=_place,
+        callback=given_place,
     ),
 ]
 Statistics = Annotated[
@@ -31,7 +27,7 @@ Statistics = Annotated[
     typer.Option(
         help="Statistics of real pictures' CLIP features for 'frechet': safetensors with mean and covariance.",
         show_default="the embedded ones, for the embedded model",
-        callback=_place,
+        callback=given_place,
     ),
 ]
 ImageReward = Annotated[
@@ -39,7 +35,7 @@ ImageReward = Annotated[
     typer.Option(
         help="ImageReward's checkpoint: hub id, folder, or ImageReward.pt.",
         show_default=Setup.image_reward,
-        callback=_place,
+        callback=given_place,
     ),
 ]
 ImageRewardBackend = Annotated[
@@ -54,7 +50,7 @@ PickScore = Annotated[
     typer.Option(
         help="A preference model in CLIP's form: hub id or folder.",
         show_default=Setup.pick_score,
-        callback=_place,
+        callback=given_place,
     ),
 ]
 Inception = Annotated[
@@ -62,13 +58,13 @@ Inception = Annotated[
     typer.Option(
         help="Weights of pytorch-fid's InceptionV3 for 'fid' and 'kid'.",
         show_default="in torch's cache, or fetched",
-        callback=_place,
+        callback=given_place,
     ),
 ]
 Real = Annotated[
     str | None,
     typer.Option(
-        help="Real pictures to compare with: a folder; for 'fid' also an .npz of pytorch-fid.", callback=_place
+        help="Real pictures to compare with: a folder; for 'fid' also an .npz of pytorch-fid.", callback=given_place
     ),
 ]
 

@@ -18,11 +18,40 @@ from dato.random_models import RANDOM_MODELS
 from dato.samplers import SAMPLERS
 from dato.sampling import EMBEDDED
 
+
+def place(name: str) -> str:
+    """A file's or folder's whole path, so that it is found from anywhere; what is none is a name or a hub id."""
+    path = Path(name)
+    if path.is_file():  # a link keeps its name: what the hub's cache links to has no suffix
+        return str(path.parent.resolve() / path.name)
+    return str(path.resolve()) if path.exists() else name
+
+
+def given_place(name: str | None) -> str | None:
+    """`place` of what may be left out."""
+    return None if name is None else place(name)
+
+
+def model_place(name: str | None) -> str | None:
+    """`place` of a model; those that come with dato are no folders, whatever lies here."""
+    return name if name in (EMBEDDED, *RANDOM_MODELS) else given_place(name)
+
+
 Model = Annotated[
     str | None,
     typer.Option(
-        help=f"Folder or hub id of a diffusers pipeline with a UNet; '{EMBEDDED}' is the embedded model; "
-        f"{', '.join(RANDOM_MODELS)} have random weights, for timing."
+        help="Folder or hub id of a diffusers pipeline with a UNet, or a .safetensors or .ckpt file with the whole "
+        f"model; '{EMBEDDED}' is the embedded model; {', '.join(RANDOM_MODELS)} have random weights, for timing.",
+        callback=model_place,
+    ),
+]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        help="Of a model in one file: folder or hub id in diffusers' layout that says what its parts look like.",
+        show_default="that of SD 1.5, 2.1 or XL, from the hub",
+        callback=given_place,
     ),
 ]
 Steps = Annotated[int | None, typer.Option(min=1, help="Sampler steps.", show_default="the preset's")]
@@ -112,11 +141,6 @@ def pick_point(front: Front, text: str) -> Point:
 def floor_of(metric: str, value: float | None) -> float | None:
     """What the user calls a quality, as `Point.quality` counts it: of a distance, higher is better there too."""
     return value if value is None or metric not in METRICS else shown(METRICS[metric], value)
-
-
-def place(name: str) -> str:
-    """A file's or folder's whole path, so that it is found from anywhere; what is none is a name or a hub id."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 SCRIPTS = {

@@ -22,6 +22,7 @@ def pruned_tokens(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     ratio: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of the tokens to prune.")] = 0.5,
     model: opt.Model = EMBEDDED,
+    config: opt.Config = None,
     steps: Annotated[int, typer.Option(min=1, help="Sampler steps.")] = 50,
     scheduler: opt.Scheduler = "plms",
     guidance_scale: Annotated[float, typer.Option(min=1, help="Classifier-free guidance; 1 is off.")] = 3.0,
@@ -39,7 +40,8 @@ def pruned_tokens(
     """
     where = opt.device_of(device)
     with err.status(f"Loading {model}"):
-        pipe = load_pipeline(model, device=where, dtype=opt.dtype_of(dtype, where), scheduler=scheduler)
+        kind = opt.dtype_of(dtype, where)
+        pipe = load_pipeline(model, device=where, dtype=kind, scheduler=scheduler, config=config)
     sampling = Sampling(steps, guidance_scale, height, width, seed)
     whole = Schedule.full(num_calls(pipe, steps)).with_ratios(ratio)
     limit = smallest_downsample(pipe.unet)

@@ -95,6 +95,7 @@ class Order:
         settings = {k: v for k, v in asdict(self.preset).items() if k not in _ELSEWHERE}
         return {
             "model": recipe.model,
+            **({} if recipe.config is None else {"config": recipe.config}),
             "dtype": recipe.dtype,
             "height": sampling.height or facts.pixels,
             "width": sampling.width or facts.pixels,

@@ -44,6 +44,7 @@ _PASSING = ("out", "resume", "workers", "ray_address", "quiet", "as_json")
 def search_depth(
     ctx: typer.Context,
     model: opt.Model = EMBEDDED,
+    config: opt.Config = None,
     prompts: given.Prompts = None,
     preset: given.PresetName = "quick",
     depths: given.Depths = None,
@@ -91,6 +92,7 @@ def search_depth(
 def search_joint(
     ctx: typer.Context,
     model: opt.Model = EMBEDDED,
+    config: opt.Config = None,
     prompts: given.Prompts = None,
     preset: given.PresetName = "quick",
     depths: given.Depths = None,
@@ -167,6 +169,7 @@ def search_ratio(
         Path | None, typer.Option(help="Text file, one prompt a line.", show_default="the front's own prompts")
     ] = None,
     model: opt.Model = None,
+    config: opt.Config = None,
     images: given.Images = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Images per generation.", show_default="the front's")
@@ -223,6 +226,8 @@ def search_ratio(
     pruning = _pruning(o, chosen)
     space = RatioSpace([point.schedule for point in points], alphabet, pruning)
     name = o.model or found.get("model", EMBEDDED)
+    if o.config is None and name == opt.model_place(found.get("model")):
+        o.config = found.get("config")
     texts = _prompts_of(found, o.prompts, name, chosen.images)
     timing = mode_of(o.latency, _device(o))
     folder = _folder(o, "ratio")
@@ -381,6 +386,7 @@ def _recipe(
         metric.setup_of(model, files),
         preset.race or None,
         timing == "measured",
+        o.config,
     )
 
 
