@@ -18,6 +18,7 @@ from dato.random_models import RANDOM_MODELS
 from dato.samplers import SAMPLERS
 from dato.sampling import EMBEDDED
 
+STRATEGY = "a JSON file, a run's folder, a shipped one's name, or user/name on the Hugging Face hub"
 Model = Annotated[
     str | None,
     typer.Option(
