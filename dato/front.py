@@ -270,13 +270,14 @@ class Front:
             token: Instead of that of `hf auth login`.
             commit_message: None: "Upload front with dato".
             revision: The branch; made if there is none. None: the main branch.
-            create_pr: Open a pull request instead.
+            create_pr: Open a pull request instead; to the main branch.
 
         Returns:
-            The address of the commit.
+            The address of the commit or pull request.
 
         Raises:
-            DatoError: if the id cannot be one, or the hub cannot be reached or refuses.
+            DatoError: if the id cannot be one, a pull request is to be to a branch, or the hub cannot be reached or
+                refuses.
         """
         from dato.hub import push_front
 

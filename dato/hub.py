@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCardData, hf_hub_download
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -158,16 +158,19 @@ def push_front(
         create_pr: Ask for it to be merged instead.
 
     Returns:
-        The address of the commit.
+        The address of the commit or pull request.
 
     Raises:
-        DatoError: if the id cannot be one, or the hub cannot be reached or refuses.
+        DatoError: if the id cannot be one, a pull request is to be to a branch, or the hub cannot be reached or
+            refuses.
     """
     _check(repo_id)
+    if create_pr and revision not in (None, "main"):
+        raise DatoError(f"create_pr=True asks for a merge into the main branch; leave out revision={revision!r}")
     api = HfApi(token=token, library_name="dato")
     with _pushing(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None and not create_pr and not revision.startswith("refs/pr/"):
+        if revision not in (None, "main") and not revision.startswith("refs/pr/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "front"
@@ -180,16 +183,12 @@ def push_front(
             except EntryNotFoundError:
                 pass
         save_front(front, folder, repo_id, card, None if present is None else read_text(present))
+        additions = [CommitOperationAdd(name, folder / name) for name in (FILE, CARD)]
+        message = commit_message or "Upload front with dato"
         with _pushing(repo_id):
-            return str(
-                api.upload_folder(
-                    repo_id=repo_id,
-                    folder_path=folder,
-                    commit_message=commit_message or "Upload front with dato",
-                    revision=revision,
-                    create_pr=create_pr,
-                )
-            )
+            # One commit, so that nobody ever loads a front that its card is not about.
+            done = api.create_commit(repo_id, additions, commit_message=message, revision=revision, create_pr=create_pr)
+        return done.pr_url or str(done)
 
 
 def card_in(folder: str | Path) -> str | None:
@@ -346,10 +345,15 @@ def _why_not_loaded(
             return "it is not in the cache, and local_files_only=True looks nowhere else"
         if isinstance(error.__cause__, OfflineModeIsEnabled):
             return "it is not in the cache, and HF_HUB_OFFLINE is set; unset it to download"
-        return f"it is not in the cache, and the hub did not send it: {first_line(error.__cause__ or error)}"
+        return f"it is not in the cache, and the hub did not send it: {_said(error.__cause__ or error)}"
     if isinstance(error, EntryNotFoundError):
         return f"{repo_id} has no {FILE if subfolder is None else f'{subfolder}/{FILE}'}: it holds no front of dato's"
-    return first_line(error)
+    return _said(error)
+
+
+def _said(error: BaseException) -> str:
+    """An exception's message on one line: of the hub's own all of it, for the first line is but the status."""
+    return " ".join(str(error).split()) if isinstance(error, HfHubHTTPError) else first_line(error)
 
 
 @contextlib.contextmanager
@@ -362,7 +366,7 @@ def _pushing(repo_id: str) -> Iterator[None]:
         if isinstance(error, OfflineModeIsEnabled) or isinstance(error.__cause__, OfflineModeIsEnabled):
             why = "HF_HUB_OFFLINE is set; unset it to upload"
         elif isinstance(error, LocalTokenNotFoundError) or status in (401, 403):
-            why = f"the hub lets nobody in who may not write there ({first_line(error)}); log in with `hf auth login`"
+            why = f"the hub lets nobody in who may not write there ({_said(error)}); log in with `hf auth login`"
         else:
-            why = first_line(error)
+            why = _said(error)
         raise DatoError(f"cannot share {repo_id}: {why}") from error

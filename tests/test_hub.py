@@ -68,7 +68,8 @@ class Hub(ThreadingHTTPServer):
 
 class _Answers(BaseHTTPRequestHandler):
     def do_GET(self):
-        repo, revision, path = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)", self.path).groups()
+        pattern = r"(?:/api/models)?/([^/]+/[^/]+)(?:/resolve/([^/]+)/([^?]+))?"  # of a file, or of the repository
+        repo, revision, path = re.fullmatch(pattern, self.path).groups()
         self.server.asked.append((self.command, repo, revision, path))
         if repo in self.server.refuse or not any(known == repo for known, _ in self.server.files):
             status, reason = self.server.refuse.get(repo, (401, "RepoNotFound"))
@@ -91,6 +92,8 @@ class _Answers(BaseHTTPRequestHandler):
                 return self.answer(server.refuse[repo][0], reason=server.refuse[repo][1])
             server.files.setdefault((repo, "main"), {})
             return self.say({"url": f"{server.url}/{repo}"})
+        if parts == ["validate-yaml"]:
+            return self.say({"errors": [], "warnings": []})
         repo, revision = "/".join(parts[1:3]), parts[-1]
         if parts[-2] == "branch":
             server.files.setdefault((repo, revision), dict(server.files[repo, "main"]))
@@ -98,11 +101,14 @@ class _Answers(BaseHTTPRequestHandler):
             paths = [file["path"] for file in json.loads(body)["files"]]
             return self.say({"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]})
         if parts[-2] == "commit":
+            request = "create_pr=1" in self.path
             for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
+                if line["key"] == "file" and not request:
                     server.files[repo, revision][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            return self.say({"commitUrl": f"{server.url}/{repo}/commit/abc", "commitOid": "abc"})
-        return self.say({"errors": [], "warnings": []})
+            place = f"{server.url}/{repo}"
+            addresses = {"commitUrl": f"{place}/commit/abc", "pullRequestUrl": f"{place}/discussions/1"}
+            return self.say(addresses | {"commitOid": "abc"})
+        return self.say({})
 
     def say(self, value):
         self.answer(200, json.dumps(value).encode())
@@ -526,7 +532,8 @@ def test_what_a_push_asks_for(front, hub, tmp_path):
     assert token == "Bearer hf_other" and {"private": True, "visibility": "private"}.items() & json.loads(body).items()
     assert json.loads(asked("commit/")[-1][1].splitlines()[0])["value"]["summary"] == "Mine"
     hub.asked.clear()
-    front.push_to_hub("user/name", create_pr=True)
+    assert front.push_to_hub("user/name", create_pr=True) == f"{hub.url}/user/name/discussions/1"
+    assert hub.files["user/name", "main"] == {}
     token, body = asked("repos/create")[-1]
     assert token == "Bearer hf_of_the_login" and not {"private", "visibility"} & set(json.loads(body))
     assert json.loads(asked("commit/")[-1][1].splitlines()[0])["value"]["summary"] == "Upload front with dato"
@@ -562,7 +569,8 @@ def test_a_push_that_fails_is_one_line(front, hub, monkeypatch):
     assert "log in with `hf auth login`" in message
     for bad in ("a/b/c", "user/na me", "", "user/name@v1"):
         refused("cannot be a repository's id", front.push_to_hub, bad)
-    refused("create_pr", front.push_to_hub, "user/name", create_pr=True, revision="v1")
+    refused("leave out revision='v1'", front.push_to_hub, "user/name", create_pr=True, revision="v1")
+    refused("404 Client Error.*Revision Not Found", front.push_to_hub, "user/name", revision="refs/pr/7")
     # The hub is gone between two requests: the card there may have been edited, and is not overwritten.
     hub.files["user/name", "main"] = {"README.md": b"edited"}
 
