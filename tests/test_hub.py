@@ -70,7 +70,7 @@ class _Answers(BaseHTTPRequestHandler):
     def do_GET(self):
         pattern = r"(?:/api/models)?/([^/]+/[^/]+)(?:/resolve/([^/]+)/([^?]+))?"  # of a file, or of the repository
         repo, revision, path = re.fullmatch(pattern, self.path).groups()
-        self.server.asked.append((self.command, repo, revision, path))
+        self.server.asked.append((self.command, repo, revision, path, self.headers.get("Authorization")))
         if repo in self.server.refuse or not any(known == repo for known, _ in self.server.files):
             status, reason = self.server.refuse.get(repo, (401, "RepoNotFound"))
             return self.answer(status, reason=reason)
@@ -375,6 +375,9 @@ def test_a_card_that_was_edited_is_kept(front, tmp_path):
     with pytest.warns(UserWarning, match=r"README\.md is kept as it was edited, and its table is not this front's"):
         replace(front, points=front.points[:2]).save_pretrained(tmp_path)
     assert card.read_text() == edited and len(load_front(tmp_path)) == 2
+    card.write_bytes(edited.replace("\n", "\r\n").encode())
+    front.save_pretrained(tmp_path)
+    assert card.read_bytes() == edited.replace("\n", "\r\n").encode()
     card.write_text("# Mine\n")
     with pytest.warns(UserWarning, match="is kept"):
         front.save_pretrained(tmp_path)
@@ -451,6 +454,10 @@ def test_what_was_downloaded_is_there_offline(front, hub, tmp_path, monkeypatch)
     front.push_to_hub("user/name")
     elsewhere = {"cache_dir": tmp_path / "elsewhere"}
     assert load_front("user/name") == Front.from_pretrained("user/name", **elsewhere) == front
+    assert (tmp_path / "elsewhere" / "models--user--name").is_dir()
+    assert hub.asked[-1][-1] == "Bearer hf_of_the_login"
+    Front.from_pretrained("user/name", token="hf_other")
+    assert hub.asked[-1][-1] == "Bearer hf_other"
     asked = len(hub.asked)
     only = {"local_files_only": True}
     for place in ({}, elsewhere):
@@ -605,6 +612,8 @@ def test_dato_share(front, hub, tmp_path, monkeypatch, capsys):
     files = hub.files["user/name", "main"]
     assert files == {"pareto.json": Path("look/pareto.json").read_bytes(), "README.md": edited.encode()}
     assert b"Mine, edited" in str(hub.asked).encode() and b'"private"' in str(hub.asked).encode()
+    code, _, _ = call(monkeypatch, capsys, "share", "look", "user/name", "--dry-run", "again")
+    assert code == 0 and Path("again/README.md").read_text() == edited
     code, printed, _ = call(monkeypatch, capsys, "show", "user/name")
     assert code == 0 and "5.00x" in printed
     code, printed, _ = call(monkeypatch, capsys, "share", "emoji-sd-depth", "user/emoji")
