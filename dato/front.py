@@ -35,6 +35,7 @@ from dato.schedule import Schedule, check_version
 
 FORMAT = "dato.front"
 VERSION = 1
+FILE = "pareto.json"  # in a run's folder, and in a repository of the hub
 _KEYS = ("rungs", "pruning", "front", "baseline", "references", "conditions")
 # What the tools read of the conditions.
 _CONDITIONS: dict[str, tuple[type, ...]] = {
@@ -228,6 +229,111 @@ class Front:
         """Write the front as JSON, atomically. Raises DatoError if the place cannot be written to."""
         write_atomic(path, dumps(self.to_dict()) + "\n")
 
+    def save_pretrained(
+        self, folder: str | Path, *, push_to_hub: bool = False, repo_id: str | None = None, **options: Any
+    ) -> str | None:
+        """Write the front to a folder as it is shared: pareto.json and a model card, README.md.
+
+        A card that somebody has edited stays as it is. Of places on this machine that the conditions name, as a local
+        model's, only the last part is written; a front without such comes back equal from `from_pretrained`.
+
+        Args:
+            folder: Where to.
+            push_to_hub: Upload it, too.
+            repo_id: What it is to be called on the hub, as the card has it; None: the folder's name.
+            **options: Of `push_to_hub`.
+
+        Returns:
+            The address of the commit, if it was uploaded.
+
+        Raises:
+            DatoError: if the place cannot be written to, or the hub cannot be reached or refuses.
+        """
+        from dato.hub import push_front, save_front
+
+        if options and not push_to_hub:
+            raise DatoError(f"save_pretrained: {next(iter(options))}= is for push_to_hub=True")
+        card = save_front(self, folder, repo_id)
+        if not push_to_hub:
+            return None
+        return push_front(self, repo_id or Path(folder).resolve().name, card=card, **options)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Upload the front with a model card to a repository of the Hugging Face hub, which is made if need be.
+
+        A card there that somebody has edited stays as it is. What is written is what `save_pretrained` writes; the
+        conditions, prompts included, are part of it.
+
+        Args:
+            repo_id: user/name; a name alone is one of the user who is logged in.
+            private: Whether a new repository is; None: as the account or organisation has it.
+            token: Instead of that of `hf auth login`.
+            commit_message: None: "Upload front with dato".
+            revision: The branch; made if there is none. None: the main branch.
+            create_pr: Open a pull request instead; to the main branch.
+
+        Returns:
+            The address of the commit or pull request.
+
+        Raises:
+            DatoError: if the id cannot be one, a pull request is to be to a branch, or the hub cannot be reached or
+                refuses.
+        """
+        from dato.hub import push_front
+
+        options = {"private": private, "token": token, "commit_message": commit_message}
+        return push_front(self, repo_id, revision=revision, create_pr=create_pr, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_repo_id: str | Path,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+    ) -> Front:
+        """Load a front from a folder, a run's or one that `save_pretrained` wrote, or else from the Hugging Face hub.
+
+        Args:
+            folder_or_repo_id: A folder; or user/name or user/name@revision on the hub.
+            revision: A branch, tag or commit there; None: the main branch.
+            subfolder: Of the folder or repository.
+            token: Instead of that of `hf auth login`; False: none.
+            cache_dir: Where the hub's cache is.
+            local_files_only: Look into the cache only.
+            force_download: Download what the cache has, too.
+
+        Raises:
+            DatoError: if there is no such folder or repository, the hub cannot be reached, or what is there is not a
+                valid front.
+        """
+        from dato.hub import fetch, is_name
+
+        if Path(folder_or_repo_id).is_dir():
+            path = _file_in(Path(folder_or_repo_id, subfolder or ""))
+        elif isinstance(folder_or_repo_id, str) and is_name(folder_or_repo_id):
+            options = {"token": token, "cache_dir": cache_dir, "force_download": force_download}
+            options |= {"subfolder": subfolder, "local_files_only": local_files_only}
+            path = fetch(folder_or_repo_id, revision=revision, **options)
+        else:
+            raise DatoError(
+                f"there is no folder {str(folder_or_repo_id)!r}, and on the hub a front is called user/name"
+            )
+        return _front(read_strategy(path), folder_or_repo_id)
+
     def _named(self) -> Iterable[tuple[str, Point]]:
         yield "baseline", self.baseline
         yield from ((f"reference {name!r}", point) for name, point in self.references.items())
@@ -252,31 +358,33 @@ def competing(points: Iterable[Point], floor: float | None) -> tuple[Point, ...]
 
 
 def load_front(path_or_name: str | Path) -> Front:
-    """Load a front from its JSON file or its run's folder, or a shipped one by name.
+    """Load a front from its JSON file or its run's folder, a shipped one by name, or user/name[@revision] from the hub.
 
     Raises:
-        DatoError: if there is no such file or name, or what is in it is not a valid front.
+        DatoError: if there is no such file or name, the hub cannot be reached, or what is there is not a valid front.
     """
-    loaded = load_strategy(path_or_name)
-    if isinstance(loaded, Schedule):
-        raise DatoError(f"{path_or_name} is one schedule, not a front; apply_patch takes it as it is")
-    return loaded
+    return _front(load_strategy(path_or_name), path_or_name)
 
 
 def load_strategy(path_or_name: str | Path) -> Front | Schedule:
-    """Load a front or schedule from its file or run's folder, or a shipped one by name. Raises as `load_front`."""
-    path = Path(path_or_name)
-    if path.is_dir() and str(path_or_name) not in strategies():
-        path = path / "pareto.json"  # of a run's folder
-        if not path.exists():
-            raise DatoError(f"{path_or_name} is a folder without pareto.json: no run, or one that has not ended")
+    """Load a front or schedule by its file, its folder, or its name: shipped, or the hub's. Raises as `load_front`."""
+    path, name = Path(path_or_name), str(path_or_name)
+    if path.is_dir() and name not in strategies():
+        path = _file_in(path)
     if not path.is_file():
         shipped = strategies()
-        if str(path_or_name) not in shipped:
-            raise DatoError(
-                f"no file and no shipped strategy {str(path_or_name)!r}; shipped are: {', '.join(sorted(shipped))}"
-            )
-        path = shipped[str(path_or_name)]
+        if name not in shipped:
+            from dato.hub import fetch, is_name  # not before it is needed
+
+            if isinstance(path_or_name, str) and is_name(name):
+                return read_strategy(fetch(name))
+            raise DatoError(f"no file and no shipped strategy {name!r}; shipped are: {', '.join(sorted(shipped))}")
+        path = shipped[name]
+    return read_strategy(path)
+
+
+def read_strategy(path: Path) -> Front | Schedule:
+    """Read a front's or schedule's file. Raises DatoError, naming the file, if it is neither, or not a valid one."""
     data = read_json(path)
     kind = data.get("format") if isinstance(data, dict) else None
     if kind not in (FORMAT, SCHEDULE_FORMAT):
@@ -332,6 +440,19 @@ def point_from_dict(name: str, data: Any, rungs: Any, pruning: Pruning) -> Point
         raise DatoError(f"front: {name}: scheduler must be a name, not {scheduler!r}")
     measured = (data["quality"], data["latency_ms"], data["speedup"], data["metrics"])
     return Point(schedule, *measured, steps, scheduler)
+
+
+def _front(loaded: Front | Schedule, name: str | Path) -> Front:
+    if isinstance(loaded, Schedule):
+        raise DatoError(f"{name} is one schedule, not a front; apply_patch takes it as it is")
+    return loaded
+
+
+def _file_in(folder: Path) -> Path:
+    path = folder / FILE
+    if not path.exists():
+        raise DatoError(f"{folder} is a folder without {FILE}: no run, or one that has not ended")
+    return path
 
 
 def _check_has(name: str, data: dict[str, Any], keys: Iterable[str]) -> None:

@@ -53,10 +53,10 @@ def apply_patch(
     Args:
         pipe_or_unet: A diffusers pipeline with a `UNet2DConditionModel`, or such a UNet. One that is patched already
             gets the new schedule instead.
-        schedule: A `Schedule`; a `Point` or `Front`; the path of a schedule or front as JSON; or the name of a
-            shipped one. Of a front the knee is taken, unless `speedup` or `quality` says otherwise; a point is meant
-            for its own number of steps and sampler (`Point.kwargs`, `Point.scheduler`). None, with `prune_ratio`:
-            every call whole, with that ratio.
+        schedule: A `Schedule`; a `Point` or `Front`; the path of a schedule or front as JSON; the name of a shipped
+            one; or user/name on the Hugging Face hub. Of a front the knee is taken, unless `speedup` or `quality` says
+            otherwise; a point is meant for its own number of steps and sampler (`Point.kwargs`, `Point.scheduler`).
+            None, with `prune_ratio`: every call whole, with that ratio.
         speedup: Of a front, the best quality that is at least this many times as fast as stock.
         quality: Of a front, the fastest point of at least this quality.
         prune_ratio: One ratio for all calls, instead of the schedule's own.

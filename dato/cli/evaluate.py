@@ -59,9 +59,7 @@ DEFAULT = "steps,deepcache,sito,spectrum"
 
 def evaluate(
     ctx: typer.Context,
-    strategies: Annotated[
-        list[str] | None, typer.Argument(help="Fronts or schedules: JSON files, or names of shipped ones.")
-    ] = None,
+    strategies: Annotated[list[str] | None, typer.Argument(help=f"Fronts or schedules, each {opt.STRATEGY}.")] = None,
     chosen: Annotated[
         str | None,
         typer.Option(

@@ -35,7 +35,7 @@ GUIDANCE = "1.5,3,5,7.5"
 
 
 def generalise(
-    front: Annotated[str, typer.Argument(help="A front: its file, its run's folder, or a shipped one's name.")],
+    front: Annotated[str, typer.Argument(help=f"A front: {opt.STRATEGY}.")],
     pick: Annotated[
         list[str] | None,
         typer.Option(

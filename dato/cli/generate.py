@@ -24,7 +24,7 @@ from dato.sampling import EMBEDDED, Generated, Sampling, generate, load_pipeline
 
 def generate_image(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
-    strategy: Annotated[str, typer.Option(help="A front or schedule: a JSON file, or the name of a shipped one.")],
+    strategy: Annotated[str, typer.Option(help=f"A front or schedule: {opt.STRATEGY}.")],
     pick: Annotated[str, typer.Option(help="Which point of a front: knee, speedup=NUMBER or quality=NUMBER.")] = "knee",
     model: opt.Model = None,
     config: opt.Config = None,

@@ -10,9 +10,11 @@ from dato.cli.benchmark import run_benchmark
 from dato.cli.evaluate import evaluate
 from dato.cli.generalise import generalise
 from dato.cli.generate import generate_image
+from dato.cli.options import STRATEGY
 from dato.cli.pruned_tokens import pruned_tokens
 from dato.cli.report import report
 from dato.cli.search import search_depth, search_joint, search_ratio
+from dato.cli.share import share
 from dato.console import out, run_app
 from dato.front import load_front
 from dato.report import front_table
@@ -35,10 +37,11 @@ app.command("evaluate")(evaluate)
 app.command("generalise")(generalise)
 app.command("pruned-tokens")(pruned_tokens)
 app.command("benchmark")(run_benchmark)
+app.command("share")(share)
 
 
 @app.command("show")
-def show(front: Annotated[str, typer.Argument(help="A front: its file, its run's folder, or a shipped one's name.")]):
+def show(front: Annotated[str, typer.Argument(help=f"A front: {STRATEGY}.")]):
     """Print a front as a table, fastest first, with what it was compared with."""
     out.print(front_table(load_front(front)))
 

@@ -18,6 +18,8 @@ from dato.random_models import RANDOM_MODELS
 from dato.samplers import SAMPLERS
 from dato.sampling import EMBEDDED
 
+STRATEGY = "a JSON file, a run's folder, a shipped one's name, or user/name on the Hugging Face hub"
+
 
 def place(name: str) -> str:
     """A file's or folder's whole path, so that it is found from anywhere; what is none is a name or a hub id."""

@@ -15,7 +15,9 @@ from dato.runs import Run
 
 
 def report(
-    runs: Annotated[list[str], typer.Argument(help="Folders of runs; also fronts, by file or shipped name.")],
+    runs: Annotated[
+        list[str], typer.Argument(help="Folders of runs; also fronts, by file, shipped name, or user/name on the hub.")
+    ],
     out_file: Annotated[
         Path | None,
         typer.Option("--out", help="The page.", show_default="report.html in the run's folder; of several: here"),

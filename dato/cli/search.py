@@ -147,7 +147,7 @@ def search_ratio(
     depths: Annotated[
         str | None,
         typer.Option(
-            help="The front to build on: a file, or the name of a shipped one.",
+            help=f"The front to build on: {opt.STRATEGY}.",
             show_default="the newest runs/depth-*/pareto.json",
         ),
     ] = None,
