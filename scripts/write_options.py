@@ -1,0 +1,107 @@
+"""Write docs/options.md: every argument and option, as signatures, docstrings and commands tell them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import typer
+
+import dato
+from dato.cli.compare import compare_searches
+from dato.cli.main import app
+from dato.pruning import SITO_KEYWORDS
+
+PAGE = Path(__file__).parent.parent / "docs" / "options.md"
+SAME_IN_SITO = ("sx", "sy", "noise_alpha", "sim_beta")
+SCHEDULES = ("full", "uniform", "growing", "with_ratios", "resampled", "for_rungs", "to_json", "from_json")
+HEAD = """# Every option
+
+`python scripts/write_options.py` writes this page from the code: it says what `help()` and `--help` say. What they mean:
+[get started](get-started.md), [how it works](how-it-works.md), [search your own model](search-your-own-model.md).
+"""
+PRUNING = """## `Pruning`
+
+How ratios are meant: `Schedule(..., pruning=dato.Pruning(...))`, or the fields as keywords of `apply_patch`, which
+takes SiTo's names for them, too. SiTo's `prune_ratio` is an argument of `apply_patch` itself.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    alone = typer.Typer()
+    alone.command()(compare_searches)
+    commands = {"dato": app, "python scripts/compare_searches.py": alone}
+    tables = [text for name, each in commands.items() for text in _command(name, typer.main.get_command(each))]
+    return "\n".join([HEAD, *_python(), "## Commands\n", *tables])
+
+
+def _python() -> Iterator[str]:
+    yield f"## `apply_patch`\n\n`dato.{_call('apply_patch', dato.apply_patch)}`\n\n{_intro(dato.apply_patch)}\n"
+    yield _table("argument | what", _section(dato.apply_patch).items())
+    yield f"`dato.patched(...)`, for a `with` statement: {_intro(dato.patched)}\n"
+    yield f"`dato.remove_patch(pipe)`: {_intro(dato.remove_patch)}\n"
+    sito = {ours: theirs for theirs, ours in SITO_KEYWORDS.items()} | {name: name for name in SAME_IN_SITO}
+    told = _section(dato.Pruning)
+    rows = [(f.name, f"`{f.default!r}`", f"`{sito[f.name]}`" if f.name in sito else "") for f in fields(dato.Pruning)]
+    yield PRUNING
+    yield _table("field | default | SiTo's name | what", [(*row, told[row[0]]) for row in rows])
+    yield f"## `Schedule`\n\n`dato.{_call('Schedule', dato.Schedule)}`\n"
+    yield _table("field | what", _section(dato.Schedule).items())
+    told = {f"Schedule.{name}": getattr(dato.Schedule, name) for name in SCHEDULES}
+    methods = [(_call(name, method), _intro(method)) for name, method in told.items()]
+    yield _table("constructor or method | what", methods)
+
+
+def _command(name: str, what: Any) -> Iterator[str]:
+    if hasattr(what, "commands"):
+        for word, below in what.commands.items():
+            yield from _command(f"{name} {word}", below)
+        return
+    yield f"### `{name}`\n\n{_plain(what.help)}\n"
+    yield _table("argument or option | default | what", [_row(p) for p in what.params if p.name != "help"])
+
+
+def _row(option: Any) -> tuple[str, str, str]:
+    if option.param_type_name == "argument":
+        return option.name.upper(), "" if option.required else "none", _plain(option.help or "")
+    default = "" if option.default in (None, False) else "yes" if option.default is True else f"`{option.default}`"
+    shown = _plain(option.show_default) if isinstance(option.show_default, str) else default
+    return " ".join([*option.opts, *option.secondary_opts]), shown, _plain(option.help or "")
+
+
+def _table(columns: str, rows: Any) -> str:
+    """A table whose first column is code."""
+    lines = [columns, " | ".join(["---"] * (columns.count("|") + 1)), *(f"`{a}` | {' | '.join(b)}" for a, *b in rows)]
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def _call(name: str, told: Any) -> str:
+    """The signature without types."""
+    bare = [p.replace(annotation=p.empty) for p in inspect.signature(told).parameters.values() if p.name != "self"]
+    return name + re.sub(r"Pruning\(.*?\)", "Pruning()", str(inspect.Signature(bare)))
+
+
+def _intro(told: Any) -> str:
+    """A docstring up to its first section."""
+    return _plain(re.split(r"^\w+:\n", inspect.getdoc(told), maxsplit=1, flags=re.M)[0])
+
+
+def _section(told: Any) -> dict[str, str]:
+    """Name -> text, of a docstring's Args or Attributes."""
+    section = re.search(r"^(?:Args|Attributes):\n(.*?)(?=^\w+:\n|\Z)", inspect.getdoc(told), flags=re.M | re.S)[1]
+    return {n: _plain(text) for n, text in re.findall(r"^    (\S+): (.*?)(?=^    \S|\Z)", section, flags=re.M | re.S)}
+
+
+def _plain(text: str) -> str:
+    """A line of text for a table's cell: nothing in it, but for code, is markup."""
+    parts = " ".join(text.replace("|", r"\|").split()).split("`")
+    return "`".join(re.sub(r"([*<\[])", r"\\\1", part) if i % 2 == 0 else part for i, part in enumerate(parts))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
