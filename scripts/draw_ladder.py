@@ -22,7 +22,7 @@ from dato.sampling import load_pipeline
 
 LEFT, RIGHT, WIDTH, HEIGHT = 1.55, 6.35, 2.75, 0.46  # centres of the two columns; a box
 RUNS = {"facecolor": "#dce9f7", "edgecolor": "#2f6aa8", "color": "black"}
-IDLE = {"facecolor": "#f4f4f4", "edgecolor": "#bbbbbb", "color": "#999999"}
+IDLE = {"facecolor": "#f4f4f4", "edgecolor": "#bbbbbb", "color": "#777777"}
 CACHE = {"facecolor": "#fde6c8", "edgecolor": "#c77700", "color": "black"}
 
 
@@ -86,9 +86,11 @@ def _cut(axes: Axes, depth: int, ys: list[float]) -> None:
     last = "rung 0 runs" if depth == 1 else f"rungs 0 to {depth - 1} run, down and up"
     axes.text(-0.72, y + 0.07, f"depth {depth}: {last}", fontsize=10, color="#c0392b", va="bottom", weight="bold")
     axes.text(-0.72, y - 0.08, "nothing below the cut runs in this call", fontsize=9, color="#c0392b", va="top")
-    _box(axes, RIGHT, y, "cache", f"what arrived at rung {depth - 1} before", CACHE)
+    _box(axes, RIGHT, y, "cache", f"what arrived at rung {depth - 1} in an earlier call", CACHE)
     _arrow(axes, (RIGHT, y + HEIGHT / 2), (RIGHT, above), CACHE)
     _arrow(axes, (RIGHT, below), (RIGHT, y - HEIGHT / 2), IDLE)
+    filled = {"ha": "right", "va": "center", "fontsize": 8, "color": IDLE["color"]}
+    axes.text(RIGHT - 0.12, (below + y - HEIGHT / 2) / 2, "deeper calls fill it", **filled)
 
 
 def _also(rung: Rung, up: bool, names: dict[int, str]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +18,36 @@ from dato.pruning import SITO_KEYWORDS
 PAGE = Path(__file__).parent.parent / "docs" / "options.md"
 SAME_IN_SITO = ("sx", "sy", "noise_alpha", "sim_beta")
 SCHEDULES = ("full", "uniform", "growing", "with_ratios", "resampled", "for_rungs", "to_json", "from_json")
-HEAD = """# Every option
-
-`python scripts/write_options.py` writes this page from the code: it says what `help()` and `--help` say. What they mean:
-[get started](get-started.md), [how it works](how-it-works.md), [search your own model](search-your-own-model.md).
-"""
-PRUNING = """## `Pruning`
-
+HEAD = """# Every option\n
+`python scripts/write_options.py` writes this page from the code: it says what `help()` and `--help` say. Explained:
+[get started](get-started.md), [how it works](how-it-works.md), [search your own model](search-your-own-model.md).\n"""
+PRUNING = """## `Pruning`\n
 How ratios are meant: `Schedule(..., pruning=dato.Pruning(...))`, or the fields as keywords of `apply_patch`, which
-takes SiTo's names for them, too. SiTo's `prune_ratio` is an argument of `apply_patch` itself.
-"""
+takes SiTo's names for them, too. SiTo's `prune_ratio` is an argument of `apply_patch` itself.\n\n"""
 
 
 def page() -> str:
     """The whole page."""
-    alone = typer.Typer()
+    alone = typer.Typer(add_completion=False)
     alone.command()(compare_searches)
     commands = {"dato": app, "python scripts/compare_searches.py": alone}
-    tables = [text for name, each in commands.items() for text in _command(name, typer.main.get_command(each))]
+    tables = [text for name in commands for text in _command(name, typer.main.get_command(commands[name]))]
     return "\n".join([HEAD, *_python(), "## Commands\n", *tables])
 
 
 def _python() -> Iterator[str]:
     yield f"## `apply_patch`\n\n`dato.{_call('apply_patch', dato.apply_patch)}`\n\n{_intro(dato.apply_patch)}\n"
     yield _table("argument | what", _section(dato.apply_patch).items())
-    yield f"`dato.patched(...)`, for a `with` statement: {_intro(dato.patched)}\n"
+    yield f"`with dato.patched(...)`: {_intro(dato.patched)}\n"
     yield f"`dato.remove_patch(pipe)`: {_intro(dato.remove_patch)}\n"
     sito = {ours: theirs for theirs, ours in SITO_KEYWORDS.items()} | {name: name for name in SAME_IN_SITO}
-    told = _section(dato.Pruning)
-    rows = [(f.name, f"`{f.default!r}`", f"`{sito[f.name]}`" if f.name in sito else "") for f in fields(dato.Pruning)]
-    yield PRUNING
-    yield _table("field | default | SiTo's name | what", [(*row, told[row[0]]) for row in rows])
+    told = _section(dato.Pruning).items()
+    rows = [(n, f"`{getattr(dato.Pruning, n)!r}`", f"`{sito[n]}`" if n in sito else "", text) for n, text in told]
+    yield PRUNING + _table("field | default | SiTo's name | what", rows)
     yield f"## `Schedule`\n\n`dato.{_call('Schedule', dato.Schedule)}`\n"
     yield _table("field | what", _section(dato.Schedule).items())
-    told = {f"Schedule.{name}": getattr(dato.Schedule, name) for name in SCHEDULES}
-    methods = [(_call(name, method), _intro(method)) for name, method in told.items()]
-    yield _table("constructor or method | what", methods)
+    methods = [(f"Schedule.{name}", getattr(dato.Schedule, name)) for name in SCHEDULES]
+    yield _table("constructor or method | what", [(_call(*each), _intro(each[1])) for each in methods])
 
 
 def _command(name: str, what: Any) -> Iterator[str]:
@@ -69,7 +62,8 @@ def _command(name: str, what: Any) -> Iterator[str]:
 def _row(option: Any) -> tuple[str, str, str]:
     if option.param_type_name == "argument":
         return option.name.upper(), "" if option.required else "none", _plain(option.help or "")
-    default = "" if option.default in (None, False) else "yes" if option.default is True else f"`{option.default}`"
+    nothing = "required" if option.required else ""
+    default = nothing if option.default is None or option.default is False else f"`{option.default}`"
     shown = _plain(option.show_default) if isinstance(option.show_default, str) else default
     return " ".join([*option.opts, *option.secondary_opts]), shown, _plain(option.help or "")
 
