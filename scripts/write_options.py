@@ -51,21 +51,19 @@ def _python() -> Iterator[str]:
 
 
 def _command(name: str, what: Any) -> Iterator[str]:
-    if hasattr(what, "commands"):
-        for word, below in what.commands.items():
-            yield from _command(f"{name} {word}", below)
-        return
-    yield f"### `{name}`\n\n{_plain(what.help)}\n"
-    yield _table("argument or option | default | what", [_row(p) for p in what.params if p.name != "help"])
+    for word, below in getattr(what, "commands", {}).items():
+        yield from _command(f"{name} {word}", below)
+    if not hasattr(what, "commands"):
+        yield f"### `{name}`\n\n{_plain(what.help)}\n"
+        yield _table("argument or option | default | what", [_row(p) for p in what.params if p.name != "help"])
 
 
 def _row(option: Any) -> tuple[str, str, str]:
-    if option.param_type_name == "argument":
-        return option.name.upper(), "" if option.required else "none", _plain(option.help or "")
+    names = [option.name.upper()] if option.param_type_name == "argument" else [*option.opts, *option.secondary_opts]
     nothing = "required" if option.required else ""
     default = nothing if option.default is None or option.default is False else f"`{option.default}`"
     shown = _plain(option.show_default) if isinstance(option.show_default, str) else default
-    return " ".join([*option.opts, *option.secondary_opts]), shown, _plain(option.help or "")
+    return " ".join(names), shown, _plain(option.help or "")
 
 
 def _table(columns: str, rows: Any) -> str:
