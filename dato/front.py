@@ -148,7 +148,13 @@ class Front:
         return len(self.points)
 
     def knee(self) -> Point:
-        """The point farthest above the line between the fastest and the best point, both axes scaled to 0..1."""
+        """The point farthest above the line between the fastest and the best point, both axes scaled to 0..1.
+
+        Example:
+            >>> front = load_front("emoji-sd-depth")
+            >>> front.knee() in front.points
+            True
+        """
         fastest, best = self.points[0], self.points[-1]
         width = best.latency_ms - fastest.latency_ms
         height = best.quality - fastest.quality
@@ -164,6 +170,14 @@ class Front:
 
         Raises:
             DatoError: if no point reaches that; the message names the nearest.
+
+        Example:
+            >>> point = load_front("emoji-sd-depth").pick(speedup=5)
+            >>> point.speedup >= 5, point.scheduler
+            (True, 'dpm++2m')
+            >>> load_front("emoji-sd-depth").pick(quality=1000)
+            Traceback (most recent call last):
+            dato.errors.DatoError: no point of the front has a quality of 1000; the best has 83.55
         """
         if (speedup is None) == (quality is None):
             raise DatoError("pick a point by either speedup= or quality=")
@@ -362,6 +376,13 @@ def load_front(path_or_name: str | Path) -> Front:
 
     Raises:
         DatoError: if there is no such file or name, the hub cannot be reached, or what is there is not a valid front.
+
+    Example:
+        >>> front = load_front("emoji-sd-depth")
+        >>> front.conditions["quality"], front.conditions["scheduler_name"]
+        ('psnr', 'dpm++2m')
+        >>> all(point.speedup > 1 for point in front.points)
+        True
     """
     return _front(load_strategy(path_or_name), path_or_name)
 

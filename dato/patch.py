@@ -74,6 +74,14 @@ def apply_patch(
 
     Raises:
         DatoError: if it is no such pipeline, or the schedule cannot be loaded or does not fit the UNet.
+
+    Example:
+        >>> from dato.sampling import load_pipeline
+        >>> pipe = apply_patch(load_pipeline(), Schedule.uniform(4, 2, 1), prune_ratio=0.5)
+        >>> pipe("rose on a white background", num_inference_steps=3).images[0].size  # 3 PLMS steps are 4 calls
+        (64, 64)
+        >>> current_schedule(pipe).entries[1]
+        (1, 0.5, 0)
     """
     unet, pipe = unet_of(pipe_or_unet)
     point, chosen = _schedule_of(schedule, speedup, quality, prune_ratio)
@@ -90,7 +98,14 @@ def apply_patch(
 
 
 def remove_patch(pipe_or_unet: T) -> T:
-    """Take the patch off, if there is one: the pipeline is the stock one again, and the caches are freed."""
+    """Take the patch off, if there is one: the pipeline is the stock one again, and the caches are freed.
+
+    Example:
+        >>> from dato.sampling import load_pipeline
+        >>> pipe = apply_patch(load_pipeline(), "dato-published")
+        >>> current_schedule(remove_patch(pipe)) is None
+        True
+    """
     patch = patch_of(pipe_or_unet)
     if patch is not None:
         patch.detach()
@@ -109,6 +124,15 @@ def patched(
     """Patch within a `with` block; what was there before, stock or another patch, comes back after it.
 
     Takes what `apply_patch` takes.
+
+    Example:
+        >>> from dato.sampling import load_pipeline
+        >>> pipe = load_pipeline()
+        >>> with patched(pipe, Schedule.uniform(51, 3, 1)):
+        ...     current_schedule(pipe).depths[:4]
+        (12, 1, 1, 12)
+        >>> current_schedule(pipe) is None
+        True
     """
     unet, before = unet_of(pipe_or_unet)[0], patch_of(pipe_or_unet)
     apply_patch(pipe_or_unet, schedule, **options)

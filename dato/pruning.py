@@ -48,6 +48,13 @@ class Pruning:
 
     Raises:
         DatoError: if a value is out of range.
+
+    Example:
+        >>> Pruning(sx=4, sy=2, recover_from="past").patch
+        (2, 4)
+        >>> Pruning(score="random")
+        Traceback (most recent call last):
+        dato.errors.DatoError: pruning: score must be one of sito, dato, I, II, III, IV, V, VI, not 'random'
     """
 
     score: str = "sito"

@@ -43,6 +43,13 @@ class Schedule:
 
     Raises:
         DatoError: if lengths differ or a value is out of range.
+
+    Example:
+        >>> schedule = Schedule([12, 1, 0, 12], ratios=0.5, orders=1)
+        >>> schedule.entries[1]  # depth, ratio, order
+        (1, 0.5, 1)
+        >>> Schedule.from_json(schedule.to_json()) == schedule
+        True
     """
 
     depths: tuple[int, ...]
@@ -106,7 +113,12 @@ class Schedule:
         rungs: int = SD_RUNGS,
         forecast: str = "polynomial",
     ) -> Schedule:
-        """Every `interval`-th call whole, the others at `depth`: DeepCache with `cache_branch_id = depth - 1`."""
+        """Every `interval`-th call whole, the others at `depth`: DeepCache with `cache_branch_id = depth - 1`.
+
+        Example:
+            >>> Schedule.uniform(7, 3, 1).depths
+            (12, 1, 1, 12, 1, 1, 12)
+        """
         if not _is_int(calls) or calls < 1:
             raise DatoError(f"schedule: calls must be a whole number of at least 1, not {calls!r}")
         if not _is_int(interval) or interval < 1:
@@ -131,6 +143,10 @@ class Schedule:
 
         The windows are `window` calls long (rounded down) and grow by `growth` with each (Han et al., Spectrum, CVPR
         2026). With `forecast="chebyshev"` the whole of it is Spectrum; `growth=3` is its faster setting.
+
+        Example:
+            >>> Schedule.growing(12, warmup=2, growth=1).depths
+            (12, 12, 0, 12, 0, 0, 12, 0, 0, 0, 12, 0)
         """
         if not _is_int(calls) or calls < 1:
             raise DatoError(f"schedule: calls must be a whole number of at least 1, not {calls!r}")
@@ -163,6 +179,10 @@ class Schedule:
         Each new call covers a stretch of old ones and takes the entry to which most is still owed (error
         diffusion), so that every kind of call keeps its share and its place in time; picking the nearest old call
         instead would turn "every second call" into all or nothing. The first call stays whole.
+
+        Example:
+            >>> Schedule.uniform(8, 2, 1).resampled(4).depths
+            (12, 1, 12, 1)
         """
         if not _is_int(calls) or calls < 1:
             raise DatoError(f"schedule: calls must be a whole number of at least 1, not {calls!r}")

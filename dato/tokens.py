@@ -154,6 +154,15 @@ def select_tokens(
 
     Raises:
         DatoError: if shapes do not fit or K is above N - M; the message names the bound.
+
+    Example:
+        >>> x = torch.eye(8).repeat_interleave(2, dim=1).view(1, 16, 8)  # a 4 x 4 grid
+        >>> selection = select_tokens(x, (4, 4), 6)
+        >>> selection.base.shape, selection.pruned.shape  # one base token for each patch of 2 x 2
+        (torch.Size([1, 4]), torch.Size([1, 6]))
+        >>> short = selection.shorten(x)
+        >>> short.shape, selection.restore(short).shape
+        (torch.Size([1, 10, 8]), torch.Size([1, 16, 8]))
     """
     b, n, _ = x.shape
     h, w = grid
