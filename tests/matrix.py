@@ -13,7 +13,8 @@ sign is a test's outcome, on tiny models with random weights made of diffusers' 
 ratio 0 the latents equal stock's bit for bit; a schedule of whole, partial and absent calls, with forecasts and token
 pruning, gives finite latents of the same shape, the same each time; and after `remove_patch` they are stock's again.
 ✗ means that it fails; – that the two do not go together in diffusers. Offloading is tested from a CPU to a CPU,
-a UNet that the user compiled with the compiler told to do nothing (tests/test_targets.py compiles).
+a UNet that the user compiled with the compiler told to do nothing (tests/test_targets.py compiles), and equal there
+means to rounding, for convolutions' weights are laid out otherwise.
 
 What is no `UNet2DConditionModel`, or has other blocks than Stable Diffusion's (transformers such as SD 3 and Flux,
 video and motion UNets, DeepFloyd IF, Kandinsky), is refused with one line.

@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import inspect
 import warnings
+from functools import partial
 
 import pytest
 import torch
 from conftest import ROOT
 from matrix import table_of
 from tiny_pipelines import PIPELINES, PROMPT, SIZE, sample, tiny
-from torch import nn
 
 import dato
 from dato import Schedule
@@ -26,22 +26,22 @@ def schedule_for(unet) -> Schedule:
     return Schedule([rungs, 1, rungs, 0, 3], [0, 0.5, 0.25, 0, 0], [0, 0, 0, 1, 1], rungs)
 
 
-def check(pipe, kwargs, thorough=False, **more) -> None:
+def check(pipe, kwargs, thorough=False, exact=True, **more) -> None:
     """Stock, and full depth on it; a schedule, which differs, is finite and repeatable; and stock again."""
+    same = torch.equal if exact else partial(torch.allclose, rtol=1e-3, atol=1e-3)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the schedule has .* calls")
         stock = sample(pipe, kwargs, **more)
         assert torch.isfinite(stock).all()
         dato.apply_patch(pipe, Schedule.full(1))
-        assert torch.equal(sample(pipe, kwargs, **more), stock)
+        assert same(sample(pipe, kwargs, **more), stock)
         dato.apply_patch(pipe, schedule_for(dato.targets.unet_of(pipe)[0]))
         first = sample(pipe, kwargs, **more)
-        assert first.shape == stock.shape and torch.isfinite(first).all() and not torch.equal(first, stock)
+        assert first.shape == stock.shape and torch.isfinite(first).all() and not same(first, stock)
         if thorough:
             assert torch.equal(sample(pipe, kwargs, **more), first)
         dato.remove_patch(pipe)
-        if thorough:
-            assert torch.equal(sample(pipe, kwargs, **more), stock)
+        assert torch.equal(sample(pipe, kwargs, **more), stock)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -50,7 +50,7 @@ def test_pipeline(name, record_property):
     check(*tiny(name), thorough=True, steps=6)
 
 
-class Reading(nn.Module):
+class Reading:
     """An attention processor of the user's own, in the manner of xformers': it sees (B, tokens, C)."""
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **kwargs):
@@ -245,10 +245,11 @@ def test_feature(name, feature, record_property):
         pytest.skip(f"{type(pipe).__name__} has no {needs}")
     NOW.name = name
     # What `torch.compile` does with the UNet itself is another test's affair, and takes minutes.
-    with torch.compiler.set_stance("force_eager") if "compiled" in feature else contextlib.nullcontext():
+    compiled = "compiled" in feature
+    with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
         more = FEATURES[feature](pipe, kwargs) or {}
         dato.remove_patch(pipe)
-        check(pipe, {**kwargs, **more}, thorough=True)
+        check(pipe, {**kwargs, **more}, exact=not compiled)
 
 
 def cells() -> list[tuple[str, str]]:
