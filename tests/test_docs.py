@@ -19,7 +19,6 @@ from dato.sampling import load_pipeline
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"(?P<mark><!-- not run: [^>]+ -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
-NOT_YET = {"supported.md"}  # written by tests of its own
 PUBLIC = {
     "dato.schedule": ["Schedule", "Schedule.uniform", "Schedule.growing", "Schedule.resampled"],
     "dato.front": ["load_front", "Front.knee", "Front.pick"],
@@ -71,8 +70,6 @@ def test_links_and_images_lead_somewhere(page):
             continue
         name, _, anchor = link.partition("#")
         target = (page.parent / name).resolve() if name else page
-        if target.name in NOT_YET and not target.exists():
-            continue
         assert target.exists(), f"{page.name}: {link}"
         if anchor:
             assert anchor in anchors(target), f"{page.name}: {link}"

@@ -158,9 +158,7 @@ def test_pruning_leaves_the_pipelines_random_numbers_alone(make_pipe):
 
 def every_sampler():
     """All samplers that diffusers counts among those of Stable Diffusion, and two of distilled models."""
-    names = [sampler.name for sampler in KarrasDiffusionSchedulers] + ["LCMScheduler", "TCDScheduler"]
-    # Needs the package torchsde, which is not ours.
-    return [name for name in names if name != "DPMSolverSDEScheduler"]
+    return [sampler.name for sampler in KarrasDiffusionSchedulers] + ["LCMScheduler", "TCDScheduler"]
 
 
 @pytest.mark.parametrize("sampler", every_sampler())

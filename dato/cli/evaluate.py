@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
@@ -153,38 +154,13 @@ def evaluate(
     the same command with --out goes on where it was.
     """
     loaded = {name: load_strategy(name) for name in strategies or []}
-    known: dict[str, Any] = next((s.conditions for s in loaded.values() if isinstance(s, Front)), {})
     if points is not None and pick:
         raise DatoError("give --points or --pick: the first spreads points over a front, the second names them")
     names = known_methods(_methods(chosen))
     _check_labels(loaded, names)
-    own_model = model is None or model == opt.model_place(known.get("model"))
-    model = model or opt.model_place(known.get("model")) or EMBEDDED
-    config = config or (known.get("config") if own_model else None)
-    # Of the front, sizes belong to its own model.
-    size = (height or known.get("height"), width or known.get("width")) if own_model else (height, width)
-    guidance, sampler, count = guidance_scale, scheduler, steps
-    texts = _prompts(protocol, model, prompts, captions, images)
-    if protocol is not None:
-        guidance, sampler, count = guidance or guidance_of(model), sampler or SCHEDULER, count or STEPS
-        size = (height or SIZE, width or SIZE) if model != EMBEDDED else (height, width)
-    files = metric.files_of(ctx.params)
-    count = count or known.get("steps", STEPS)
-    sampling = Sampling(count, guidance or known.get("guidance_scale", 3.0), *size, seed=seed, batch_size=batch_size)
-    where = opt.device_of(device, elsewhere=ray_address is not None)
-    recipe = Recipe(
-        model,
-        str(where),
-        opt.dtype_name(dtype, where),
-        sampler or known.get("scheduler_name"),
-        tuple(texts),
-        sampling,
-        tuple({*references.fewer_steps(count), *_own_steps(loaded, count)}),
-        _metrics(metrics, model, files),
-        metric.setup_of(model, files),
-        config=config,
-    )
-    with err.status(f"Loading {model}"):
+    recipe = _recipe(ctx, loaded)
+    texts, sampling = list(recipe.prompts), recipe.sampling
+    with err.status(f"Loading {recipe.model}"):
         judges = make_judges(recipe, workers, ray_address)
     try:
         families = methods(names, judges.facts) | _loaded(loaded, judges.facts, points, pick or [])
@@ -225,10 +201,41 @@ def evaluate(
         quality_plot(lines, judged[STOCK], (liked or recipe.metrics)[:2], plot)
         out.print(f"written to {plot}", highlight=False)
     if grid is not None:
-        shown_as = {f"stock\n{count} steps": STOCK} | dict(_at_speedups(grouped))
+        shown_as = {f"stock\n{sampling.steps} steps": STOCK} | dict(_at_speedups(grouped))
         drawn = {title: gallery.images(unique.get(contenders.get(n), n), 8) for title, n in shown_as.items()}
         image_grid(drawn, texts[:8], grid)
         out.print(f"written to {grid}", highlight=False)
+
+
+def _recipe(ctx: typer.Context, loaded: Mapping[str, Front | Schedule]) -> Recipe:
+    """Model, prompts, sampling and metrics: as given, else the protocol's, else the first front's."""
+    o = SimpleNamespace(**ctx.params)
+    known: dict[str, Any] = next((s.conditions for s in loaded.values() if isinstance(s, Front)), {})
+    own_model = o.model is None or o.model == opt.model_place(known.get("model"))
+    model = o.model or opt.model_place(known.get("model")) or EMBEDDED
+    # Of the front, sizes belong to its own model.
+    size = (o.height or known.get("height"), o.width or known.get("width")) if own_model else (o.height, o.width)
+    guidance, sampler, count = o.guidance_scale, o.scheduler, o.steps
+    texts = _prompts(o.protocol, model, o.prompts, o.captions, o.images)
+    if o.protocol is not None:
+        guidance, sampler, count = guidance or guidance_of(model), sampler or SCHEDULER, count or STEPS
+        size = (o.height or SIZE, o.width or SIZE) if model != EMBEDDED else (o.height, o.width)
+    files = metric.files_of(ctx.params)
+    count = count or known.get("steps", STEPS)
+    guidance = guidance or known.get("guidance_scale") or (3.0 if model == EMBEDDED else guidance_of(model))
+    where = opt.device_of(o.device, elsewhere=o.ray_address is not None)
+    return Recipe(
+        model,
+        str(where),
+        opt.dtype_name(o.dtype, where),
+        sampler or known.get("scheduler_name"),
+        tuple(texts),
+        Sampling(count, guidance, *size, seed=o.seed, batch_size=o.batch_size),
+        tuple({*references.fewer_steps(count), *_own_steps(loaded, count)}),
+        _metrics(o.metrics, model, files),
+        metric.setup_of(model, files),
+        config=o.config or (known.get("config") if own_model else None),
+    )
 
 
 def _methods(text: str | None) -> list[str]:

@@ -56,17 +56,17 @@ Config = Annotated[
         callback=given_place,
     ),
 ]
-Steps = Annotated[int | None, typer.Option(min=1, help="Sampler steps.", show_default="the preset's")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Sampler steps.", show_default="the front's")]
 Scheduler = Annotated[str | None, typer.Option(help=f"Sampler: {', '.join(SAMPLERS)}.", show_default="the model's own")]
 Guidance = Annotated[
     float | None,
-    typer.Option("--guidance-scale", min=1, help="Classifier-free guidance; 1 is off.", show_default="the preset's"),
+    typer.Option("--guidance-scale", min=1, help="Classifier-free guidance; 1 is off.", show_default="the front's"),
 ]
 Height = Annotated[int | None, typer.Option(min=16, help="Image height in pixels.", show_default="the model's own")]
 Width = Annotated[int | None, typer.Option(min=16, help="Image width in pixels.", show_default="the model's own")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one.")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16; auto: float16 on a GPU, float32 elsewhere.")]
-Seed = Annotated[int, typer.Option(min=0, help="Fixes the noise of the images and everything random in the search.")]
+Seed = Annotated[int, typer.Option(min=0, help="Fixes the noise of the images, and all else that is random.")]
 
 
 def device_of(name: str, elsewhere: bool = False) -> torch.device:

@@ -26,6 +26,7 @@ from dato.folder import Folder
 from dato.forecast import FORECASTS
 from dato.front import Front, load_front
 from dato.page import write_page
+from dato.protocols import guidance_of
 from dato.pruning import Pruning
 from dato.quality import METRICS
 from dato.references import fewer_steps, references, seeds
@@ -55,7 +56,7 @@ def search_depth(
     steps: given.Steps = None,
     reference_steps: given.ReferenceSteps = None,
     scheduler: given.Scheduler = None,
-    guidance_scale: opt.Guidance = None,
+    guidance_scale: given.Guidance = None,
     height: opt.Height = None,
     width: opt.Width = None,
     images: given.Images = None,
@@ -107,7 +108,7 @@ def search_joint(
     steps: given.Steps = None,
     reference_steps: given.ReferenceSteps = None,
     scheduler: given.Scheduler = None,
-    guidance_scale: opt.Guidance = None,
+    guidance_scale: given.Guidance = None,
     height: opt.Height = None,
     width: opt.Width = None,
     images: given.Images = None,
@@ -288,6 +289,8 @@ def _search_calls(ctx: typer.Context, kind: str, ratios: str | None) -> None:
         raise DatoError(f"give --prompts FILE for {o.model}: the prompts that are built in are {EMBEDDED}'s")
     _finite("--min-quality", o.min_quality)
     _finite("--guidance-scale", o.guidance_scale)
+    if o.guidance_scale is None and o.model != EMBEDDED:
+        chosen = replace(chosen, guidance_scale=guidance_of(o.model))
     texts = read_prompts(o.prompts, chosen.images)
     pruning = _pruning(o, chosen) if joint else Pruning()
     timing = mode_of(o.latency, _device(o))

@@ -110,6 +110,15 @@ Forecast = Annotated[
     str | None,
     typer.Option(help=f"What an order above 0 means: {', '.join(FORECASTS)}.", show_default="the preset's"),
 ]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance-scale",
+        min=1,
+        help="Classifier-free guidance; 1 is off.",
+        show_default="emoji-sd: the preset's; else the papers', 7.5 and of SD 2.x 9",
+    ),
+]
 Steps = Annotated[
     str | None,
     typer.Option(help="Sampler steps to choose from, as in 10,15,20,25,50.", show_default="the preset's"),
