@@ -63,8 +63,10 @@ def pytest_sessionfinish(session):
                 if name == "cell":
                     found[tuple(cell)] = outcome
     from test_compatibility import cells
+    from test_samplers import SAMPLERS
 
-    Path(file).write_text(written({cell: found.get(cell, "") for cell in cells()}), encoding="utf-8")
+    page = written({cell: found.get(cell, "") for cell in cells()}, SAMPLERS)
+    Path(file).write_text(page, encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 SIGNS = {"passed": "✓", "failed": "✗", "skipped": "–"}
 HEAD = """# Supported pipelines
@@ -21,27 +21,37 @@ video and motion UNets, DeepFloyd IF, Kandinsky), is refused with one line.
 """
 
 
-def written(cells: Mapping[tuple[str, str], str]) -> str:
+def written(cells: Mapping[tuple[str, str], str], samplers: Collection[str]) -> str:
     """The page.
 
     Args:
         cells: (row, column) -> outcome, in the order of both.
+        samplers: Which of the columns are samplers, the last ones; they have a table of their own.
     """
     rows, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
-    legend = [f"{number}. {column}" for number, column in enumerate(columns, start=1)]
-    table = [
-        _line(["", *map(str, range(1, len(columns) + 1))]),
-        _line(["---", *[":-:"] * len(columns)]),
-        *(_line([row, *(SIGNS.get(cells.get((row, column), ""), " ") for column in columns)]) for row in rows),
-    ]
-    return "\n".join([HEAD, *legend, "", *table]) + "\n"
+    numbered = dict(enumerate(columns, start=1))
+    page = [HEAD]
+    for title in ("Features", "Samplers"):
+        some = {n: column for n, column in numbered.items() if (column in samplers) == (title == "Samplers")}
+        page += [f"## {title}", "", *(f"{number}. {column}" for number, column in some.items()), ""]
+        page += [_line(["", *map(str, some)]), _line(["---", *[":-:"] * len(some)])]
+        for row in rows:
+            page.append(_line([row, *(SIGNS.get(cells.get((row, column), ""), " ") for column in some.values())]))
+        page.append("")
+    return "\n".join(page)
 
 
-def table_of(page: str) -> tuple[list[str], list[str]]:
-    """The rows and columns of a page."""
-    columns = re.findall(r"^\d+\. (.+)$", page, flags=re.MULTILINE)
-    rows = re.findall(r"^\| ([^|]+?) \|", page, flags=re.MULTILINE)
-    return [row for row in rows if row != "---" and row.strip()], columns
+def cells_of(page: str) -> dict[tuple[str, str], str]:
+    """(row, column) -> sign, of a page."""
+    columns = {int(n): column for n, column in re.findall(r"^(\d+)\. (.+)$", page, flags=re.MULTILINE)}
+    found, here = {}, []
+    for line in page.splitlines():
+        name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|  |"):
+            here = [columns[int(number)] for number in cells]
+        elif line.startswith("| ") and name != "---":
+            found |= {(name, column): cell for column, cell in zip(here, cells, strict=True)}
+    return found
 
 
 def _line(cells: Iterable[str]) -> str:
