@@ -109,6 +109,7 @@ def load_single_file(file: str, dtype: torch.dtype, config: str | None = None) -
         raise DatoError(f"cannot load {file} as {family.name} with the configuration {name}: {reason}") from error
     _check_weights(file, name, pipe, sum(name.startswith(_UNET) for name in shapes))
     _align(pipe)
+    pipe.register_to_config(_name_or_path=file)
     return pipe
 
 

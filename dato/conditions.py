@@ -45,9 +45,10 @@ def differences(point: Point, pipe: Any, sample: Tensor, calls: int | None) -> l
 
 
 def _name(model: str | None) -> str | None:
-    """A model by its name: a folder by its last part, since it may lie elsewhere."""
+    """A model by its name: a folder or file by its last part, since it may lie elsewhere."""
     if not model:
         return None
     if str(model) == str(emoji_sd.PIPE):
         return "emoji-sd"
-    return Path(model).name if Path(model).is_absolute() else str(model)
+    path = Path(model)
+    return path.name if path.is_absolute() or path.exists() else str(model)

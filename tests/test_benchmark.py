@@ -1,14 +1,16 @@
 """The benchmark: every method runs as what it is called, and the numbers belong together."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
-from conftest import PROMPTS
+from conftest import PROMPTS, tiny_unet
 
 import dato
 from dato import Schedule
 from dato import benchmark as bench
+from dato.control_benchmark import time_control
 from dato.flops import schedule_flops
 from dato.sampling import Sampling
 from dato.steps import Steps
@@ -82,6 +84,18 @@ def test_choosing_tokens_is_compared_with_the_plain_steps():
         assert max(own[name]["memory_share"] for name in ("dato", "dato, local")) < 0.25
 
 
+def test_a_control_net_is_timed_whole_and_following():
+    unet, count = tiny_unet(), Counter()
+    schedules = {"N=3 d=1": Schedule.uniform(4, 3, 1), "whole": Schedule.full(4)}
+    rows = time_control(unet, schedules, (2, 4, 8, 8), 1, lambda: count.update(turns=1))
+    kinds = [f"stock, {kind}" for kind in ("no ControlNet", "ControlNet")]
+    kinds += [f"{n}, {kind}" for n in schedules for kind in ("no ControlNet", "ControlNet", "ControlNet that follows")]
+    assert [row["method"] for row in rows] == kinds and count["turns"] == 2 * len(rows)
+    assert rows[2]["speedup"] == rows[0]["call_ms"] / rows[2]["call_ms"]
+    assert rows[4]["speedup"] == rows[1]["call_ms"] / rows[4]["call_ms"]
+    assert "forward" not in unet.__dict__
+
+
 def test_stock_and_ours_compiled(pipe):
     eager = {"backend": "eager"}
     forward, steps = bench.compiled_forward(pipe.unet, **eager), Steps(pipe.unet, **eager)
@@ -98,7 +112,7 @@ def test_the_command_writes_tables_json_and_a_chart(run, tmp_path):
         *(
             "scripts/benchmark.py",
             "--parts",
-            "calls,images,table",
+            "calls,images,table,control",
             "--depths",
             "0,1",
             "--ratios",
@@ -119,13 +133,14 @@ def test_the_command_writes_tables_json_and_a_chart(run, tmp_path):
     assert all(name in printed for name in names)
     assert len(data["table"]) == 20 and all(min(pair.values()) > 0 for pair in data["table"])
     assert "The latency table against the clock, 20 schedules" in printed
+    assert len(data["control"]) == 11 and "ControlNet that follows" in printed
     assert chart.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--parts", "speed"], "unknown part 'speed'; known are calls, images, table, selection"),
+        (["--parts", "speed"], "unknown part 'speed'; known are calls, images, table, control, selection"),
         (["--compile-mode", "reduce-overhead"], "--compile-mode needs --compile"),
         (["--compile", "--parts", "table"], "the latency table is of eager calls"),
         (["--depths", "13"], "depths go from 0 to 12"),
