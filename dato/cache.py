@@ -114,12 +114,12 @@ class Cache:
         if past and past[-1].time == now.time:
             past.pop()
         value = value.detach()
-        if copy or (place == LAST and _version(value) is None):
+        if copy or (place == LAST and version_of(value) is None):
             value = value.clone()
         skip = skip.detach() if self.forecast == "aligned" and skip is not None else None
         if copy and skip is not None:
             skip = skip.clone()
-        past.append(Computed(now.call, now.time, value, skip, _version(value)))
+        past.append(Computed(now.call, now.time, value, skip, version_of(value)))
         del past[:-count]
 
     def recall(self, place: int, skip: Tensor | None = None) -> Tensor:
@@ -148,17 +148,17 @@ class Cache:
     def last(self) -> Tensor:
         """The prediction for a call of depth 0: the last one itself, or a forecast."""
         value = self.recall(LAST)
-        return value.clone() if _version(value) is None and not self.last_feature else value
+        return value.clone() if version_of(value) is None and not self.last_feature else value
 
     def bears(self, depth: int) -> bool:
         """Whether a call of `depth` (below full) finds here what it needs, and finds it as it was computed."""
         past = self._past.get(depth - 1)
         if not past:
             return False
-        return depth > 0 or all(p.version == _version(p.value) for p in past)
+        return depth > 0 or all(p.version == version_of(p.value) for p in past)
 
 
-def _version(value: Tensor) -> int | None:
+def version_of(value: Tensor) -> int | None:
     """How often a tensor was written into; None under `torch.inference_mode`, which does not count."""
     return None if value.is_inference() else value._version
 

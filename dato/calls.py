@@ -4,7 +4,8 @@ Samplers walk through `scheduler.timesteps`, one tensor made anew for every gene
 it at each call. That element is a view: where it begins in the tensor's storage is the index of the call. This is
 exact for samplers that use a timestep twice (PLMS, Heun), for img2img, which starts midway, and for pipelines that
 take turns; and it needs no look at the value, for which a GPU would have to stop. The values, which forecasts need,
-are read once a generation, all at once.
+are read once a generation, all at once. Where something on the way copies the element, as offloading to another device
+does, it is looked up among the scheduler's by its value.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class CallCounter:
     """Follows the calls of one UNet through its generations."""
 
     def __init__(self) -> None:
-        self._timestep: Tensor | float | None = None  # keeps its storage alive, so that no other takes its address
+        self._timestep: Tensor | float | None = None
+        self._listed: Tensor | None = None  # keeps its storage alive, so that no other takes its address
         self._kind: tuple | None = None
         self._index = -1
         self._repeated = False
@@ -46,7 +48,8 @@ class CallCounter:
 
     def reset(self) -> None:
         """The next call begins a generation."""
-        self._timestep, self._kind, self._index, self._repeated, self._times = None, None, -1, False, None
+        self._timestep, self._listed, self._kind, self._times = None, None, None, None
+        self._index, self._repeated = -1, False
 
     def next(
         self,
@@ -63,7 +66,8 @@ class CallCounter:
             timesteps: The scheduler's own, where the pipeline is known.
             length: After so many calls a generation is over, where its timesteps are not known.
         """
-        place = _place(timestep, timesteps)
+        listed = None
+        place = _place(timestep, timesteps) or self._found(timestep, timesteps)
         if place is None:
             # A bare number or a tensor of its own. Time runs downwards within a generation; anything else is taken
             # for a new one. A generation that was cut short and one that begins below where it stopped cannot be told
@@ -75,9 +79,9 @@ class CallCounter:
         else:
             index, listed = place
             total = len(listed)
-            same = _same_storage(timestep, self._timestep)
+            same = _same_storage(listed, self._listed)
             if self._times is None or not same:
-                self._times = tuple(float(t) for t in listed.tolist())
+                self._times = _values(listed)
             time = self._times[index]
             # Some pipelines call the UNet more than once at a step, for tiles or for guidance of other kinds. Which
             # cache belongs to which call is then unknown, so none is used until the timesteps are others.
@@ -85,8 +89,19 @@ class CallCounter:
             begun = self._repeated or index <= self._index or not same
         kind = self._kind if sample is None else (sample.shape, sample.dtype, sample.device)
         fresh = begun or kind != self._kind
-        self._timestep, self._kind, self._index, self._time = timestep, kind, index, time
+        self._timestep, self._listed, self._kind, self._index, self._time = timestep, listed, kind, index, time
         return Call(index, total, fresh, time, self._times)
+
+    def _found(self, timestep: Tensor | float, timesteps: Tensor | None) -> tuple[int, Tensor] | None:
+        """Where a timestep's value stands among the scheduler's: after the last call if it is there, else first."""
+        if timesteps is None:
+            return None
+        same = self._times is not None and _same_storage(timesteps, self._listed)
+        times, time = self._times if same else _values(timesteps), _value(timestep)
+        for start in (self._index + 1 if same else 0, 0):
+            if time in times[start:]:
+                return times.index(time, start), timesteps
+        return None
 
     def _falls(self, timestep: Tensor | float, time: float) -> bool:
         if self._timestep is None or isinstance(timestep, Tensor) != isinstance(self._timestep, Tensor):
@@ -110,6 +125,10 @@ def _same_storage(a: Tensor | float, b: Tensor | float | None) -> bool:
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return False
     return a.device == b.device and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def _values(timesteps: Tensor) -> tuple[float, ...]:
+    return tuple(float(time) for time in timesteps.tolist())
 
 
 def _value(timestep: Tensor | float) -> float:

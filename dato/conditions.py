@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+import re
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from dato import emoji_sd
 from dato.front import Point
 from dato.samplers import SAMPLERS, sampler_name
+
+# A model that is named by its place in the hub's cache.
+CACHED = re.compile(r"[\\/]models--([^\\/]+)[\\/]snapshots[\\/][^\\/]+[\\/]?$")
 
 
 def differences(point: Point, pipe: Any, sample: Tensor, calls: int | None) -> list[str]:
@@ -45,10 +49,13 @@ def differences(point: Point, pipe: Any, sample: Tensor, calls: int | None) -> l
 
 
 def _name(model: str | None) -> str | None:
-    """A model by its name: a folder or file by its last part, since it may lie elsewhere."""
+    """A model by its name: a folder or file by its last part, since it may lie elsewhere; the hub's cache by its id."""
     if not model:
         return None
-    if str(model) == str(emoji_sd.PIPE):
+    model = str(model)
+    if model == str(emoji_sd.PIPE):
         return "emoji-sd"
-    path = Path(model)
-    return path.name if path.is_absolute() or path.exists() else str(model)
+    cached = CACHED.search(model)
+    if cached:
+        return cached[1].replace("--", "/")
+    return os.path.basename(model.rstrip("/\\")) if os.path.isabs(model) or os.path.exists(model) else model

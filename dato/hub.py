@@ -31,6 +31,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from dato.conditions import CACHED
 from dato.errors import DatoError, first_line
 from dato.files import read_text, write_atomic
 from dato.front import FILE, Front, dumps
@@ -44,7 +45,6 @@ _REVISION = re.compile(r"[\w./-]+")
 _NAMES = ("model", "clip", "statistics", "image_reward", "pick_score", "inception", "real", "depths")
 _ABSOLUTE = re.compile(r"[\\/]|~\w*[\\/]|\.\.?[\\/]|[A-Za-z]:[\\/]|file:")
 _FOLDERS = re.compile(r"(?<![\w./\\~])(?:file://)?(?:~|\b[A-Za-z]:)?[\\/](?:[^\s\\/'\":,;()]+[\\/])+")
-_CACHED = re.compile(r"[\\/]models--([^\\/]+)[\\/]snapshots[\\/][^\\/]+[\\/]?$")
 _MARK = "<!-- dato "
 
 
@@ -289,7 +289,7 @@ def _bare(value: Any, key: str = "") -> Any:
     if not isinstance(value, str):
         return value
     if _ABSOLUTE.match(value) or (key in _NAMES and "/" in value and not _is_hub_id(value)) or "\\" in value:
-        cached = _CACHED.search(value)  # a model that was given as its place in the hub's cache
+        cached = CACHED.search(value)  # a model that was given as its place in the hub's cache
         return cached[1].replace("--", "/") if cached else re.split(r"[\\/]", value.rstrip("\\/"))[-1]
     return _FOLDERS.sub("", value)
 

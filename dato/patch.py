@@ -65,8 +65,7 @@ def apply_patch(
             patch, unless it is a `dato.steps.Steps` of this UNet, which can be used again. None: as True where the
             UNet was compiled before (`pipe.unet = torch.compile(pipe.unet)` or `pipe.unet.compile()`), in its mode.
         controlnet: "follow" runs the pipeline's ControlNets in each call only as deep as the UNet will read them, which
-            makes no difference to the image (see `dato.control`); None runs them whole. It asks that no pipeline that
-            is not patched uses the ControlNet with the same scheduler.
+            makes no difference to the image (see `dato.control`); None runs them whole.
         **pruning: Fields of `Pruning`, or SiTo's names for them, instead of the schedule's own.
 
     Returns:
@@ -89,7 +88,9 @@ def apply_patch(
     if controlnet not in (None, "follow"):
         raise DatoError(f"controlnet={controlnet!r}: known is 'follow'; None runs ControlNets whole")
     nets = [] if controlnet is None else control_nets(pipe)
-    settings = compile_settings(pipe_or_unet) if compile is None else compile
+    present = patch_of(pipe_or_unet)
+    kept = None if present is None else present.compiled
+    settings = compile_settings(pipe_or_unet, kept) if compile is None else compile
     steps, wrapper = _steps_of(unet, settings), wrapper_of(pipe_or_unet)
     patch = Patch(unet, chosen, pipe, steps=steps, nets=nets, point=point, wrapper=wrapper)
     remove_patch(unet)
@@ -166,7 +167,7 @@ class Patch:
         self.ladder = Ladder(unet)
         self.schedule = schedule.for_rungs(len(self.ladder))
         self._pipe = None if pipe is None else weakref.ref(pipe)
-        self._point = point  # until it was compared with a run
+        self._point = None if pipe is None else point  # until it was compared with a run
         self._cache = Cache()
         self._keep: tuple[dict[int, int], ...] = ()
         self._calls = CallCounter()
@@ -178,6 +179,11 @@ class Patch:
         self._takeover = Takeover(unet, self.forward, wrapper)
         self._followers = [Follower(net, self._follow, len(self.ladder)) for net in nets]
         self._followed: int | None = None  # the depth that the ControlNets ran for, if they follow
+
+    @property
+    def compiled(self) -> Any:
+        """What `unet.compile()` made before it was patched."""
+        return self._takeover.compiled
 
     def attach(self) -> None:
         """Take over the UNet's forward."""
@@ -229,11 +235,13 @@ class Patch:
         self._cache = Cache(schedule.forecast, len(schedule))
         self._keep = retention(schedule, call.times)
         if self.pruner is not None:
-            self.pruner.parts = guidance_parts(self._pipe and self._pipe())
+            self.pruner.parts = guidance_parts(self._owner)
             self.pruner.begin(sample.device)
-        point, self._point = self._point, None
-        if point is not None and self._pipe is not None:
-            elsewhere = differences(point, self._pipe(), sample, call.total)
+        point, pipe = self._point, self._owner
+        # Another pipeline with the same UNet may be running; this one's turn to be compared will come.
+        if point is not None and pipe is not None and call.times == tuple(pipe.scheduler.timesteps.tolist()):
+            self._point = None
+            elsewhere = differences(point, pipe, sample, call.total)
             if elsewhere:
                 warnings.warn(
                     f"this run is not what the schedule was searched for: {'; '.join(elsewhere)}. Quality and speed-up "
@@ -251,6 +259,12 @@ class Patch:
         self._followed = self._depth(*self._place(copy.copy(self._calls), timestep))
         return self._followed
 
+    @property
+    def _owner(self) -> Any:
+        """The pipeline that was patched, while its UNet is this one: of a copy's it is not."""
+        pipe = None if self._pipe is None else self._pipe()
+        return pipe if pipe is not None and unet_of(pipe)[0] is self.unet else None
+
     def _run(self, depth: int, ratio: float, arguments: dict[str, Any]) -> Tensor:
         if self.pruner is not None and depth:
             self.pruner.prepare(ratio, arguments["sample"], self._cache.present.time)
@@ -266,8 +280,7 @@ class Patch:
     def _place(
         self, calls: CallCounter, timestep: Tensor | float, sample: Tensor | None = None
     ) -> tuple[Schedule, Call]:
-        pipe = self._pipe() if self._pipe is not None else None
-        timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
+        timesteps = getattr(getattr(self._owner, "scheduler", None), "timesteps", None)
         call = calls.next(timestep, sample, timesteps, length=len(self.schedule))
         total = call.total or len(self.schedule)
         if total not in self._fitted:
@@ -284,6 +297,8 @@ class Patch:
         self._cache.clear()
         self._calls.reset()
         self._followed = None
+        for follower in self._followers:
+            follower.forget()
         if self.pruner is not None:
             self.pruner.begin(None)
 
@@ -338,6 +353,8 @@ def _steps_of(unet: UNet2DConditionModel, compile: bool | Mapping[str, Any] | St
         return compile
     if compile is False:
         return None
+    if compile is not True and not isinstance(compile, Mapping):
+        raise DatoError(f"compile={compile!r}: give True, False, options of torch.compile as a mapping, or Steps")
     return Steps(unet, **({} if compile is True else compile))
 
 

@@ -19,12 +19,15 @@ class Takeover:
         module: Whose forward.
         forward: What runs instead; a bound method.
         wrapper: What `torch.compile` made of the module, if that is what others call.
+
+    Attributes:
+        compiled: What `module.compile()` made of its call, which rests while it is attached.
     """
 
     def __init__(self, module: nn.Module, forward: Callable[..., Any], wrapper: nn.Module | None = None) -> None:
         self.module, self._forward, self._wrapper = module, forward, wrapper
         self._taken: tuple[dict[str, Any], str, Any] | None = None  # where, under which name, and what was there
-        self._compiled: Any = None
+        self.compiled: Any = None
         self._wrapped: Any = None
 
     @property
@@ -49,8 +52,9 @@ class Takeover:
         self._taken = (where, name, where.get(name))
         where[name] = self._forward
         # `torch.compile` would trace into us; what we run is compiled piece by piece (see `dato.steps`).
-        self._compiled = self.module.__dict__.pop("_compiled_call_impl", None)
-        if self._wrapper is not None:
+        self.compiled = own.pop("_compiled_call_impl", None)
+        # accelerate's hooks on a wrapper keep its forward in the module it wraps, and then ours is inside of them.
+        if self._wrapper is not None and (name == "forward" or "forward" in own):
             self._wrapped, self._wrapper.forward = self._wrapper.forward, self.module.__call__
 
     def detach(self) -> None:
@@ -59,18 +63,29 @@ class Takeover:
         for place, slot in self._places():  # offloading may have come or gone since, and moved ours
             if place.get(slot) != self._forward:
                 continue
-            if place is where and slot == name and before is not None:
+            if place is where and slot == name and _stands(before):
                 place[slot] = before
             elif place is self.module.__dict__ and slot == "forward":
                 del place[slot]
             else:
                 place[slot] = self.stock
         self._taken = None
-        if self._compiled is not None and self.module._compiled_call_impl is None:
-            self.module._compiled_call_impl = self._compiled
-        self._compiled = None
-        if self._wrapper is not None:
-            self._wrapper.forward = self._wrapped
+        if self.compiled is not None and self.module._compiled_call_impl is None:
+            self.module._compiled_call_impl = self.compiled
+        self.compiled = None
+        self._give_back_wrapper(before)
+
+    def _give_back_wrapper(self, before: Any) -> None:
+        wrapper, own, wrapped = self._wrapper, self.module.__dict__, self._wrapped
+        self._wrapped = None
+        if wrapper is None:
+            return
+        if wrapper.forward == self._forward:  # a hook that was around it has gone
+            wrapper.forward = before
+        elif wrapped is not None and wrapper.forward == self.module.__call__:
+            wrapper.forward = wrapped
+        elif wrapped is not None and own.get("_old_forward") == self.module.__call__:  # a hook has come around it
+            own["_old_forward"] = wrapped
 
     def _places(self) -> Iterator[tuple[dict[str, Any], str]]:
         own = self.module.__dict__
@@ -79,3 +94,9 @@ class Takeover:
         for link in getattr(own.get("_diffusers_hook"), "_fn_refs", ()):
             yield link.__dict__, "forward"
             yield link.__dict__, "original_forward"
+
+
+def _stands(before: Any) -> bool:
+    """Whether what was there may come back: something, and no forward of ours that was taken off meanwhile."""
+    takeover = getattr(getattr(before, "__self__", None), "_takeover", None)
+    return before is not None and (takeover is None or takeover.attached)

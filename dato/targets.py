@@ -11,8 +11,8 @@ from dato.errors import DatoError
 
 SUPPORTED = (
     "supported are diffusers pipelines with a UNet2DConditionModel, as of Stable Diffusion 1.x, 2.x and XL "
-    "(text-to-image, img2img, inpainting, ControlNet, T2I-Adapter, IP-Adapter, InstructPix2Pix, LCM); transformers and "
-    "video are not"
+    "(text-to-image, img2img, inpainting, refiner, upscaler, ControlNet, T2I-Adapter, IP-Adapter, GLIGEN, "
+    "InstructPix2Pix, LCM); transformers and video are not"
 )
 
 
@@ -40,12 +40,17 @@ def wrapper_of(pipe_or_unet: Any) -> nn.Module | None:
     return whole if hasattr(whole, "_orig_mod") else None
 
 
-def compile_settings(pipe_or_unet: Any) -> bool | dict[str, Any]:
-    """`compile=` for the way in which the user compiled the UNet; False if it is not compiled."""
+def compile_settings(pipe_or_unet: Any, compiled: Any = None) -> bool | dict[str, Any]:
+    """`compile=` for the way in which the user compiled the UNet; False if it is not compiled.
+
+    Args:
+        pipe_or_unet: The pipeline or UNet.
+        compiled: What a patch keeps of it, if there is one.
+    """
     wrapper = wrapper_of(pipe_or_unet)
     if wrapper is not None:
         return _backend_of(getattr(wrapper, "dynamo_ctx", None))
-    compiled = unet_of(pipe_or_unet)[0]._compiled_call_impl
+    compiled = unet_of(pipe_or_unet)[0]._compiled_call_impl or compiled
     if compiled is None:
         return False
     # Of a module that was compiled in place only this function knows the context.
@@ -57,15 +62,21 @@ def compile_settings(pipe_or_unet: Any) -> bool | dict[str, Any]:
 def _backend_of(context: Any) -> bool | dict[str, Any]:
     """What `torch.compile` compiles with, its mode and options in it; its defaults, where that cannot be seen."""
     backend = getattr(context, "callback", None)
-    while hasattr(backend, "_torchdynamo_orig_backend"):
-        backend = backend._torchdynamo_orig_backend
-    return {"backend": backend} if callable(backend) else True
+    links = ("_torchdynamo_orig_backend", "_torchdynamo_orig_callable")  # the second in older versions
+    while link := next((name for name in links if hasattr(backend, name)), None):
+        backend = getattr(backend, link)
+    seen = callable(backend) and not type(backend).__module__.startswith("torch._dynamo")
+    return {"backend": backend} if seen else True
 
 
 def guidance_parts(pipe: Any) -> int:
-    """Into how many parts guidance divides the UNet's batch: 2, or 3 where an image guides as well, or a third run."""
-    by_image = "InstructPix2Pix" in type(pipe).__name__
-    return 3 if by_image or getattr(pipe, "do_perturbed_attention_guidance", False) else 2
+    """Into how many parts guidance divides the UNet's batch; 2 where that is not known.
+
+    1 without guidance, 2 with it, 3 where an image guides as well; and one more for perturbed attention.
+    """
+    guided = getattr(pipe, "do_classifier_free_guidance", True)
+    whole = 3 if "InstructPix2Pix" in type(pipe).__name__ else 2
+    return (whole if guided else 1) + bool(getattr(pipe, "do_perturbed_attention_guidance", False))
 
 
 def _inner(module: Any) -> Any:

@@ -67,6 +67,48 @@ def test_what_the_front_does_not_know_is_not_compared(pipe):
     assert said(dato.apply_patch(pipe, bare), {"steps": 5}) == []
 
 
+def test_a_bare_unet_says_that_a_points_schedule_is_resampled(pipe):
+    from conftest import tiny_unet, unet_inputs
+
+    unet, (x, text) = tiny_unet(), unet_inputs()
+    dato.apply_patch(unet, point())
+    times = torch.arange(900, 0, -100)
+    with torch.no_grad(), pytest.warns(UserWarning, match="the schedule has 6 calls and this run has 9"):
+        for time in times:
+            unet(x, time, text)
+
+
+def test_another_pipeline_with_the_same_unet_is_not_compared(pipe):
+    from diffusers import StableDiffusionPipeline
+
+    other = StableDiffusionPipeline(
+        **{**pipe.components, "scheduler": pipe.scheduler.from_config(pipe.scheduler.config)}
+    )
+    other.set_progress_bar_config(disable=True)
+    dato.set_scheduler(other, "ddim")
+    dato.apply_patch(pipe, point())
+    assert said(other, {"steps": 6}) == []
+    (message,) = said(pipe, {"steps": 5, "guidance_scale": 7.5})
+    assert "guidance" in message
+
+
+@pytest.mark.parametrize(
+    ("searched", "used", "same"),
+    [
+        ("org/sd", "/home/x/hub/models--org--sd/snapshots/0123abc", True),
+        ("/home/x/hub/models--org--sd/snapshots/0123abc/", "org/sd", True),
+        ("/models/sd15", "/other/place/sd15", True),
+        ("/models/sd15", "/models/sd21", False),
+        ("org/sd", "org/other", False),
+        ("x" * 5000, "org/sd", False),
+    ],
+)
+def test_models_are_compared_by_name(searched, used, same):
+    from dato.conditions import _name
+
+    assert (_name(searched) == _name(used)) == same
+
+
 def test_points_know_their_front_and_are_equal_without_it():
     known, bare = point(), Point(Schedule.uniform(6, 2, 1), 1 / 50.0, 50.0, 2.0)
     assert known.conditions["model"] == "emoji-sd" and known == bare and "conditions" not in known.to_dict()

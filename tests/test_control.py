@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from conftest import tiny_unet, unet_inputs
 from diffusers import ControlNetModel, ControlNetUnionModel
 from tiny_pipelines import picture, sample, tiny
@@ -19,6 +20,8 @@ CONTROLLED = (
     "ControlNet inpaint",
     "SDXL ControlNet",
     "SDXL ControlNet, two",
+    "SDXL ControlNet img2img",
+    "SDXL ControlNet inpaint",
 )
 
 
@@ -75,6 +78,21 @@ def test_a_control_net_runs_as_deep_as_the_unet():
     assert ran == {"rungs": 3 * full, "mid": 3}
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_the_picture_is_looked_at_once_a_generation(inference):
+    pipe, kwargs = tiny("ControlNet")
+    looked = []
+    pipe.controlnet.controlnet_cond_embedding.register_forward_hook(lambda *_: looked.append(1))
+    full = len(dato.ladder.Ladder(pipe.unet))
+    dato.apply_patch(pipe, Schedule([full, 1, 2, full, 1, 0, 3], rungs=full), controlnet="follow")
+    with torch.inference_mode(inference):
+        first = sample(pipe, kwargs, 6)
+        assert len(looked) == 3  # in each whole call, and once for the others
+        other = sample(pipe, {**kwargs, "image": picture(seed=5)}, 6)
+        assert len(looked) == 6 and not torch.equal(first, other)
+        assert torch.equal(sample(pipe, kwargs, 6), first)
+
+
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_a_truncated_view_gives_the_first_residuals(kind):
     net = ControlNetModel.from_unet(tiny_unet(kind), conditioning_embedding_out_channels=(4, 8)).eval()
@@ -91,10 +109,46 @@ def test_a_truncated_view_gives_the_first_residuals(kind):
     assert net.mid_block is not None and len(net.down_blocks) == len(net.config.down_block_types)
 
 
-def test_an_unpatched_pipeline_may_use_the_same_control_net():
+def offload_blocks(pipe):
+    pipe.controlnet.enable_group_offload(torch.device("cpu"), offload_type="block_level", num_blocks_per_group=2)
+
+
+def offload_leaves(pipe):
+    pipe.controlnet.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+
+
+def offload_sequentially(pipe):
+    for net in (pipe.text_encoder, pipe.unet, pipe.controlnet, pipe.vae):
+        cpu_offload(net, torch.device("cpu"), offload_buffers=True)
+
+
+@pytest.mark.parametrize("treat", [offload_blocks, offload_leaves, offload_sequentially])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_control_net_that_is_offloaded_follows(treat, dtype):
+    pipe, kwargs = tiny("ControlNet")
+    pipe.to(dtype)
+    schedule = mixed(pipe.unet)
+    whole = sample(dato.apply_patch(pipe, schedule), kwargs, len(schedule) - 1)
+    treat(pipe)
+    assert torch.equal(sample(dato.apply_patch(pipe, schedule, controlnet="follow"), kwargs, len(schedule) - 1), whole)
+
+
+def test_a_net_that_is_there_twice_is_taken_over_once():
+    pipe, kwargs = tiny("ControlNet, two")
+    pipe.controlnet.nets[1] = pipe.controlnet.nets[0]
+    schedule = mixed(pipe.unet)
+    whole = sample(dato.apply_patch(pipe, schedule), kwargs, len(schedule) - 1)
+    dato.apply_patch(pipe, schedule, controlnet="follow")
+    assert torch.equal(sample(pipe, kwargs, len(schedule) - 1), whole)
+    dato.remove_patch(pipe)
+    assert "forward" not in pipe.controlnet.nets[0].__dict__
+
+
+@pytest.mark.parametrize("shared", ["controlnet", "controlnet scheduler"])
+def test_an_unpatched_pipeline_may_use_the_same_control_net(shared):
     pipe, kwargs = tiny("ControlNet")
     other, _ = tiny("ControlNet")
-    other.register_modules(controlnet=pipe.controlnet)
+    other.register_modules(**{part: getattr(pipe, part) for part in shared.split()})
     expected = sample(other, kwargs)
     dato.apply_patch(pipe, mixed(pipe.unet), controlnet="follow")
     own = sample(pipe, kwargs)
@@ -113,6 +167,9 @@ def test_what_cannot_follow_is_refused_with_one_line():
     with pytest.raises(DatoError, match="this NoneType has no ControlNet"):
         dato.apply_patch(pipe.unet, Schedule.full(1), controlnet="follow")
     pipe.controlnet.compile(backend="eager")
+    with pytest.raises(DatoError, match="the ControlNet is compiled"):
+        dato.apply_patch(pipe, Schedule.full(1), controlnet="follow")
+    pipe.controlnet = torch.compile(tiny("ControlNet").pipe.controlnet, backend="eager")
     with pytest.raises(DatoError, match="the ControlNet is compiled"):
         dato.apply_patch(pipe, Schedule.full(1), controlnet="follow")
     pipe.controlnet = ControlNetUnionModel.__new__(ControlNetUnionModel)

@@ -205,20 +205,53 @@ def test_the_user_may_compile_after_patching():
     assert torch.equal(sample(pipe, kwargs), expected)
 
 
+def depths_of(pipe) -> list[int]:
+    """The depths that a patched pipeline will run at."""
+    depths, ladder = [], pipe.unet._dato_patch.ladder
+    run = ladder.run
+    ladder.run = lambda depth, *args, **more: depths.append(depth) or run(depth, *args, **more)
+    return depths
+
+
 def test_img2img_runs_the_end_of_the_schedule():
     pipe, kwargs = tiny("SD 1.x img2img")
     dato.set_scheduler(pipe, "ddim")
     schedule = Schedule([8, 1, 1, 2, 8, 1, 0, 3, 1, 2], rungs=8)
-    depths = []
     dato.apply_patch(pipe, schedule)
-    ladder = pipe.unet._dato_patch.ladder
-    run = ladder.run
-    ladder.run = lambda depth, *args, **more: depths.append(depth) or run(depth, *args, **more)
+    depths = depths_of(pipe)
     sample(pipe, {**kwargs, "strength": 0.7}, 10)
     assert depths == [8, *schedule.depths[4:]]  # the first that runs is whole, for there is no cache yet
     depths.clear()
     sample(pipe, {**kwargs, "strength": 0.5}, 20)
     assert depths == [8, *schedule.resampled(20).depths[11:]]
+
+
+@pytest.mark.parametrize("sampler", ["plms", "heun", "euler", "ddim"])
+def test_a_timestep_that_is_copied_on_the_way_is_known_by_its_value(sampler):
+    pipe, kwargs = tiny("SD 1.x")
+    dato.set_scheduler(pipe, sampler)
+    schedule = Schedule([8, 1, 0, 2, 1, 8, 1, 3, 1], rungs=8)
+    dato.apply_patch(pipe, schedule)
+    expected = sample(pipe, kwargs, 6)
+    depths = depths_of(pipe)
+
+    def copied(module, args, kwargs):
+        return (args[0], args[1].clone(), *args[2:]), kwargs
+
+    pipe.unet.register_forward_pre_hook(copied, with_kwargs=True)
+    for _ in range(2):
+        depths.clear()
+        assert torch.equal(sample(pipe, kwargs, 6), expected)
+        assert depths == list(schedule.resampled(len(pipe.scheduler.timesteps)).depths)
+
+
+def test_tokens_of_other_images_are_left_alone_without_guidance():
+    pipe, kwargs = tiny("SD 1.x")
+    dato.apply_patch(pipe, prune_ratio=0.5, align_cfg=True, score="IV")
+    chosen = []
+    pipe.unet._dato_patch.pruner.listener = lambda factor, grid, selection: chosen.append(selection.base)
+    sample(pipe, {**kwargs, "guidance_scale": 1.0, "num_images_per_prompt": 2}, 1)
+    assert not any(torch.equal(*base) for base in chosen)
 
 
 def test_base_and_refiner_share_the_steps():
@@ -227,12 +260,7 @@ def test_base_and_refiner_share_the_steps():
     for pipe in (base, refiner):
         dato.set_scheduler(pipe, "euler")
     schedule = Schedule([6, 1, 6, 1, 2, 1, 6, 1, 0, 1], rungs=6)
-    depths = {base: [], refiner: []}
-    for pipe, seen in depths.items():
-        dato.apply_patch(pipe, schedule)
-        ladder = pipe.unet._dato_patch.ladder
-        run = ladder.run
-        ladder.run = lambda depth, *args, run=run, seen=seen, **rest: seen.append(depth) or run(depth, *args, **rest)
+    depths = {pipe: depths_of(dato.apply_patch(pipe, schedule)) for pipe in (base, refiner)}
     latents = sample(base, kwargs, 10, denoising_end=0.8)
     sample(refiner, {**more, "image": latents, "denoising_start": 0.8}, 10)
     assert depths[base] == list(schedule.depths[:8])

@@ -251,6 +251,14 @@ _MADE: dict[str, tuple[Callable[[], DiffusionPipeline], dict[str, Any]]] = {
         lambda: _controlled(_sdxl, "StableDiffusionXLControlNetPipeline", 2),
         {"image": [picture(), picture(seed=9)], "controlnet_conditioning_scale": [0.8, 0.5]},
     ),
+    "SDXL ControlNet img2img": (
+        lambda: _controlled(_sdxl, "StableDiffusionXLControlNetImg2ImgPipeline"),
+        _CONTROL_IMAGE,
+    ),
+    "SDXL ControlNet inpaint": (
+        lambda: _controlled(_sdxl, "StableDiffusionXLControlNetInpaintPipeline"),
+        _CONTROL_INPAINT,
+    ),
     "T2I-Adapter": (
         lambda: _sd("StableDiffusionAdapterPipeline", adapter=_adapter("full_adapter", downscale=2)),
         {"image": picture()},

@@ -18,6 +18,7 @@ from dato.files import write_atomic
 from dato.front import Front, load_strategy
 from dato.image_files import png
 from dato.patch import apply_patch, remove_patch
+from dato.protocols import guidance_of
 from dato.report import strip
 from dato.sampling import EMBEDDED, Generated, Sampling, generate, load_pipeline
 
@@ -71,7 +72,7 @@ def generate_image(
     size = known if own_model else {}
     sampling = Sampling(
         steps or known.get("steps", 50),
-        guidance_scale or known.get("guidance_scale", 3.0 if name == EMBEDDED else 7.5),
+        guidance_scale or known.get("guidance_scale") or (3.0 if name == EMBEDDED else guidance_of(name)),
         height or size.get("height"),
         width or size.get("width"),
         seed,
