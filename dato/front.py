@@ -23,7 +23,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +124,11 @@ class Front:
         if not self.points:
             raise DatoError("front: it has no points")
         calls = self.conditions.get("calls", len(self.baseline.schedule))
+
         # A point that is taken out of the front still knows what it was searched under.
-        own = partial(replace, conditions=self.conditions)
+        def own(point: Point) -> Point:
+            return point if point.conditions is self.conditions else replace(point, conditions=self.conditions)
+
         object.__setattr__(self, "points", tuple(own(point) for point in self.points))
         object.__setattr__(self, "baseline", own(self.baseline))
         object.__setattr__(self, "references", {name: own(point) for name, point in self.references.items()})

@@ -30,7 +30,7 @@ from dato.pruning import SITO_KEYWORDS, Pruning
 from dato.schedule import Schedule
 from dato.steps import Kind, Steps
 from dato.takeover import Takeover
-from dato.targets import compile_settings, guidance_parts, unet_of, wrapper_of
+from dato.targets import compile_settings, guidance_parts, owns, unet_of, wrapper_of
 
 T = TypeVar("T")
 _ATTRIBUTE = "_dato_patch"
@@ -218,7 +218,8 @@ class Patch:
         self._cache.begin(Present(call.index, call.time, order, self._keep[call.index]))
         depth, followed, self._followed = self._depth(schedule, call), self._followed, None
         try:
-            if followed is not None and depth > followed:
+            controlled = arguments.get("down_block_additional_residuals") is not None
+            if controlled and followed is not None and depth > followed:
                 raise DatoError("controlnet='follow': the UNet got other inputs than its ControlNet; patch without it")
             with _lora_scale(self.unet, arguments):
                 prediction = self._run(depth, ratio, arguments)
@@ -263,7 +264,7 @@ class Patch:
     def _owner(self) -> Any:
         """The pipeline that was patched, while its UNet is this one: of a copy's it is not."""
         pipe = None if self._pipe is None else self._pipe()
-        return pipe if pipe is not None and unet_of(pipe)[0] is self.unet else None
+        return pipe if owns(pipe, self.unet) else None
 
     def _run(self, depth: int, ratio: float, arguments: dict[str, Any]) -> Tensor:
         if self.pruner is not None and depth:

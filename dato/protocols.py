@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
@@ -65,7 +66,11 @@ def guidance_of(model: str) -> float:
     if is_single_file(model):
         return 9.0 if family_of(model) is SD2 else 7.5
     try:
-        width = UNet2DConditionModel.load_config(model, subfolder="unet").get("cross_attention_dim")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # diffusers gives the hub's client an argument that it no longer knows
+            width = UNet2DConditionModel.load_config(model, subfolder="unet").get("cross_attention_dim")
     except (OSError, ValueError) as error:
-        raise DatoError(f"cannot load the configuration of {model!r}'s UNet: {first_line(error)}") from None
+        raise DatoError(
+            f"cannot load the model {model!r}: its UNet has no configuration ({first_line(error)})"
+        ) from None
     return 9.0 if width == _SD2_WIDTH else 7.5

@@ -34,6 +34,11 @@ def unet_of(pipe_or_unet: Any) -> tuple[UNet2DConditionModel, Any]:
     raise DatoError(f"cannot patch {what}: {SUPPORTED}")
 
 
+def owns(pipe: Any, unet: UNet2DConditionModel) -> bool:
+    """Whether this is a pipeline's UNet, compiled or not."""
+    return _inner(getattr(pipe, "unet", None)) is unet
+
+
 def wrapper_of(pipe_or_unet: Any) -> nn.Module | None:
     """What `torch.compile` made of the UNet, if it stands in its place."""
     whole = getattr(pipe_or_unet, "unet", pipe_or_unet)

@@ -158,6 +158,26 @@ def test_an_unpatched_pipeline_may_use_the_same_control_net(shared):
     assert torch.equal(sample(pipe, kwargs), own)
 
 
+def test_a_control_net_that_fails_leaves_nothing_to_other_pipelines():
+    pipe, kwargs = tiny("ControlNet")
+    plain, more = tiny("SD 1.x")
+    plain.register_modules(unet=pipe.unet)
+    expected = sample(dato.apply_patch(plain, mixed(pipe.unet)), more)
+    dato.apply_patch(pipe, mixed(pipe.unet), controlnet="follow")
+    calls = Counter()
+
+    def fail(*_):
+        calls.update(n=1)
+        if calls["n"] == 3:
+            raise KeyboardInterrupt
+
+    handle = pipe.controlnet.conv_in.register_forward_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        sample(pipe, kwargs)
+    handle.remove()
+    assert torch.equal(sample(plain, more), expected)
+
+
 def test_what_cannot_follow_is_refused_with_one_line():
     pipe, _ = tiny("ControlNet")
     with pytest.raises(DatoError, match="known is 'follow'"):

@@ -22,7 +22,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError, LocalTokenNotFoundEr
 import dato
 import dato.hub
 from dato import DatoError, Front, Point, Schedule, load_front
-from dato.hub import card_in, front_card, is_name, without_places
+from dato.card import card_in, front_card, without_places
+from dato.hub import is_name
 
 SD = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 CONDITIONS = {

@@ -44,7 +44,7 @@ def test_what_is_not_cocos_is_named(captions, tmp_path):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(DatoError, match=r"bad\.json: not COCO's captions"):
             coco_captions(tmp_path / "bad.json", 1)
-    with pytest.raises(DatoError, match="cannot load the configuration of"):
+    with pytest.raises(DatoError, match="cannot load the model"):
         guidance_of(str(tmp_path / "nowhere"))
 
 

@@ -18,7 +18,7 @@ from dato.operators import EditMutation, splice
 from dato.peers import tomesd_peer
 from dato.quality import load_metric
 from dato.references import fewer_steps, references, seeds, uniform
-from dato.samplers import num_calls, sampler_name, set_scheduler
+from dato.samplers import SAMPLERS, num_calls, sampler_name, set_scheduler
 from dato.sampling import Sampling, generate, read_prompts
 from dato.search import DEPTH_PRESETS, RATIO_PRESETS, search
 from dato.space import DepthSpace, RatioSpace
@@ -315,11 +315,11 @@ def test_samplers_by_name(pipe):
     assert num_calls(pipe, 10) == 10
     set_scheduler(pipe, "plms")
     assert num_calls(pipe, 10) == 11
-    for name in ("plms", "dpm++2m", "dpm++2m-karras", "dpm++2m", "euler", "unipc"):
+    for name in (*SAMPLERS, *reversed(SAMPLERS)):  # nothing of one stays with the next
         set_scheduler(pipe, name)
         assert sampler_name(pipe.scheduler) == name
     for kind, options in [
-        (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+        (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
         (EulerDiscreteScheduler, {"use_karras_sigmas": True}),
         (PNDMScheduler, {"skip_prk_steps": False}),
     ]:

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from dato.card import CARD, card_in
 from dato.console import out
 from dato.front import FILE, load_front
-from dato.hub import CARD, card_in, push_front, save_front
+from dato.hub import push_front, save_front
 
 
 def share(
