@@ -73,7 +73,7 @@ class Follower:
 
     def _down_to(self, depth: int, arguments: dict[str, Any]) -> list[Tensor]:
         """The residuals of rungs 0 to `depth` - 1 (or a few more)."""
-        net = _with_modules(truncated(self.net, depth), controlnet_cond_embedding=self._picture)
+        net = truncated(self.net, depth, controlnet_cond_embedding=self._picture)
         if not arguments.get("guess_mode") or self.net.config.global_pool_conditions:
             return list(type(net).forward(net, **arguments, return_dict=False)[0])
         # In guess mode each residual has a factor of its own, from 0.1 at the first to 1 at the turning point.
@@ -102,8 +102,8 @@ class _Remembered(nn.Module):
         return self._given[2]
 
 
-def truncated(net: ControlNetModel, depth: int) -> ControlNetModel:
-    """A view of a ControlNet that ends at rung `depth` - 1, with the same weights.
+def truncated(net: ControlNetModel, depth: int, **others: nn.Module) -> ControlNetModel:
+    """A view of a ControlNet that ends at rung `depth` - 1, with the same weights, and `others` in place of its parts.
 
     It ends at its block's end where the block's weights come to the device when the block runs.
     """
@@ -116,7 +116,8 @@ def truncated(net: ControlNetModel, depth: int) -> ControlNetModel:
         whole = left >= size or "_diffusers_hook" in block.__dict__
         blocks.append(block if whole else _first_resnets(block, left))
         left = max(0, left - size)
-    return _with_modules(net, down_blocks=nn.ModuleList(blocks), mid_block=None, controlnet_mid_block=nn.Identity())
+    below = {"down_blocks": nn.ModuleList(blocks), "mid_block": None, "controlnet_mid_block": nn.Identity()}
+    return _with_modules(net, **below, **others)
 
 
 def _first_resnets(block: nn.Module, count: int) -> nn.Module:

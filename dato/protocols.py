@@ -57,6 +57,11 @@ def coco_captions(path: Path, count: int) -> list[str]:
     return [first[image][1] for image in images[:count]]
 
 
+def usual_guidance(model: str) -> float:
+    """The guidance scale where neither user, front nor protocol says one: the embedded model's 3, else the papers'."""
+    return 3.0 if model == EMBEDDED else guidance_of(model)
+
+
 def guidance_of(model: str) -> float:
     """The papers' guidance scale: 7.5, of SD 2.x 9.0. Raises DatoError if the model's configuration is not there."""
     if model == EMBEDDED:

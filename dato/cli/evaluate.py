@@ -46,6 +46,7 @@ from dato.protocols import (
     coco_captions,
     guidance_of,
     imagenet_prompts,
+    usual_guidance,
 )
 from dato.quality import METRICS, shown
 from dato.report import forecast_of, image_grid, label_of, markdown, quality_plot, strip
@@ -211,10 +212,8 @@ def _recipe(ctx: typer.Context, loaded: Mapping[str, Front | Schedule]) -> Recip
     """Model, prompts, sampling and metrics: as given, else the protocol's, else the first front's."""
     o = SimpleNamespace(**ctx.params)
     known: dict[str, Any] = next((s.conditions for s in loaded.values() if isinstance(s, Front)), {})
-    own_model = o.model is None or o.model == opt.model_place(known.get("model"))
-    model = o.model or opt.model_place(known.get("model")) or EMBEDDED
-    # Of the front, sizes belong to its own model.
-    size = (o.height or known.get("height"), o.width or known.get("width")) if own_model else (o.height, o.width)
+    model, config, own = opt.model_of(o.model, o.config, known)
+    size = (o.height or own.get("height"), o.width or own.get("width"))
     guidance, sampler, count = o.guidance_scale, o.scheduler, o.steps
     texts = _prompts(o.protocol, model, o.prompts, o.captions, o.images)
     if o.protocol is not None:
@@ -222,7 +221,7 @@ def _recipe(ctx: typer.Context, loaded: Mapping[str, Front | Schedule]) -> Recip
         size = (o.height or SIZE, o.width or SIZE) if model != EMBEDDED else (o.height, o.width)
     files = metric.files_of(ctx.params)
     count = count or known.get("steps", STEPS)
-    guidance = guidance or known.get("guidance_scale") or (3.0 if model == EMBEDDED else guidance_of(model))
+    guidance = guidance or known.get("guidance_scale") or usual_guidance(model)
     where = opt.device_of(o.device, elsewhere=o.ray_address is not None)
     return Recipe(
         model,
@@ -234,7 +233,7 @@ def _recipe(ctx: typer.Context, loaded: Mapping[str, Front | Schedule]) -> Recip
         tuple({*references.fewer_steps(count), *_own_steps(loaded, count)}),
         _metrics(o.metrics, model, files),
         metric.setup_of(model, files),
-        config=o.config or (known.get("config") if own_model else None),
+        config=config,
     )
 
 

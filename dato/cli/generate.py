@@ -18,9 +18,9 @@ from dato.files import write_atomic
 from dato.front import Front, load_strategy
 from dato.image_files import png
 from dato.patch import apply_patch, remove_patch
-from dato.protocols import guidance_of
+from dato.protocols import usual_guidance
 from dato.report import strip
-from dato.sampling import EMBEDDED, Generated, Sampling, generate, load_pipeline
+from dato.sampling import Generated, Sampling, generate, load_pipeline
 
 
 def generate_image(
@@ -61,20 +61,16 @@ def generate_image(
     except OSError as error:
         raise DatoError(f"cannot write to {out_folder}: {error.strerror}; give another --out") from None
     where = opt.device_of(device)
-    own_model = model is None or model == opt.model_place(known.get("model"))
-    name = model or known.get("model", EMBEDDED)
-    config = config or (known.get("config") if own_model else None)
+    name, config, own = opt.model_of(model, config, known)
     with err.status(f"Loading {name}"):
         kind = opt.dtype_of(dtype, where, known.get("dtype", "auto"))
         sampler = scheduler or known.get("scheduler_name")
         pipe = load_pipeline(name, device=where, dtype=kind, scheduler=sampler, config=config)
-    # Of the front, sizes belong to its own model.
-    size = known if own_model else {}
     sampling = Sampling(
         steps or known.get("steps", 50),
-        guidance_scale or known.get("guidance_scale") or (3.0 if name == EMBEDDED else guidance_of(name)),
-        height or size.get("height"),
-        width or size.get("width"),
+        guidance_scale or known.get("guidance_scale") or usual_guidance(name),
+        height or own.get("height"),
+        width or own.get("width"),
         seed,
         batch_size=1,
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -37,6 +38,15 @@ def given_place(name: str | None) -> str | None:
 def model_place(name: str | None) -> str | None:
     """`place` of a model; those that come with dato are no folders, whatever lies here."""
     return name if name in (EMBEDDED, *RANDOM_MODELS) else given_place(name)
+
+
+def model_of(
+    model: str | None, config: str | None, known: Mapping[str, Any]
+) -> tuple[str, str | None, Mapping[str, Any]]:
+    """The model that is meant, its configuration, and the conditions `known` of a front, if it is its model."""
+    searched = model_place(known.get("model"))
+    own = known if model in (None, searched) else {}
+    return model or searched or EMBEDDED, config or own.get("config"), own
 
 
 Model = Annotated[
