@@ -1,26 +1,50 @@
 """dato: search cache-and-prune schedules for UNet diffusion models, and run them."""
 
-from dato import emoji_sd
-from dato.errors import DatoError
-from dato.front import Front, Point, load_front
-from dato.patch import apply_patch, current_schedule, patched, remove_patch
-from dato.pruning import Pruning
-from dato.samplers import set_scheduler
-from dato.schedule import Schedule
+from __future__ import annotations
 
-__all__ = [
-    "DatoError",
-    "Front",
-    "Point",
-    "Pruning",
-    "Schedule",
-    "apply_patch",
-    "current_schedule",
-    "emoji_sd",
-    "load_front",
-    "patched",
-    "remove_patch",
-    "set_scheduler",
-]
+from typing import TYPE_CHECKING
+
+from dato import _moved
+from dato.utils.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from dato import emoji_sd
+    from dato.errors import DatoError
+    from dato.front import Front
+    from dato.generation import load_pipeline
+    from dato.point import Point
+    from dato.pruning import Pruning
+    from dato.samplers import num_calls, set_scheduler
+    from dato.schedule import Schedule
+    from dato.strategies import load_front
+    from dato.unet import CompiledCalls, apply_patch, current_schedule, patched, remove_patch
 
 __version__ = "0.1.0"
+
+# torch and diffusers take seconds to import, and reading a front needs neither.
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "CompiledCalls": "dato.unet",
+        "DatoError": "dato.errors",
+        "Front": "dato.front",
+        "Point": "dato.point",
+        "Pruning": "dato.pruning",
+        "Schedule": "dato.schedule",
+        "apply_patch": "dato.unet",
+        "current_schedule": "dato.unet",
+        "emoji_sd": "dato.emoji_sd",
+        "load_front": "dato.strategies",
+        "load_pipeline": "dato.generation",
+        "num_calls": "dato.samplers",
+        "patched": "dato.unet",
+        "remove_patch": "dato.unet",
+        "search": "dato.search",
+        "set_scheduler": "dato.samplers",
+        "tokens": "dato.tokens",
+        "unet": "dato.unet",
+        **_moved.ATTRIBUTES,
+    },
+)
+__all__ = [name for name in __all__ if name not in _moved.ATTRIBUTES]
+_moved.install()

@@ -19,18 +19,17 @@ The JSON schema, version 1 (`Front.to_dict` writes it, `Front.from_dict` reads i
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dato.errors import DatoError
-from dato.files import read_json, write_atomic
+from dato.point import Point, check_has, check_keys, point_from_dict
 from dato.pruning import Pruning
 from dato.schedule import FORMAT as SCHEDULE_FORMAT
 from dato.schedule import Schedule, check_version
+from dato.utils.files import dumps, read_json, write_atomic
 
 FORMAT = "dato.front"
 VERSION = 1
@@ -53,51 +52,6 @@ _CONDITIONS: dict[str, tuple[type, ...]] = {
     "clip": (str, type(None)),
     "statistics": (str, type(None)),
 }
-_POINT_KEYS = ("depths", "ratios", "orders", "quality", "latency_ms", "speedup", "metrics")
-_OWN_KEYS = ("forecast", "steps", "scheduler")  # a point may have them
-
-
-@dataclass(frozen=True)
-class Point:
-    """A schedule with what was measured of it.
-
-    Attributes:
-        schedule: What runs.
-        quality: The search's quality metric; higher is better.
-        latency_ms: Milliseconds per image.
-        speedup: Stock's latency divided by this one's.
-        metrics: Further measures by name.
-        steps: Steps of the sampler for which the schedule is meant; None: the front's.
-        scheduler: The sampler, a name of `dato.samplers.SAMPLERS` or diffusers' class; None: the front's.
-        conditions: Those of the front that it is in; no part of the point itself.
-    """
-
-    schedule: Schedule
-    quality: float
-    latency_ms: float
-    speedup: float
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    steps: int | None = None
-    scheduler: str | None = None
-    conditions: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def kwargs(self) -> dict[str, Any]:
-        """What the pipeline has to be called with for this schedule: `pipe(prompt, **point.kwargs)`."""
-        return {} if self.steps is None else {"num_inference_steps": self.steps}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `rungs` and `pruning` stand once in the front."""
-        schedule = self.schedule.to_dict()
-        return {
-            **{key: schedule[key] for key in ("depths", "ratios", "orders", "forecast") if key in schedule},
-            **({} if self.steps is None else {"steps": self.steps}),
-            **({} if self.scheduler is None else {"scheduler": self.scheduler}),
-            "quality": self.quality,
-            "latency_ms": self.latency_ms,
-            "speedup": self.speedup,
-            "metrics": dict(self.metrics),
-        }
 
 
 @dataclass(frozen=True)
@@ -153,7 +107,8 @@ class Front:
         """The point farthest above the line between the fastest and the best point, both axes scaled to 0..1.
 
         Example:
-            >>> front = load_front("emoji-sd-depth")
+            >>> import dato
+            >>> front = dato.load_front("emoji-sd-depth")
             >>> front.knee() in front.points
             True
         """
@@ -174,10 +129,11 @@ class Front:
             DatoError: if no point reaches that; the message names the nearest.
 
         Example:
-            >>> point = load_front("emoji-sd-depth").pick(speedup=5)
+            >>> import dato
+            >>> point = dato.load_front("emoji-sd-depth").pick(speedup=5)
             >>> point.speedup >= 5, point.scheduler
             (True, 'dpm++2m')
-            >>> load_front("emoji-sd-depth").pick(quality=1000)
+            >>> dato.load_front("emoji-sd-depth").pick(quality=1000)
             Traceback (most recent call last):
             dato.errors.DatoError: no point of the front has a quality of 1000; the best has 83.55
         """
@@ -220,10 +176,10 @@ class Front:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise DatoError(f'not a front: "format" is not "{FORMAT}"')
         check_version(data, FORMAT, VERSION)
-        _check_keys("front", data, ("format", "version", *_KEYS))
+        check_keys("front", data, ("format", "version", *_KEYS))
         if not isinstance(data["conditions"], dict):
             raise DatoError('front: "conditions" must be an object')
-        _check_has("conditions", data["conditions"], ("calls", "quality"))
+        check_has("conditions", data["conditions"], ("calls", "quality"))
         for key, kinds in _CONDITIONS.items():
             if key in data["conditions"] and not isinstance(data["conditions"][key], kinds):
                 raise DatoError(f"front: conditions: {key} cannot be {data['conditions'][key]!r}")
@@ -265,7 +221,7 @@ class Front:
         Raises:
             DatoError: if the place cannot be written to, or the hub cannot be reached or refuses.
         """
-        from dato.hub import push_front, save_front
+        from dato.hub.repository import push_front, save_front
 
         if options and not push_to_hub:
             raise DatoError(f"save_pretrained: {next(iter(options))}= is for push_to_hub=True")
@@ -304,7 +260,7 @@ class Front:
             DatoError: if the id cannot be one, a pull request is to be to a branch, or the hub cannot be reached or
                 refuses.
         """
-        from dato.hub import push_front
+        from dato.hub.repository import push_front
 
         options = {"private": private, "token": token, "commit_message": commit_message}
         return push_front(self, repo_id, revision=revision, create_pr=create_pr, **options)
@@ -336,10 +292,10 @@ class Front:
             DatoError: if there is no such folder or repository, the hub cannot be reached, or what is there is not a
                 valid front.
         """
-        from dato.hub import fetch, is_name
+        from dato.hub.repository import fetch, is_name
 
         if Path(folder_or_repo_id).is_dir():
-            path = _file_in(Path(folder_or_repo_id, subfolder or ""))
+            path = file_in(Path(folder_or_repo_id, subfolder or ""))
         elif isinstance(folder_or_repo_id, str) and is_name(folder_or_repo_id):
             options = {"token": token, "cache_dir": cache_dir, "force_download": force_download}
             options |= {"subfolder": subfolder, "local_files_only": local_files_only}
@@ -348,62 +304,12 @@ class Front:
             raise DatoError(
                 f"there is no folder {str(folder_or_repo_id)!r}, and on the hub a front is called user/name"
             )
-        return _front(read_strategy(path), folder_or_repo_id)
+        return front_of(read_strategy(path), folder_or_repo_id)
 
     def _named(self) -> Iterable[tuple[str, Point]]:
         yield "baseline", self.baseline
         yield from ((f"reference {name!r}", point) for name, point in self.references.items())
         yield from ((f"point {i}", point) for i, point in enumerate(self.points))
-
-
-def non_dominated(points: Iterable[Point]) -> tuple[Point, ...]:
-    """The points that no other one beats in quality and latency, latency ascending; one of equals is kept."""
-    front: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.latency_ms, -p.quality)):
-        if math.isfinite(point.quality) and (not front or point.quality > front[-1].quality):
-            front.append(point)
-    return tuple(front)
-
-
-def competing(points: Iterable[Point], floor: float | None) -> tuple[Point, ...]:
-    """The non-dominated ones of the points that are good enough and faster than stock; of all, if none is."""
-    points = list(points)
-    good = [point for point in points if floor is None or point.quality >= floor] or points
-    # Against stock itself nothing that is slower can stand, however the clock wandered when both were timed.
-    return non_dominated([point for point in good if point.speedup > 1] or good)
-
-
-def load_front(path_or_name: str | Path) -> Front:
-    """Load a front from its JSON file or its run's folder, a shipped one by name, or user/name[@revision] from the hub.
-
-    Raises:
-        DatoError: if there is no such file or name, the hub cannot be reached, or what is there is not a valid front.
-
-    Example:
-        >>> front = load_front("emoji-sd-depth")
-        >>> front.conditions["quality"], front.conditions["scheduler_name"]
-        ('psnr', 'dpm++2m')
-        >>> all(point.speedup > 1 for point in front.points)
-        True
-    """
-    return _front(load_strategy(path_or_name), path_or_name)
-
-
-def load_strategy(path_or_name: str | Path) -> Front | Schedule:
-    """Load a front or schedule by its file, its folder, or its name: shipped, or the hub's. Raises as `load_front`."""
-    path, name = Path(path_or_name), str(path_or_name)
-    if path.is_dir() and name not in strategies():
-        path = _file_in(path)
-    if not path.is_file():
-        shipped = strategies()
-        if name not in shipped:
-            from dato.hub import fetch, is_name  # not before it is needed
-
-            if isinstance(path_or_name, str) and is_name(name):
-                return read_strategy(fetch(name))
-            raise DatoError(f"no file and no shipped strategy {name!r}; shipped are: {', '.join(sorted(shipped))}")
-        path = shipped[name]
-    return read_strategy(path)
 
 
 def read_strategy(path: Path) -> Front | Schedule:
@@ -420,72 +326,14 @@ def read_strategy(path: Path) -> Front | Schedule:
         raise DatoError(f"{path}: {error}") from None
 
 
-def strategies() -> dict[str, Path]:
-    """The shipped schedules and fronts: {name: file}."""
-    here = Path(__file__).parent
-    # In a wheel the folder lies inside the package, in a checkout beside it.
-    folder = next((f for f in (here / "strategies", here.parent / "strategies") if f.is_dir()), None)
-    return {} if folder is None else {file.stem: file for file in folder.glob("*.json")}
-
-
-def dumps(data: Any, indent: int = 0) -> str:
-    """JSON in which a list of plain values takes one line, so that a person can read a schedule."""
-    pad = " " * (indent + 1)
-    if isinstance(data, dict) and data:
-        items = [f"{pad}{json.dumps(key)}: {dumps(value, indent + 1)}" for key, value in data.items()]
-        return "{\n" + ",\n".join(items) + "\n" + " " * indent + "}"
-    if isinstance(data, list) and any(isinstance(value, (dict, list)) for value in data):
-        return "[\n" + ",\n".join(pad + dumps(value, indent + 1) for value in data) + "\n" + " " * indent + "]"
-    return json.dumps(data, ensure_ascii=False, allow_nan=False)
-
-
-def point_from_dict(name: str, data: Any, rungs: Any, pruning: Pruning) -> Point:
-    if not isinstance(data, dict):
-        raise DatoError(f"front: {name} must be an object")
-    _check_keys(name, data, _POINT_KEYS, _OWN_KEYS)
-    forecast = data.get("forecast", "polynomial")
-    try:
-        schedule = Schedule(data["depths"], data["ratios"], data["orders"], rungs, pruning, forecast)
-    except DatoError as error:
-        raise DatoError(f"front: {name}: {error}") from None
-    if not isinstance(data["metrics"], dict):
-        raise DatoError(f"front: {name}: metrics must be an object")
-    numbers = {key: data[key] for key in ("quality", "latency_ms", "speedup")} | data["metrics"]
-    for key, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e300 < value < 1e300:
-            raise DatoError(f"front: {name}: {key} must be a finite number, not {value!r}")
-    if data["latency_ms"] <= 0 or data["speedup"] <= 0:
-        raise DatoError(f"front: {name}: latency_ms and speedup must be above 0")
-    steps, scheduler = data.get("steps"), data.get("scheduler")
-    if not (steps is None or (isinstance(steps, int) and not isinstance(steps, bool) and steps > 0)):
-        raise DatoError(f"front: {name}: steps must be a whole number above 0, not {steps!r}")
-    if not (scheduler is None or isinstance(scheduler, str)):
-        raise DatoError(f"front: {name}: scheduler must be a name, not {scheduler!r}")
-    measured = (data["quality"], data["latency_ms"], data["speedup"], data["metrics"])
-    return Point(schedule, *measured, steps, scheduler)
-
-
-def _front(loaded: Front | Schedule, name: str | Path) -> Front:
+def front_of(loaded: Front | Schedule, name: str | Path) -> Front:
     if isinstance(loaded, Schedule):
         raise DatoError(f"{name} is one schedule, not a front; apply_patch takes it as it is")
     return loaded
 
 
-def _file_in(folder: Path) -> Path:
+def file_in(folder: Path) -> Path:
     path = folder / FILE
     if not path.exists():
         raise DatoError(f"{folder} is a folder without {FILE}: no run, or one that has not ended")
     return path
-
-
-def _check_has(name: str, data: dict[str, Any], keys: Iterable[str]) -> None:
-    missing = [key for key in keys if key not in data]
-    if missing:
-        raise DatoError(f'front: {name}: "{missing[0]}" is missing')
-
-
-def _check_keys(name: str, data: dict[str, Any], keys: Iterable[str], optional: Iterable[str] = ()) -> None:
-    _check_has(name, data, [key for key in keys if key not in ("format", "version")])
-    unknown = sorted(set(data) - {*keys, *optional})
-    if unknown:
-        raise DatoError(f'front: {name}: unknown key "{unknown[0]}"')

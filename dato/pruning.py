@@ -34,7 +34,8 @@ class Pruning:
         recover_from: A pruned token gets the output of its most similar "base" token (the paper) or of its most
             similar "kept" token (the authors' code); "past" continues the token's own last two outputs where these
             are fresh, is "base" elsewhere, and lets tokens take turns: those not computed for longest are kept, and
-            score and similarity decide among equals (ours, see `dato.past`). It holds two outputs of each such layer.
+            score and similarity decide among equals (ours, see `dato.tokens.recovery`). It holds two outputs of each
+            such layer.
         similarity: Base tokens that a token is compared with: all of them ("global", the papers) or those of its own
             and the adjacent patches ("local", linear in the number of tokens).
         reduction: "prune" drops tokens, "merge" averages them into their most similar base token (ToMeSD).

@@ -43,7 +43,7 @@ def set_scheduler(pipe: DiffusionPipeline, name: str | None) -> None:
         DatoError: if `name` is not a key of `SAMPLERS`, or needs a package that is not there.
 
     Example:
-        >>> from dato.sampling import load_pipeline
+        >>> from dato.generation.pipelines import load_pipeline
         >>> pipe = load_pipeline()
         >>> set_scheduler(pipe, "dpm++2m")
         >>> type(pipe.scheduler).__name__, sampler_name(pipe.scheduler)

@@ -11,11 +11,11 @@ from numbers import Integral, Real
 from typing import Any
 
 from dato.errors import DatoError
-from dato.forecast import FORECASTS
 from dato.pruning import Pruning
 
 FORMAT = "dato.schedule"
 VERSION = 1
+FORECASTS = ("polynomial", "aligned", "chebyshev")
 SD_RUNGS = 12  # Stable Diffusion 1.x and 2.x; SDXL has 9
 
 
@@ -39,7 +39,7 @@ class Schedule:
         pruning: The settings that the ratios are meant with.
         forecast: What orders above 0 mean: "polynomial"; "aligned", where a value of order 1 at a depth between
             continues as the skip connection beside it has continued; "chebyshev", Spectrum's rule (see
-            `dato.forecast`).
+            `dato.unet.forecast`).
 
     Raises:
         DatoError: if lengths differ or a value is out of range.

@@ -1,7 +1,7 @@
 """Compare kinds of search by hypervolume and UNet calls; `--help` tells the options."""
 
 from dato.cli.compare import compare_searches
-from dato.console import main
+from dato.cli.console import main
 
 if __name__ == "__main__":
     main(compare_searches)

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from torch import nn
 
-from dato.console import main, out
+from dato.cli.console import main, out
 from dato.errors import DatoError
-from dato.files import write_atomic
-from dato.ladder import Ladder, Rung
-from dato.random_models import RANDOM_MODELS, random_pipeline
-from dato.sampling import load_pipeline
+from dato.generation.pipelines import load_pipeline
+from dato.generation.random_models import RANDOM_MODELS, random_pipeline
+from dato.unet.ladder import Ladder, Rung
+from dato.utils.files import write_atomic
 
 LEFT, RIGHT, WIDTH, HEIGHT = 1.55, 6.35, 2.75, 0.46  # centres of the two columns; a box
 RUNS = {"facecolor": "#dce9f7", "edgecolor": "#2f6aa8", "color": "black"}

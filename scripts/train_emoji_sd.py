@@ -13,7 +13,7 @@ from typing import Annotated
 
 from typer import Option
 
-from dato.console import main, out
+from dato.cli.console import main, out
 
 
 def train_emoji_sd(

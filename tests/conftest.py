@@ -21,8 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 import dato
-from dato.sampling import Sampling, load_pipeline
-from dato.workers import Recipe
+from dato.evaluation.pool import Recipe
+from dato.generation.pipelines import load_pipeline
+from dato.generation.sampling import Sampling
 
 logging.getLogger("torch.__trace").propagate = False  # pytest would keep every line of what torch.compile does
 ROOT = Path(__file__).parent.parent
@@ -32,12 +33,20 @@ PROMPTS = ["red apple on a blue background", "dog face on a pink background", "r
 
 
 # Two processes take file after file: what takes minutes must not be left to the end.
-LONG = ("test_searches.py", "test_end_to_end.py", "test_benchmark.py", "test_compatibility.py", "test_stress.py")
+LONG = (
+    "test_search_comparison.py",
+    "test_end_to_end.py",
+    "test_speed.py",
+    "test_compatibility.py",
+    "test_stress.py",
+)
 
 
 def pytest_addoption(parser):
     parser.addoption("--matrix", metavar="FILE", help="test every pipeline with everything, and write a table of it")
-    parser.addoption("--combinations", type=int, default=100, help="how many random runs tests/test_stress.py makes")
+    parser.addoption(
+        "--combinations", type=int, default=100, help="how many random runs tests/unet/test_stress.py makes"
+    )
 
 
 def pytest_collection_modifyitems(config, items):

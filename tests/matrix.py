@@ -8,10 +8,11 @@ from collections.abc import Collection, Iterable, Mapping
 SIGNS = {"passed": "✓", "failed": "✗", "skipped": "–"}
 HEAD = """# Supported pipelines
 
-Written by `pytest tests/test_compatibility.py tests/test_samplers.py --matrix docs/supported.md`, not by hand: each
-sign is a test's outcome, on tiny models with random weights made of diffusers' own classes. ✓ means: at full depth and
-ratio 0 the latents equal stock's bit for bit; a schedule of whole, partial and absent calls, with forecasts and token
-pruning, gives finite latents of the same shape, the same each time; and after `remove_patch` they are stock's again.
+Written by `pytest tests/unet/test_compatibility.py tests/unet/test_samplers.py --matrix docs/supported.md`, not by
+hand: each sign is a test's outcome, on tiny models with random weights made of diffusers' own classes. ✓ means: at
+full depth and ratio 0 the latents equal stock's bit for bit; a schedule of whole, partial and absent calls, with
+forecasts and token pruning, gives finite latents of the same shape, the same each time; and after `remove_patch` they
+are stock's again.
 ✗ means that it fails; – that the two do not go together in diffusers. Offloading is tested from a CPU to a CPU,
 a UNet that the user compiled with the compiler told to do nothing (tests/test_targets.py compiles), and equal there
 means to rounding, for convolutions' weights are laid out otherwise.

@@ -15,17 +15,18 @@ from conftest import ROOT
 import dato
 from dato.cli.compare import compare_searches
 from dato.cli.main import app
-from dato.sampling import load_pipeline
+from dato.generation.pipelines import load_pipeline
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"(?P<mark><!-- not run: [^>]+ -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
 PUBLIC = {
     "dato.schedule": ["Schedule", "Schedule.uniform", "Schedule.growing", "Schedule.resampled"],
-    "dato.front": ["load_front", "Front.knee", "Front.pick"],
-    "dato.patch": ["apply_patch", "patched", "remove_patch"],
+    "dato.strategies": ["load_front"],
+    "dato.front": ["Front.knee", "Front.pick"],
+    "dato.unet.patch": ["apply_patch", "patched", "remove_patch"],
     "dato.pruning": ["Pruning"],
     "dato.samplers": ["set_scheduler"],
-    "dato.tokens": ["select_tokens"],
+    "dato.tokens.selection": ["select_tokens"],
 }
 
 
@@ -132,7 +133,7 @@ def test_the_page_of_options_is_what_the_script_writes():
 @pytest.mark.parametrize("name", PUBLIC)
 def test_the_examples_in_docstrings_are_right(name, monkeypatch):
     module, pipe = importlib.import_module(name), load_pipeline()
-    monkeypatch.setattr("dato.sampling.load_pipeline", lambda: dato.remove_patch(pipe))  # loaded once
+    monkeypatch.setattr("dato.generation.pipelines.load_pipeline", lambda: dato.remove_patch(pipe))  # loaded once
     found = {test.name: test for test in doctest.DocTestFinder().find(module) if test.examples}
     assert not {f"{name}.{public}" for public in PUBLIC[name]} - set(found), "a public name has no example"
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)

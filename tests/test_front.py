@@ -6,8 +6,9 @@ import pytest
 
 import dato
 from dato import DatoError, Front, Point, Schedule, load_front
-from dato.front import competing, load_strategy, non_dominated, strategies
+from dato.point import competing, non_dominated
 from dato.schedule import Schedule as PlainSchedule
+from dato.strategies import load_strategy, strategies
 
 
 def point(quality, latency, depth=1):

@@ -17,24 +17,29 @@ from diffusers import DiffusionPipeline
 from rich import box
 from rich.table import Table
 
-from dato import benchmark as bench
 from dato.cli import options as opt
-from dato.console import err, out, progress
-from dato.control_benchmark import time_control
-from dato.environment import hardware, versions
+from dato.cli.console import err, out, progress
+from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError
-from dato.files import write_atomic
-from dato.front import Front, Point, dumps, load_strategy
-from dato.ladder import Ladder
-from dato.latency_check import TableCheck, check_table, measurer, random_schedules
-from dato.peers import deepcache_peer, tomesd_peer
-from dato.probes import measure_table
+from dato.evaluation.methods import deepcache_peer, tomesd_peer
+from dato.experiments import speed as bench
+from dato.experiments.controlnet_speed import time_control
+from dato.front import Front
+from dato.generation.pipelines import load_pipeline
+from dato.generation.prompts import read_prompts
+from dato.generation.sampling import Sampling
+from dato.point import Point
+from dato.prediction.latency_check import TableCheck, check_table, measurer, random_schedules
+from dato.prediction.latency_measure import measure_table
 from dato.pruning import Pruning
-from dato.report import speed_chart
+from dato.report.tables import speed_chart
 from dato.samplers import num_calls
-from dato.sampling import EMBEDDED, Sampling, load_pipeline, read_prompts
 from dato.schedule import Schedule
-from dato.steps import Steps
+from dato.strategies import load_strategy
+from dato.unet.compiled import CompiledCalls
+from dato.unet.ladder import Ladder
+from dato.utils.files import dumps, write_atomic
+from dato.utils.hardware import hardware, versions
 
 PARTS = ("calls", "images", "table", "control", "selection")
 PEERS = ("DeepCache", "tomesd")
@@ -151,7 +156,7 @@ def run_benchmark(
         if compile:
             # For all methods alike, and once: weights that move between two layouts would not time the method.
             pipe.unet.to(memory_format=torch.channels_last)
-            forward, compiled = bench.compiled_forward(pipe.unet, **options), Steps(pipe.unet, **options)
+            forward, compiled = bench.compiled_forward(pipe.unet, **options), CompiledCalls(pipe.unet, **options)
         for batch in batches:
             sized = replace(sampling, batch_size=batch)
             if "calls" in chosen:
@@ -262,7 +267,7 @@ def _methods(
     fronts: dict[str, Any],
     pruning: Pruning,
     forward: Any,
-    compiled: Steps | None,
+    compiled: CompiledCalls | None,
 ) -> list[bench.Method]:
     """Stock first; the peers' methods beside ours with the same schedules."""
     steps, rungs = sampling.steps, len(Ladder(pipe.unet))

@@ -14,25 +14,27 @@ from rich import box
 from rich.table import Table
 
 from dato import emoji_sd
-from dato.advice import Advice
 from dato.cli import options as opt
-from dato.comparison import Account
-from dato.console import err, out, progress
-from dato.environment import versions
+from dato.cli.console import err, out, progress
+from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError
-from dato.files import write_atomic
-from dato.folder import Folder
-from dato.front import Point, dumps
-from dato.hypervolume import Scale, by_evaluation
-from dato.pictures import curves_picture
+from dato.evaluation.baselines import seeds as regular
+from dato.evaluation.pool import InProcess, Recipe
+from dato.experiments.search_comparison import Account
+from dato.generation.sampling import Sampling
+from dato.point import Point
 from dato.pruning import Pruning
-from dato.references import seeds as regular
-from dato.sampling import EMBEDDED, Sampling
+from dato.report.plots import curves_picture
 from dato.schedule import Schedule
-from dato.search import DEPTH_PRESETS, Preset, search
-from dato.space import DepthSpace
-from dato.study import Study
-from dato.workers import InProcess, Recipe
+from dato.search.adviser import Advice
+from dato.search.hypervolume import Scale, by_evaluation
+from dato.search.nsga2 import search
+from dato.search.presets import DEPTH_PRESETS, Preset
+from dato.search.run_folder import Folder
+from dato.search.spaces import DepthSpace
+from dato.search.study import Study
+from dato.utils.files import dumps, write_atomic
+from dato.utils.hardware import versions
 
 PAPER, QUICK = DEPTH_PRESETS["paper"], DEPTH_PRESETS["quick"]
 METHODS = {

@@ -14,10 +14,10 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dato.console import err
-from dato.front import Point
-from dato.quality import METRICS, shown
-from dato.report import strip
+from dato.cli.console import err
+from dato.metrics.registry import METRICS, shown
+from dato.point import Point
+from dato.report.tables import strip
 
 ROWS = 8  # of the best points so far
 

@@ -13,12 +13,18 @@ import typer
 from rich import box
 from rich.table import Table
 
-from dato import references
-from dato.assessment import Row, fill, rows, settings_of
 from dato.cli import metric_options as metric
 from dato.cli import options as opt
-from dato.console import err, out, progress
-from dato.contenders import (
+from dato.cli.console import err, out, progress
+from dato.emoji_sd import EMBEDDED
+from dato.errors import DatoError
+from dato.evaluation import baselines as references
+from dato.evaluation.evaluator import precision_errors
+from dato.evaluation.methods import Peer
+from dato.evaluation.pool import Facts, Recipe, make_judges
+from dato.experiments.held_out import Row, fill, rows, settings_of
+from dato.experiments.image_store import STOCK, Gallery
+from dato.experiments.method_families import (
     METHODS,
     Contender,
     Families,
@@ -30,14 +36,9 @@ from dato.contenders import (
     own_steps,
     thinned,
 )
-from dato.environment import versions
-from dato.errors import DatoError
-from dato.evaluation import precision_errors
-from dato.files import write_atomic
-from dato.front import Front, Point, dumps, load_strategy
-from dato.gallery import STOCK, Gallery
-from dato.peers import Peer
-from dato.protocols import (
+from dato.front import Front
+from dato.generation.prompts import read_prompts
+from dato.generation.protocols import (
     CAPTIONS,
     PROTOCOLS,
     SCHEDULER,
@@ -48,12 +49,16 @@ from dato.protocols import (
     imagenet_prompts,
     usual_guidance,
 )
-from dato.quality import METRICS, shown
-from dato.report import forecast_of, image_grid, label_of, markdown, quality_plot, strip
+from dato.generation.sampling import Sampling
+from dato.metrics.registry import METRICS, shown
+from dato.point import Point
+from dato.report.tables import forecast_of, image_grid, label_of, quality_plot, strip
 from dato.samplers import SAMPLERS
-from dato.sampling import EMBEDDED, Sampling, read_prompts
 from dato.schedule import Schedule
-from dato.workers import Facts, Recipe, make_judges
+from dato.strategies import load_strategy
+from dato.utils.files import dumps, write_atomic
+from dato.utils.hardware import versions
+from dato.utils.markdown import markdown
 
 SPEEDUPS = (3.0, 5.0, 8.0)
 DEFAULT = "steps,deepcache,sito,spectrum"

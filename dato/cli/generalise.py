@@ -12,20 +12,24 @@ import typer
 from rich import box
 from rich.table import Table
 
-from dato import references
-from dato.assessment import Row, fill, rows, settings_of
 from dato.cli import options as opt
-from dato.console import err, out, progress
-from dato.contenders import deepcache, fewer_steps, fitted, own_steps
-from dato.environment import versions
+from dato.cli.console import err, out, progress
+from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError
-from dato.files import write_atomic
-from dato.front import Front, Point, dumps, load_front
-from dato.gallery import Gallery
-from dato.report import markdown
+from dato.evaluation import baselines as references
+from dato.evaluation.pool import Judges, Recipe, make_judges
+from dato.experiments.held_out import Row, fill, rows, settings_of
+from dato.experiments.image_store import Gallery
+from dato.experiments.method_families import deepcache, fewer_steps, fitted, own_steps
+from dato.front import Front
+from dato.generation.prompts import read_prompts
+from dato.generation.sampling import Sampling
+from dato.point import Point
 from dato.samplers import SAMPLERS
-from dato.sampling import EMBEDDED, Sampling, read_prompts
-from dato.workers import Judges, Recipe, make_judges
+from dato.strategies import load_front
+from dato.utils.files import dumps, write_atomic
+from dato.utils.hardware import versions
+from dato.utils.markdown import markdown
 
 OTHER_SEED = 1000
 PICKS = ("speedup=3", "speedup=5")

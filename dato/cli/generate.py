@@ -11,16 +11,18 @@ from typing import Annotated
 import typer
 
 from dato.cli import options as opt
-from dato.console import err, out
-from dato.environment import hardware
+from dato.cli.console import err, out
 from dato.errors import DatoError
-from dato.files import write_atomic
-from dato.front import Front, load_strategy
-from dato.image_files import png
-from dato.patch import apply_patch, remove_patch
-from dato.protocols import usual_guidance
-from dato.report import strip
-from dato.sampling import Generated, Sampling, generate, load_pipeline
+from dato.front import Front
+from dato.generation.pipelines import load_pipeline
+from dato.generation.protocols import usual_guidance
+from dato.generation.sampling import Generated, Sampling, generate
+from dato.report.tables import strip
+from dato.strategies import load_strategy
+from dato.unet.patch import apply_patch, remove_patch
+from dato.utils.files import write_atomic
+from dato.utils.hardware import hardware
+from dato.utils.images import png
 
 
 def generate_image(

@@ -9,8 +9,8 @@ import torch
 import typer
 
 from dato.errors import DatoError
-from dato.front import Point
-from dato.latency_check import Pair, TableCheck
+from dato.point import Point
+from dato.prediction.latency_check import Pair, TableCheck
 
 MODES = ("auto", "table", "measured")
 # What a front's conditions say.

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dato.cli.benchmark import run_benchmark
+from dato.cli.console import out, run_app
 from dato.cli.evaluate import evaluate
 from dato.cli.generalise import generalise
 from dato.cli.generate import generate_image
@@ -15,9 +16,8 @@ from dato.cli.pruned_tokens import pruned_tokens
 from dato.cli.report import report
 from dato.cli.search import search_depth, search_joint, search_ratio
 from dato.cli.share import share
-from dato.console import out, run_app
-from dato.front import load_front
-from dato.report import front_table
+from dato.report.tables import front_table
+from dato.strategies import load_front
 
 app = typer.Typer(
     help="Search cache-and-prune schedules for UNet diffusion models, and run them.",

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from dato.cli.options import given_place
-from dato.metric import Setup
-from dato.sampling import EMBEDDED
+from dato.emoji_sd import EMBEDDED
+from dato.metrics.base import Setup
 
 NAMES = ("clip", "statistics", "image_reward", "image_reward_backend", "pick_score", "inception", "real")
 

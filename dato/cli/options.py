@@ -12,12 +12,13 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError, first_line
-from dato.front import Front, Point
-from dato.quality import METRICS, shown
-from dato.random_models import RANDOM_MODELS
+from dato.front import Front
+from dato.generation.random_models import RANDOM_MODELS
+from dato.metrics.registry import METRICS, shown
+from dato.point import Point
 from dato.samplers import SAMPLERS
-from dato.sampling import EMBEDDED
 
 STRATEGY = "a JSON file, a run's folder, a shipped one's name, or user/name on the Hugging Face hub"
 

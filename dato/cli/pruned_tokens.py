@@ -9,13 +9,15 @@ from typing import Annotated
 import typer
 
 from dato.cli import options as opt
-from dato.console import err, out
-from dato.pruned_counts import pruned_counts, pruned_picture
-from dato.pruner import smallest_downsample
+from dato.cli.console import err, out
+from dato.emoji_sd import EMBEDDED
+from dato.experiments.pruned_counts import pruned_counts, pruned_picture
+from dato.generation.pipelines import load_pipeline
+from dato.generation.sampling import Sampling
 from dato.pruning import PAPER_PRUNING, Pruning
 from dato.samplers import num_calls
-from dato.sampling import EMBEDDED, Sampling, load_pipeline
 from dato.schedule import Schedule
+from dato.tokens.pruner import smallest_downsample
 
 
 def pruned_tokens(

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from dato.console import out
-from dato.folder import Folder
-from dato.page import write_page
-from dato.pictures import front_picture, samples_picture, schedules_picture
-from dato.runs import Run
+from dato.cli.console import out
+from dato.report.page import write_page
+from dato.report.plots import front_picture, samples_picture, schedules_picture
+from dato.search.run_folder import Folder
+from dato.search.run_record import Run
 
 
 def report(

@@ -17,26 +17,28 @@ import typer
 from dato.cli import metric_options as metric
 from dato.cli import options as opt
 from dato.cli import search_options as given
+from dato.cli.console import err, out
 from dato.cli.display import display_of
 from dato.cli.latency import Latency, mode_of
-from dato.cli.run import Order, Plan, run
-from dato.console import err, out
+from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError
-from dato.folder import Folder
-from dato.forecast import FORECASTS
-from dato.front import Front, load_front
-from dato.page import write_page
-from dato.protocols import guidance_of
+from dato.evaluation.baselines import fewer_steps, references, seeds
+from dato.evaluation.pool import Facts, Recipe
+from dato.front import Front
+from dato.generation.prompts import read_prompts
+from dato.generation.protocols import guidance_of
+from dato.generation.sampling import Sampling
+from dato.metrics.registry import METRICS
 from dato.pruning import Pruning
-from dato.quality import METRICS
-from dato.references import fewer_steps, references, seeds
-from dato.report import front_table
-from dato.runs import Run
-from dato.sampling import EMBEDDED, Sampling, read_prompts
-from dato.schedule import Schedule
-from dato.search import DEPTH_PRESETS, RATIO_PRESETS, Preset
-from dato.space import DepthSpace, RatioSpace
-from dato.workers import Facts, Recipe
+from dato.report.page import write_page
+from dato.report.tables import front_table
+from dato.schedule import FORECASTS, Schedule
+from dato.search.presets import DEPTH_PRESETS, RATIO_PRESETS, Preset
+from dato.search.run import Order, Plan, run
+from dato.search.run_folder import Folder
+from dato.search.run_record import Run
+from dato.search.spaces import DepthSpace, RatioSpace
+from dato.strategies import load_front
 
 # Options that say nothing of what is searched, and are not remembered for who resumes.
 _PASSING = ("out", "resume", "workers", "ray_address", "quiet", "as_json")

@@ -9,13 +9,12 @@ import typer
 
 from dato.cli import options as opt
 from dato.errors import DatoError
-from dato.folder import Folder
-from dato.forecast import FORECASTS
-from dato.journal import read_entries
-from dato.judgement import check_header
+from dato.metrics.registry import METRICS
 from dato.pruning import SCORES
-from dato.quality import METRICS
 from dato.samplers import SAMPLERS
+from dato.schedule import FORECASTS
+from dato.search.journal import check_header, read_entries
+from dato.search.run_folder import Folder
 
 
 def take_up(ctx: typer.Context, folder: Path | None) -> Path | None:

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from dato.card import CARD, card_in
-from dato.console import out
-from dato.front import FILE, load_front
-from dato.hub import push_front, save_front
+from dato.cli.console import out
+from dato.front import FILE
+from dato.hub.card import CARD, card_in
+from dato.hub.repository import push_front, save_front
+from dato.strategies import load_front
 
 
 def share(

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
+EMBEDDED = "emoji-sd"  # what `--model` and a front's conditions call it
 FOLDER = Path(__file__).parent
 PIPE = FOLDER / "pipe"  # a diffusers StableDiffusionPipeline folder
 CLIP = FOLDER / "clip"  # a transformers CLIPModel folder: CLIP score and image features

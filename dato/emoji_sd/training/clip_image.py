@@ -10,8 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch import Generator, Tensor
 from transformers import CLIPModel
 
-from dato.clip import Clip
-from dato.console import progress
+from dato.cli.console import progress
 from dato.emoji_sd.training import vae
 from dato.emoji_sd.training.augment import degrade, noise
 from dato.emoji_sd.training.clip import augmented, normalise, saver
@@ -19,6 +18,7 @@ from dato.emoji_sd.training.folders import cached
 from dato.emoji_sd.training.loop import run_stage
 from dato.emoji_sd.training.unet import scaled_latents, scheduler, text_states
 from dato.emoji_sd.training.workspace import Workspace
+from dato.metrics.clip_model import Clip
 
 
 def train(work: Workspace) -> None:

@@ -12,14 +12,14 @@ from safetensors.torch import save as safe_bytes
 from torch import Tensor
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from dato.clip import Clip
 from dato.emoji_sd.pictures import Pictures, splits
 from dato.emoji_sd.training.clip import TOKENIZER_FILES, saver
 from dato.emoji_sd.training.folders import whole_folder
 from dato.emoji_sd.training.unet import scheduler
 from dato.emoji_sd.training.workspace import Workspace
 from dato.errors import DatoError
-from dato.files import read_json, write_atomic
+from dato.metrics.clip_model import Clip
+from dato.utils.files import read_json, write_atomic
 
 NAME = "emoji-sd"  # of the exported folder in the run's
 TRAINED = ("tokenizer", "clip", "vae", "unet", "clip-image")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as safe_bytes
 from torch import Tensor
 
-from dato.files import write_atomic
+from dato.utils.files import write_atomic
 
 
 @contextmanager

@@ -15,13 +15,13 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from dato.console import progress
+from dato.cli.console import progress
 from dato.emoji_sd.training.folders import whole_folder
 from dato.emoji_sd.training.recipe import Fit
 from dato.emoji_sd.training.workspace import Workspace
-from dato.environment import hardware, versions
 from dato.errors import DatoError
-from dato.files import read_json, write_atomic
+from dato.utils.files import read_json, write_atomic
+from dato.utils.hardware import hardware, versions
 
 POINTS = 100  # of the loss curve in log.json
 

@@ -1,0 +1,1 @@
+"""The papers' tables and figures, the benchmark, and comparisons of searches."""

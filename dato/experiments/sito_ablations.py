@@ -1,0 +1,94 @@
+"""The ablations of the SiTo paper (Zhang et al., AAAI 2025), each a family of schedules to set side by side.
+
+All calls run the whole UNet, with SiTo's settings but for the one that is varied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from dato.evaluation.pool import Facts
+from dato.pruning import PAPER_PRUNING, PAPER_RATIOS
+from dato.schedule import Schedule
+
+RATIO = 0.5  # where the ratio is not what is varied
+LAYERS = {
+    "self-attention": (True, False, False),
+    "cross-attention": (False, True, False),
+    "feed-forward": (False, False, True),
+    "self- and cross-attention": (True, True, False),
+    "self-attention and feed-forward": (True, False, True),
+    "all three": (True, True, True),
+}
+BASE_TOKENS = {
+    "I": "top left of each patch",
+    "II": "a random quarter",
+    "III": "the quarter with the highest SimScore",
+    "IV": "random in each patch",
+    "V": "highest SimScore in each patch",
+    "VI": "the same with noise",
+}
+PATCHES = ((1, 2), (2, 2), (2, 4), (4, 4), (8, 8))
+STEPS = (1.0, 0.5, 0.4, 0.3, 0.2)  # shares of the reference's
+
+
+def _whole(facts: Facts, ratio: float = RATIO, steps: int | None = None, **settings: Any) -> Schedule:
+    calls = facts.calls if steps is None else facts.calls_of[steps]
+    pruning = replace(PAPER_PRUNING, **settings)
+    return replace(Schedule.full(calls, rungs=facts.rungs), pruning=pruning).with_ratios(ratio)
+
+
+def layers(facts: Facts) -> dict[str, Schedule]:
+    """Table 2: which layers of a transformer block leave tokens out."""
+    keys = ("self_attention", "cross_attention", "feed_forward")
+    return {f"pruned: {name}": _whole(facts, **dict(zip(keys, flags, strict=True))) for name, flags in LAYERS.items()}
+
+
+def base_tokens(facts: Facts) -> dict[str, Schedule]:
+    """Table 3: how base tokens are chosen, methods I to VI."""
+    return {f"base tokens {row}: {what}": _whole(facts, score=row) for row, what in BASE_TOKENS.items()}
+
+
+def reduction(facts: Facts) -> dict[str, Schedule]:
+    """Figure 5a: tokens pruned, or merged into their base tokens."""
+    return {
+        f"{name} {ratio:.0%}": _whole(facts, ratio, reduction=name)
+        for name in ("prune", "merge")
+        for ratio in PAPER_RATIOS.values()
+    }
+
+
+def patch_size(facts: Facts) -> dict[str, Schedule]:
+    """Figure 5b: the size of the patches that give one base token each; larger ones leave fewer base tokens."""
+    # A patch of two tokens leaves half of them to be pruned, and no more.
+    return {f"patch {sy} x {sx}": _whole(facts, RATIO, sy=sy, sx=sx) for sy, sx in PATCHES}
+
+
+def fewer_steps(facts: Facts) -> dict[str, Schedule]:
+    """Figure 6: fewer steps, with and without pruning."""
+    reference = facts.steps_of[facts.calls]
+    found = {}
+    for steps in (round(share * reference) for share in STEPS):
+        if steps not in facts.calls_of:
+            continue  # of a short reference
+        if steps != reference:
+            found[f"{steps} steps"] = Schedule.full(facts.calls_of[steps], rungs=facts.rungs)
+        found[f"{steps} steps, {RATIO:.0%} pruned"] = _whole(facts, steps=steps)
+    return found
+
+
+def deeper_blocks(facts: Facts) -> dict[str, Schedule]:
+    """Figure 7: blocks at a lower resolution prune, too."""
+    return {f"pruned to downsampling {factor}": _whole(facts, max_downsample=factor) for factor in facts.downsamplings}
+
+
+ABLATIONS: dict[str, Callable[[Facts], dict[str, Schedule]]] = {
+    "layers": layers,
+    "base-tokens": base_tokens,
+    "reduction": reduction,
+    "patch-size": patch_size,
+    "sito-steps": fewer_steps,
+    "deeper-blocks": deeper_blocks,
+}

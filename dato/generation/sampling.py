@@ -1,0 +1,97 @@
+"""Loading pipelines and generating images so that every schedule sees the same prompts and the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from dato.errors import DatoError
+from dato.utils.timing import Stopwatch, forward_times
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are generated, apart from prompts and schedule.
+
+    Attributes:
+        steps: Steps of the sampler.
+        guidance_scale: Classifier-free guidance; 1 switches it off.
+        height: Pixels; None: the model's own.
+        width: Pixels; None: the model's own.
+        seed: Image i starts from the noise of seed + i.
+        batch_size: Images per generation.
+
+    Raises:
+        DatoError: if height or width is no multiple of 8.
+    """
+
+    steps: int = 20
+    guidance_scale: float = 3.0
+    height: int | None = None
+    width: int | None = None
+    seed: int = 0
+    batch_size: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            # Every diffusers pipeline of this kind asks for multiples of 8, whatever its VAE does.
+            if (getattr(self, name) or 8) % 8:
+                raise DatoError(f"{name} must be a multiple of 8, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What one pass over the prompts gave.
+
+    Attributes:
+        images: (n, 3, H, W) float32 in [0, 1] on the CPU.
+        latency_ms: Milliseconds per image for each batch, end to end: text encoder, sampler, VAE.
+        unet_ms: Milliseconds per image for each batch, the UNet's calls alone.
+        loop_ms: Milliseconds per image for each batch, from the first UNet call to the end of the last: with the
+            sampler, without text encoder and VAE.
+    """
+
+    images: Tensor
+    latency_ms: list[float]
+    unet_ms: list[float]
+    loop_ms: list[float]
+
+
+def generate(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling, decode: bool = True) -> Generated:
+    """Generate one image for each prompt; image i of every call with the same sampling starts from the same noise.
+
+    Args:
+        pipe: The pipeline, patched or not.
+        prompts: n.
+        sampling: How.
+        decode: Off, the VAE does not run, and the images are latents (n, 4, h, w).
+    """
+    device = pipe.unet.device
+    whole = Stopwatch(device)
+    images, sizes, unet_ms, loop_ms = [], [], [], []
+    with forward_times(pipe.unet) as calls:
+        for start in range(0, len(prompts), sampling.batch_size):
+            batch = list(prompts[start : start + sampling.batch_size])
+            # The noise is drawn on the CPU, so that it is the same on every device.
+            noise = [torch.Generator().manual_seed(sampling.seed + start + i) for i in range(len(batch))]
+            whole.start()
+            result = pipe(
+                batch,
+                num_inference_steps=sampling.steps,
+                guidance_scale=sampling.guidance_scale,
+                height=sampling.height,
+                width=sampling.width,
+                generator=noise,
+                output_type="pt" if decode else "latent",
+            ).images
+            whole.stop()
+            loop_ms.append(calls.span() / len(batch))
+            unet_ms.append(sum(calls.read()) / len(batch))
+            sizes.append(len(batch))
+            images.append(result.float().cpu())
+    latency = [ms / size for ms, size in zip(whole.read(), sizes, strict=True)]
+    return Generated(torch.cat(images), latency, unet_ms, loop_ms)

@@ -1,0 +1,212 @@
+"""Models in one file: checkpoints that hold a whole pipeline under the original (CompVis) names.
+
+diffusers' `from_single_file` translates the names. What it leaves open is settled here: which model it is, what is
+lacking, and where the configuration, which such a file does not hold, comes from.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import is_zipfile
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import nn
+
+from dato.errors import DatoError, first_line
+from dato.utils.files import read_json
+
+SUFFIXES = (".safetensors", ".ckpt")
+_UNET = "model.diffusion_model."
+_CONV_IN = f"{_UNET}input_blocks.0.0.weight"
+_VAE = ("first_stage_model.decoder.conv_in.weight", "vae.decoder.conv_in.weight")
+_CLIP = "transformer.text_model.embeddings.position_embedding.weight"
+_ALIGNMENT = 64  # bytes, as of what torch allocates
+_TRANSFORMERS = ("joint_blocks.", "double_blocks.", "single_blocks.", "transformer_blocks.")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model that such files hold.
+
+    Attributes:
+        name: As it is known.
+        pipeline: diffusers' class.
+        config: Hub id of the configuration that its files have unless told otherwise.
+        text_encoders: A weight of each.
+    """
+
+    name: str
+    pipeline: type[DiffusionPipeline]
+    config: str
+    text_encoders: tuple[str, ...]
+
+
+# Their text encoders tell them apart: CLIP, OpenCLIP, or both.
+SD1 = Family(
+    "Stable Diffusion 1.x",
+    StableDiffusionPipeline,
+    "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    (f"cond_stage_model.{_CLIP}",),
+)
+SD2 = Family(
+    "Stable Diffusion 2.x",
+    StableDiffusionPipeline,
+    "stabilityai/stable-diffusion-2-1",
+    ("cond_stage_model.model.token_embedding.weight",),
+)
+SDXL = Family(
+    "Stable Diffusion XL",
+    StableDiffusionXLPipeline,
+    "stabilityai/stable-diffusion-xl-base-1.0",
+    (f"conditioner.embedders.0.{_CLIP}", "conditioner.embedders.1.model.positional_embedding"),
+)
+
+
+def is_single_file(model: str) -> bool:
+    """Whether a model's name is that of a file, there or not, and none of a folder or of a model on the hub."""
+    return Path(model).is_file() or (model.endswith(SUFFIXES) and not Path(model).is_dir())
+
+
+def family_of(file: str) -> Family:
+    """What kind of model a file holds. Raises DatoError if it holds no whole one that dato is for."""
+    return _family(file, _shapes(file))
+
+
+def load_single_file(file: str, dtype: torch.dtype, config: str | None = None) -> DiffusionPipeline:
+    """A text-to-image pipeline from one file.
+
+    Args:
+        file: A .safetensors or .ckpt with UNet, VAE and text encoders under the original names. Of a .ckpt only tensors
+            are read: what else it pickles is never run.
+        dtype: What to compute in.
+        config: Folder or hub id in diffusers' layout that says what the parts look like; its weights are not used.
+            None: that of SD 1.5, 2.1 or XL, from the hub.
+
+    Raises:
+        DatoError: if the file is missing or damaged, or holds something else, or the configuration cannot be had or
+            does not fit.
+    """
+    shapes = _shapes(file)
+    family = _family(file, shapes)
+    name = config or family.config
+    layout = _layout(name, family)
+    # There is none in the file, and SD's configurations ask for one.
+    checker = {} if family is SDXL else {"safety_checker": None, "requires_safety_checker": False}
+    try:
+        pipe = family.pipeline.from_single_file(file, config=layout, torch_dtype=dtype, **checker)
+    except NotImplementedError as error:  # what the file lacks has a shape and no memory, which cannot be moved
+        raise DatoError(f"{file} lacks weights that the configuration {name} asks for") from error
+    except (SingleFileComponentError, OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = first_line(error)
+        raise DatoError(f"cannot load {file} as {family.name} with the configuration {name}: {reason}") from error
+    _check_weights(file, name, pipe, sum(name.startswith(_UNET) for name in shapes))
+    _align(pipe)
+    pipe.register_to_config(_name_or_path=file)
+    return pipe
+
+
+def _shapes(file: str) -> Mapping[str, tuple[int, ...]]:
+    """The shapes of a file's tensors by name."""
+    if not Path(file).is_file():
+        raise DatoError(f"{file}: no such file")
+    if not file.endswith(SUFFIXES):
+        raise DatoError(f"{file}: a model in one file is a {' or '.join(SUFFIXES)}")
+    try:
+        if file.endswith(".safetensors"):
+            with safe_open(file, "pt") as tensors:
+                return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it will refuse
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
+    except pickle.UnpicklingError:
+        raise DatoError(
+            f"{file} is damaged, or pickles more than tensors, which could run any code and is not loaded: use the "
+            "model's .safetensors"
+        ) from None
+    except Exception as error:  # a damaged pickle can raise anything
+        raise DatoError(f"{file} is damaged, or no checkpoint: {first_line(error)}") from None
+    while isinstance(content, dict) and "state_dict" in content:
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise DatoError(f"{file} is no checkpoint: it holds no tensors by name")
+    return {str(name): tuple(tensor.shape) for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
+
+
+def _family(file: str, shapes: Mapping[str, tuple[int, ...]]) -> Family:
+    if _CONV_IN not in shapes:
+        if any("lora" in name.lower() for name in shapes):
+            raise DatoError(f"{file} is a LoRA: it changes a model and is none; give the model")
+        if any(name.removeprefix(_UNET).startswith(_TRANSFORMERS) for name in shapes):
+            raise DatoError(f"{file} is a transformer, as those of SD 3 and Flux are; dato is for UNets")
+    whole = next((f for f in (SDXL, SD2, SD1) if all(name in shapes for name in f.text_encoders)), None)
+    parts = {
+        "UNet": _CONV_IN in shapes,
+        "VAE": any(name in shapes for name in _VAE),
+        "text encoder": whole is not None,
+    }
+    lacking = [part for part, there in parts.items() if not there]
+    if lacking or whole is None:
+        raise DatoError(
+            f"{file} has no {' and no '.join(lacking)} under the original names: give a file that is the whole of an "
+            "SD 1.x, 2.x or XL model, or a folder in diffusers' layout"
+        )
+    if shapes[_CONV_IN][1] != 4:
+        raise DatoError(
+            f"{file} is no text-to-image model: its UNet takes {shapes[_CONV_IN][1]} channels, as for inpainting, not 4"
+        )
+    return whole
+
+
+def _layout(config: str, family: Family) -> str:
+    """The folder of a configuration, fetched if it is none."""
+    folder = Path(config)
+    if not folder.is_dir():
+        try:
+            patterns = [f"{place}*.{kind}" for place in ("", "**/") for kind in ("json", "txt")]
+            folder = Path(snapshot_download(config, allow_patterns=patterns))
+        except (OSError, ValueError) as error:
+            raise DatoError(
+                f"cannot fetch the configuration {config}, which a model in one file needs; give --config a folder or "
+                f"hub id in diffusers' layout ({first_line(error)})"
+            ) from None
+    try:
+        parts = read_json(folder / "model_index.json")
+    except DatoError as error:
+        raise DatoError(f"--config {config} is no pipeline in diffusers' layout: {error}") from None
+    if not isinstance(parts, dict) or "unet" not in parts or ("text_encoder_2" in parts) != (family is SDXL):
+        kind = parts.get("_class_name") if isinstance(parts, dict) else None
+        raise DatoError(f"--config {config} is that of a {kind}, and the file is {family.name}")
+    return str(folder)
+
+
+def _check_weights(file: str, config: str, pipe: DiffusionPipeline, held: int) -> None:
+    """Raise DatoError if the configuration has weights that the file lacks, or lacks some of the UNet's."""
+    if any(weight.is_meta for weight in _weights(pipe)):
+        raise DatoError(f"{file} lacks weights that the configuration {config} asks for")
+    if held != (wanted := len(pipe.unet.state_dict())):
+        raise DatoError(
+            f"{file} has {held} weights of a UNet, and the configuration {config} has {wanted}: give its own --config"
+        )
+
+
+def _align(pipe: DiffusionPipeline) -> None:
+    """Give weights that lie anyhow in a mapped file memory of their own.
+
+    Kernels round otherwise where a matrix begins within a word of theirs, so images would depend on the file's header.
+    """
+    for weight in _weights(pipe):
+        if weight.data_ptr() % _ALIGNMENT:
+            weight.data = weight.data.clone()
+
+
+def _weights(pipe: DiffusionPipeline) -> list[nn.Parameter]:
+    models = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    return [weight for model in models for weight in model.parameters()]

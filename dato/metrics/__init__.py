@@ -1,0 +1,1 @@
+"""Quality metrics: each judges images, by itself or beside the reference images."""

@@ -1,0 +1,1 @@
+"""Show results: tables, plots, and a run's page."""

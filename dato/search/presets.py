@@ -1,0 +1,95 @@
+"""The settings of a search, as named presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of one search.
+
+    Attributes:
+        steps: Steps of the sampler: the lengths to choose from.
+        orders: Orders of forecasts to choose from.
+        forecast: What orders above 0 mean (see `Schedule`).
+        scheduler: The sampler, for the embedded model; None: the model's own.
+        guidance_scale: Classifier-free guidance.
+        images: Prompts, one image each.
+        race: After so many images a candidate that is surely dominated gets no more; None: all get all.
+        pop_size: Individuals of a generation; the first one takes in all seeds.
+        generations: Generations, the initial population included.
+        crossover: Probability and eta of simulated binary crossover, rounded; None: `SpliceCrossover`.
+        mutation: Probability and eta of polynomial mutation, rounded; None: `EditMutation`.
+        alphabet: Depths (besides the whole UNet) or ratios to choose from.
+        from_uniform: Begin from uniform schedules and variations; else as the paper does.
+        advised: Measure the sensitivity model, begin from its plans, and let it rank offspring.
+    """
+
+    steps: tuple[int, ...]
+    orders: tuple[int, ...]
+    forecast: str
+    scheduler: str | None
+    guidance_scale: float
+    images: int
+    race: int | None
+    pop_size: int
+    generations: int
+    crossover: tuple[float, float] | None
+    mutation: tuple[float, float] | None
+    alphabet: tuple[float, ...]
+    from_uniform: bool
+    advised: bool
+
+
+DEPTH_PRESETS = {
+    "quick": Preset(
+        steps=(8, 10, 12, 15, 18, 20, 22, 25, 30, 40, 50),
+        orders=(0, 1),
+        forecast="aligned",
+        scheduler="dpm++2m",
+        guidance_scale=3.0,
+        images=8,
+        race=2,
+        pop_size=24,
+        generations=3,
+        crossover=None,
+        mutation=None,
+        alphabet=(0, 1, 2, 3),
+        from_uniform=True,
+        advised=True,
+    ),
+    "paper": Preset(
+        steps=(50,),
+        orders=(0,),
+        forecast="polynomial",
+        scheduler=None,
+        guidance_scale=7.5,
+        images=32,
+        race=None,
+        pop_size=15,
+        generations=30,
+        crossover=(0.8, 15),
+        mutation=(0.8, 15),
+        alphabet=(0, 1),
+        from_uniform=False,
+        advised=False,
+    ),
+}
+
+
+# Of steps, orders and sampler a search of ratios takes those of the front.
+RATIO_PRESETS = {
+    "quick": replace(
+        DEPTH_PRESETS["quick"], images=4, pop_size=16, generations=5, alphabet=(0, 0.3, 0.5, 0.7), advised=False
+    ),
+    "paper": replace(
+        DEPTH_PRESETS["paper"],
+        images=16,
+        pop_size=25,
+        generations=100,
+        crossover=(0.7, 7),
+        mutation=(0.4, 15),
+        alphabet=(0.3, 0.4, 0.5, 0.6, 0.7),
+    ),
+}

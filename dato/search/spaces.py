@@ -1,0 +1,262 @@
+"""Search spaces: schedules as vectors of whole numbers, for an evolutionary algorithm to vary."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from dato.errors import DatoError
+from dato.pruning import Pruning
+from dato.schedule import Schedule
+from dato.search.operators import splice
+
+
+class DepthSpace:
+    """Schedules over an alphabet of depths, of one length or several, with forecasts of one order or several.
+
+    The vector begins with the *heads*, which hold for the whole schedule: which length, if there are several, and
+    which order. Then comes one gene for each call but the first, which is always whole; a shorter schedule leaves the
+    last genes unused, and they are 0. A gene chooses a depth; where ratios are searched together with depths, it
+    chooses a (depth, ratio), so that the same operators serve both.
+
+    Args:
+        calls: The lengths to choose from: UNet calls of one generation.
+        rungs: Rungs of the UNet.
+        depths: The depths to choose from; the whole UNet is always among them.
+        orders: The orders of forecasts to choose from.
+        forecast: What orders above 0 mean (see `Schedule`).
+        ratios: The prune ratios to choose from; 0 is always among them.
+        pruning: The settings that the ratios are meant with.
+
+    Attributes:
+        upper: (n,) the largest value of each gene; the smallest is 0. Genes of calls are ordered by depth, and within
+            a depth from the largest ratio to the smallest: what costs less comes first.
+        heads: How many genes come before those of the calls.
+
+    Raises:
+        DatoError: if there is nothing to choose, or a depth or ratio does not exist.
+    """
+
+    def __init__(
+        self,
+        calls: Sequence[int],
+        rungs: int,
+        depths: Sequence[int],
+        orders: Sequence[int] = (0,),
+        forecast: str = "polynomial",
+        ratios: Sequence[float] = (0.0,),
+        pruning: Pruning | None = None,
+    ) -> None:
+        for depth in depths:
+            if not 0 <= depth <= rungs:
+                raise DatoError(f"--depths: the depths of this UNet are 0 to {rungs}, not {depth}")
+        self.rungs, self.forecast, self.pruning = rungs, forecast, pruning or Pruning()
+        self.depths, self.ratios = sorted({*depths, rungs}), sorted({0.0, *ratios})
+        _check_ratios(self.ratios, self.pruning)
+        self.calls, self.orders = sorted(set(calls)), sorted(set(orders))
+        if len(self.depths) < 2:
+            raise DatoError(f"--depths: besides {rungs}, the whole UNet, there must be something to choose")
+        if self.calls[0] < 2:
+            raise DatoError("a search needs at least two UNet calls: give more --steps")
+        if not self.orders or not set(self.orders) <= {0, 1, 2}:
+            raise DatoError(f"--orders: forecasts have order 0, 1 or 2, not {self.orders}")
+        # At depth 0 nothing runs, so nothing is pruned.
+        self.entries = [(d, r) for d in self.depths for r in ([0.0] if d == 0 else reversed(self.ratios))]
+        # A head with one choice is none: the papers' operators would waste their effort on it.
+        self._choices = {name: c for name, c in [("calls", self.calls), ("orders", self.orders)] if len(c) > 1}
+        self.heads = len(self._choices)
+        heads = [len(choices) - 1 for choices in self._choices.values()]
+        self.upper = np.array([*heads, *[len(self.entries) - 1] * (self.calls[-1] - 1)])
+
+    def _head(self, x: Sequence[int], name: str) -> int:
+        if name not in self._choices:
+            return (self.calls if name == "calls" else self.orders)[0]
+        return self._choices[name][int(x[list(self._choices).index(name)])]
+
+    def active(self, x: Sequence[int]) -> int:
+        """How many genes of calls a vector uses."""
+        return self._head(x, "calls") - 1
+
+    def decode(self, x: Sequence[int]) -> Schedule:
+        """The schedule of a vector of genes."""
+        chosen = [self.entries[int(gene)] for gene in x[self.heads : self.heads + self.active(x)]]
+        depths, ratios = zip((self.rungs, 0.0), *chosen, strict=True)
+        # Where nothing is forecast, order and rule have no say, and one schedule has one spelling.
+        order = 0 if set(depths) == {self.rungs} else self._head(x, "orders")
+        forecast = self.forecast if order else "polynomial"
+        return Schedule(depths, ratios, order, self.rungs, self.pruning, forecast)
+
+    def examples(self) -> list[Schedule]:
+        """Schedules that hold between them every kind of call of this space's, for a latency table."""
+        plain = [
+            Schedule.uniform(6, 2, depth, order, rungs=self.rungs, forecast=self.forecast if order else "polynomial")
+            for depth in self.depths[:-1]
+            for order in self.orders
+        ]
+        return plain if len(self.ratios) == 1 else [*plain, *RatioSpace(plain, self.ratios, self.pruning).examples()]
+
+    def encode(self, schedule: Schedule) -> np.ndarray | None:
+        """The genes of a schedule; None if it has a length, an order or calls that there is no choosing here."""
+        whole = set(schedule.depths) == {self.rungs}
+        order = self.orders[0] if whole else schedule.orders[0]
+        chosen = [(depth, ratio) for depth, ratio, _ in schedule.entries]
+        if not (set(chosen) <= set(self.entries) and len(schedule) in self.calls and order in self.orders):
+            return None
+        forecast = self.forecast if order else "polynomial"
+        if not whole and (len(set(schedule.orders)) > 1 or schedule.forecast != forecast):
+            return None
+        if chosen[0] != (self.rungs, 0.0) or (any(schedule.ratios) and schedule.pruning != self.pruning):
+            return None
+        own = {"calls": len(schedule), "orders": order}
+        heads = [choices.index(own[name]) for name, choices in self._choices.items()]
+        genes = [self.entries.index(entry) for entry in chosen[1:]]
+        return np.array([*heads, *genes, *[0] * (self.calls[-1] - len(schedule))])
+
+    def with_head(self, x: np.ndarray, gene: int, value: int) -> np.ndarray:
+        """The vector with one head changed; another length resamples the schedule."""
+        new = x.copy()
+        new[gene] = value
+        if list(self._choices)[gene] != "calls":
+            return new
+        resampled = self.encode(self.decode(x).resampled(self.calls[value]))
+        new[self.heads :] = resampled[self.heads :]
+        return new
+
+    @property
+    def can_be_planned(self) -> bool:
+        """Whether `dato.search.planner` has plans of this space: a Chebyshev forecast reads all of the past."""
+        return self.forecast != "chebyshev" or not any(self.orders)
+
+    @property
+    def kinds(self) -> list[float]:
+        """The ratios with which a seed is tried: none, and a middle one of those there are to choose from."""
+        return [0.0] if len(self.ratios) == 1 else [0.0, self.ratios[len(self.ratios) // 2]]
+
+    def also_pruned(self, schedules: Sequence[Schedule]) -> list[Schedule]:
+        """These schedules, and where there are ratios to choose from each once more with a middle one throughout."""
+        found = []
+        for ratio in self.kinds:
+            for schedule in schedules:
+                ratios = [ratio if depth and call else 0.0 for call, depth in enumerate(schedule.depths)]
+                found.append(replace(schedule, ratios=ratios, pruning=self.pruning))
+        return list(dict.fromkeys(found))
+
+    def initial(self, count: int, rng: np.random.Generator, seeds: Sequence[Schedule]) -> np.ndarray:
+        """(count or more, n) genes to begin with: all seeds, then one of them with a stretch of another.
+
+        Args:
+            count: Size of the population; of more seeds than that, the survivors make it.
+            rng: Source of randomness.
+            seeds: Known schedules, as far as they are in the space; of fewer than two, whole calls come at random
+                places among shallow ones.
+        """
+        known = [genes for seed in seeds if (genes := self.encode(seed)) is not None]
+        population, whole = list(known), len(self.entries) - 1
+        while len(population) < count:
+            if len(known) > 1:
+                early, late = rng.choice(len(known), 2, replace=False)
+                population.append(splice(self, known[early], known[late], rng))
+            else:
+                heads = [rng.integers(0, upper + 1) for upper in self.upper[: self.heads]]
+                genes = np.array([*heads, *np.full(self.calls[-1] - 1, rng.integers(0, whole))])
+                calls = np.arange(len(genes)) >= self.heads
+                genes[calls & (rng.random(len(genes)) < rng.uniform(0.05, 0.5))] = whole
+                genes[self.heads + self.active(genes) :] = 0
+                population.append(genes)
+        return np.array(population)
+
+    def papers_initial(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """(count, n) genes as in DaTo's search: few whole calls.
+
+        At most 1, 2 and 1 beside the first in the first three, next four and last three tenths of the calls, the
+        rest shallow at random.
+        """
+        whole, population = len(self.entries) - 1, np.zeros((count, len(self.upper)), dtype=int)
+        for x in population:
+            x[: self.heads] = rng.integers(0, self.upper[: self.heads] + 1)
+            n = self.active(x)
+            genes = x[self.heads : self.heads + n]
+            genes[:] = rng.integers(0, whole, size=n)
+            stretches = [(0, round(0.3 * n), 1), (round(0.3 * n), round(0.7 * n), 2), (round(0.7 * n), n, 1)]
+            for start, stop, most in stretches:
+                chosen = min(stop - start, rng.integers(0, most + 1))
+                genes[rng.choice(np.arange(start, stop), size=chosen, replace=False)] = whole
+        return population
+
+
+class RatioSpace:
+    """Prune ratios on top of schedules that were found before.
+
+    One gene for each call, and, of several schedules, one more that says which. Where nothing runs (depth 0) nothing
+    is pruned: the ratio of such a call is 0 whatever its gene.
+
+    Args:
+        bases: The schedules.
+        ratios: The ratios to choose from.
+        pruning: The settings that the ratios are meant with.
+    """
+
+    def __init__(self, bases: Sequence[Schedule], ratios: Sequence[float], pruning: Pruning) -> None:
+        self.bases = [replace(base, pruning=pruning) for base in bases]
+        self.heads = 1
+        self.ratios = sorted(set(ratios))
+        _check_ratios(self.ratios, pruning)
+        if len(self.ratios) < 2:
+            raise DatoError("--ratios: there must be at least two to choose from")
+        calls = max(len(base) for base in self.bases)
+        self.upper = np.array([len(self.bases) - 1, *[len(self.ratios) - 1] * calls])
+
+    def decode(self, x: Sequence[int]) -> Schedule:
+        """The schedule of a vector of genes."""
+        base = self.bases[int(x[0])]
+        ratios = [self.ratios[int(g)] if d else 0.0 for g, d in zip(x[1 : 1 + len(base)], base.depths, strict=True)]
+        return base.with_ratios(ratios)
+
+    def examples(self) -> list[Schedule]:
+        """Schedules that hold between them every kind of call of this space's, for a latency table."""
+        # A call at ratio 0 among others that prune is another kind than one where nothing does.
+        least, most = self.ratios[0], self.ratios[-1]
+        pairs = [(least, most), (most, least), *((ratio, ratio) for ratio in self.ratios)]
+        found = []
+        for base in self.bases:
+            for pair in pairs:
+                turns = itertools.cycle(pair)  # over the calls that run: every other call may be of depth 0
+                found.append(base.with_ratios([next(turns) if depth else 0.0 for depth in base.depths]))
+        return found
+
+    def active(self, x: Sequence[int]) -> int:
+        """How many genes of calls a vector uses."""
+        return len(self.bases[int(x[0])])
+
+    def with_head(self, x: np.ndarray, gene: int, value: int) -> np.ndarray:
+        """The vector with another base; the ratios stay where they are in time."""
+        new = np.zeros_like(x)
+        new[gene] = value
+        before, now = self.active(x), self.active(new)
+        new[1 : 1 + now] = x[1 + np.arange(now) * before // now]
+        return new
+
+    def initial(self, count: int, rng: np.random.Generator, seeds: Sequence[Schedule] = ()) -> np.ndarray:
+        """(count or more, n) genes to begin with: every base with its lowest ratios, then with one ratio throughout."""
+        population = [np.array([base, *np.zeros(len(self.upper) - 1)]) for base in range(len(self.bases))]
+        while len(population) < max(count, 2 * len(self.bases)):
+            x = np.zeros(len(self.upper))
+            x[0] = len(population) % len(self.bases)
+            x[1 : 1 + self.active(x)] = rng.integers(1, len(self.ratios))
+            population.append(x)
+        return np.array(population).astype(int)
+
+    def papers_initial(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """(count, n) genes at random."""
+        return rng.integers(0, self.upper + 1, size=(count, len(self.upper)))
+
+
+def _check_ratios(ratios: Sequence[float], pruning: Pruning) -> None:
+    bound = 1 - 1 / (pruning.sx * pruning.sy)
+    for ratio in ratios:
+        if not 0 <= ratio <= bound:
+            patch = f"{pruning.sy} x {pruning.sx}"
+            raise DatoError(f"--ratios: with patches of {patch}, ratios go from 0 to {bound:g}, not {ratio:g}")

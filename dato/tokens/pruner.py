@@ -1,0 +1,266 @@
+"""Token pruning in a UNet's transformer blocks, attached with hooks: no block's own code is touched.
+
+Tokens are chosen where a block is entered. Around each chosen layer (self-attention, cross-attention, feed-forward)
+the input is shortened to the kept tokens and the output filled up again; the block adds that to its residual, which
+stays whole. A layer's norm treats each token by itself, so the input is shortened before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from diffusers import Transformer2DModel, UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from torch import Tensor, nn
+
+from dato.pruning import Pruning
+from dato.tokens.recovery import TokenPast
+from dato.tokens.selection import TokenSelection, base_patch, base_score, is_noisy, select_tokens
+
+
+class TokenPruner:
+    """Prunes a share of the tokens of every call.
+
+    What a call draws at random is drawn by `prepare`, before the UNet runs. Within the UNet the hooks work on tensors
+    alone, so that a call can be compiled.
+
+    Args:
+        unet: The UNet; hooks are put on its transformer blocks by `attach` and taken off by `detach`.
+        pruning: What to prune and how.
+
+    Attributes:
+        parts: Into so many guidance divides the batch.
+        listener: Called with (downsampling, grid, selection) at every choice of tokens, if it is set.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, pruning: Pruning) -> None:
+        self._unet, self._pruning = unet, pruning
+        self.parts = 2
+        self.listener: Callable[[int, tuple[int, int], TokenSelection], None] | None = None
+        self._transformers = _transformers(unet, pruning.max_downsample)
+        self._hooks, self._pasts = self._make_hooks()
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._generator: torch.Generator | None = None
+        self._last: Tensor | None = None  # the last prediction
+        self._difference: Tensor | None = None  # (B, 1, H, W): DaTo's D, from the last two predictions
+        # Of the call that is running. Tokens are chosen for each downsampling, or for each block.
+        self._ratio = 0.0
+        self._time: Tensor | None = None
+        self._noise: dict[int, Tensor] = {}  # (blocks, B, N) by downsampling
+        self._sign: Tensor | None = None  # of D
+        self._selections: dict[int, TokenSelection] = {}  # by downsampling
+        self._chosen: tuple = ()  # what they were chosen for
+        self._age = 0  # calls that used them
+        # Of the block that is running.
+        self._grid = (0, 0)
+        self._selection: TokenSelection | None = None
+
+    def attach(self) -> None:
+        """Put the hooks on."""
+        for module, hook, before in self._hooks:
+            if before:
+                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            else:
+                self._handles.append(module.register_forward_hook(hook))
+
+    def detach(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.begin(None)
+
+    def begin(self, device: torch.device | None) -> None:
+        """A generation begins (on `device`): nothing is known of earlier predictions, and the noise starts anew."""
+        self._last = self._difference = self._time = self._sign = self._selection = None
+        self._noise, self._selections, self._chosen = {}, {}, ()
+        for past in self._pasts:
+            past.clear()
+        # A generator of our own: the pipeline's random numbers must not depend on whether it is patched.
+        self._generator = None if device is None else torch.Generator(device).manual_seed(self._pruning.seed)
+
+    def prepare(self, ratio: float, sample: Tensor, time: float) -> None:
+        """A call begins.
+
+        Args:
+            ratio: Share of tokens to prune; 0 lets every layer see all tokens.
+            sample: (B, C, H, W) the UNet's input.
+            time: Its timestep.
+        """
+        p, self._ratio = self._pruning, ratio
+        if p.recover_from == "past":
+            self._time = torch.full((), time, device=sample.device)
+        if not ratio:
+            return
+        tokens = {factor: h * w for factor, (h, w) in self._grids(sample) if int(h * w * ratio)}
+        chosen = tuple((n, int(n * ratio)) for n in tokens.values())
+        self._age = self._age + 1 if chosen == self._chosen else p.choose_every
+        if self._age < p.choose_every:
+            return
+        self._selections, self._chosen, self._age = {}, chosen, 0
+        if is_noisy(p):
+            for factor, n in tokens.items():
+                blocks = 1 if p.shared else sum(len(t.transformer_blocks) for f, t in self._transformers if f == factor)
+                shape = (blocks, sample.shape[0], n)
+                self._noise[factor] = torch.randn(shape, generator=self._generator, device=sample.device)
+        if self._difference is not None:
+            # A tensor, so that a GPU need not wait for the host.
+            self._sign = torch.randint(0, 2, (1,), generator=self._generator, device=sample.device) * 2.0 - 1.0
+
+    def observe(self, prediction: Tensor) -> None:
+        """Take note of a computed prediction (B, C, H, W), for DaTo's score."""
+        if self._pruning.score != "dato":
+            return
+        prediction = prediction.detach()
+        if self._last is not None:
+            self._difference = (prediction - self._last).abs().mean(dim=1, keepdim=True)
+        self._last = prediction
+
+    def _make_hooks(self) -> tuple[list[tuple[nn.Module, Callable, bool]], list[TokenPast]]:
+        """Each hook with its module and whether it runs before that; and the past of every layer."""
+        hooks: list[tuple[nn.Module, Callable, bool]] = []
+        every: list[TokenPast] = []
+        numbers: Counter[int] = Counter()
+        for factor, transformer in self._transformers:
+            hooks.append((transformer, self._on_transformer, True))
+            for block in transformer.transformer_blocks:
+                layers = list(self._layers(block))
+                pasts = [TokenPast() for _ in layers]
+                hooks.append((block, partial(self._on_block, factor, numbers[factor], pasts), True))
+                for (layer, norm), past in zip(layers, pasts, strict=True):
+                    hooks.append((layer if norm is None else norm, self._shorten, True))
+                    hooks.append((layer, partial(self._restore, past), False))
+                numbers[factor] += 1
+                every.extend(pasts)
+        return hooks, every
+
+    def copy_state(self) -> None:
+        """Copy what later calls read out of memory that the running call does not own."""
+        if self._pruning.choose_every == 1:
+            self._selections = {}
+        for factor, s in self._selections.items():
+            tensors = (x.clone() for x in (s.base, s.pruned, s.kept, s.source))
+            self._selections[factor] = TokenSelection(*tensors, s.merge)
+        self._selection = None
+        for past in self._pasts:
+            past.copy_state()
+
+    def _layers(self, block: BasicTransformerBlock) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+        """The layers to prune around, each with its norm if the norm comes right before it."""
+        p = self._pruning
+        chosen = [
+            (p.self_attention, "attn1", "norm1"),
+            (p.cross_attention, "attn2", "norm2"),
+            (p.feed_forward, "ff", "norm3"),
+        ]
+        plain = block.norm_type == "layer_norm" and block.pos_embed is None and block._chunk_size is None
+        for on, name, norm in chosen:
+            if on and (layer := getattr(block, name, None)) is not None:
+                yield layer, getattr(block, norm) if plain else None
+
+    def _grids(self, sample: Tensor) -> Iterator[tuple[int, tuple[int, int]]]:
+        """Each downsampling that tokens are pruned at, with the grid of tokens there."""
+        factor, (h, w) = 1, sample.shape[-2:]
+        wanted = {f for f, _ in self._transformers}
+        if factor in wanted:
+            yield factor, (h, w)
+        for block in self._unet.down_blocks:
+            for downsampler in block.downsamplers or ():
+                factor *= 2
+                h, w = ((size + (1 if downsampler.padding else 0)) // 2 for size in (h, w))
+                if factor in wanted:
+                    yield factor, (h, w)
+
+    # The hooks.
+
+    def _on_transformer(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._grid = tuple((args[0] if args else kwargs["hidden_states"]).shape[-2:])
+
+    def _on_block(
+        self, factor: int, number: int, pasts: list[TokenPast], module: nn.Module, args: tuple, kwargs: dict
+    ) -> tuple[tuple, dict] | None:
+        x = args[0] if args else kwargs["hidden_states"]
+        k = int(x.shape[1] * self._ratio)
+        if not k or not pasts:
+            self._selection = None
+            return None
+        x = x.contiguous()  # a transposed view of an image arrives here; without this every gather would copy it whole
+        if not self._pruning.shared:
+            self._selection = self._select(factor, number, pasts, x, k)
+        else:
+            if factor not in self._selections:
+                self._selections[factor] = self._select(factor, 0, pasts, x, k)
+            self._selection = self._selections[factor]
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
+
+    def _select(self, factor: int, number: int, pasts: list[TokenPast], x: Tensor, k: int) -> TokenSelection:
+        p = self._pruning
+        difference = None
+        if self._sign is not None:  # drawn with the choice: a difference that came later has none
+            difference = self._sign * F.adaptive_avg_pool2d(self._difference, self._grid).flatten(1)
+        noise = self._noise[factor][number] if is_noisy(p) else None
+        selection = select_tokens(
+            x,
+            self._grid,
+            k,
+            patch=base_patch(p),
+            score=base_score(x, p, noise, difference),
+            recover_from=p.recover_from,
+            similarity=p.similarity,
+            merge=p.reduction == "merge",
+            align_cfg=p.align_cfg and self.parts,
+            last=pasts[0].last,
+        )
+        if self.listener is not None:
+            self.listener(factor, self._grid, selection)
+        return selection
+
+    def _shorten(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        selection = self._selection
+        # A mask over self-attention's own tokens would have to be shortened too; no Stable Diffusion has one.
+        if selection is None or args[0].shape[1] != selection.source.shape[1]:
+            return None
+        return (selection.shorten(args[0]), *args[1:]), kwargs
+
+    def _restore(self, past: TokenPast, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        selection = self._selection
+        if selection is not None and output.shape[1] != selection.kept.shape[1]:
+            return None
+        if self._pruning.recover_from == "past":
+            return past.restore(output, selection, self._time)
+        return None if selection is None else selection.restore(output)
+
+
+def smallest_downsample(unet: UNet2DConditionModel) -> int:
+    """The smallest downsampling at which the UNet has attention: 1 in SD 1.x and 2.x, 2 in SDXL."""
+    return downsamplings(unet)[0]
+
+
+def downsamplings(unet: UNet2DConditionModel) -> tuple[int, ...]:
+    """The downsamplings at which the UNet has attention, ascending: 1, 2, 4, 8 in SD 1.x and 2.x."""
+    return tuple(sorted({factor for factor, _ in _transformers(unet, math.inf)}))
+
+
+def _transformers(unet: UNet2DConditionModel, max_downsample: float | None) -> list[tuple[int, Transformer2DModel]]:
+    """The transformers at a downsampling of at most `max_downsample` (None: the smallest that has any), and theirs."""
+    found: list[tuple[int, Transformer2DModel]] = []
+    factor = 1
+
+    def visit(block: nn.Module) -> None:
+        found.extend((factor, m) for m in block.modules() if isinstance(m, Transformer2DModel))
+
+    for block in unet.down_blocks:
+        visit(block)
+        factor *= 2 ** len(getattr(block, "downsamplers", None) or ())
+    if unet.mid_block is not None:
+        visit(unet.mid_block)
+    for block in unet.up_blocks:
+        visit(block)
+        factor //= 2 ** len(getattr(block, "upsamplers", None) or ())
+    limit = min((f for f, _ in found), default=1) if max_downsample is None else max_downsample
+    return [(f, transformer) for f, transformer in found if f <= limit]

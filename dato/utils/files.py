@@ -1,0 +1,81 @@
+"""Reading and writing files so that bad ones are named and half-written ones never exist."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dato.errors import DatoError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write_atomic(path: str | Path, data: str | bytes) -> None:
+    """Write a file so that it is either the old one or the whole new one, whatever happens in between.
+
+    Raises:
+        DatoError: if the place cannot be written to.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise DatoError(f"cannot write {path}: {error.strerror}; choose another place with --out") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files private; what we write is to be shared like any other file.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DatoError(f"cannot write {path}: {error.strerror}; choose another place with --out") from None
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file. Raises DatoError if it is missing, unreadable or not text."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DatoError(f"{path} is not a text file (UTF-8)") from None
+    except OSError as error:
+        raise DatoError(f"cannot read {path}: {error.strerror}") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file. Raises DatoError if it is missing, unreadable or not JSON."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DatoError(f"{path} is not JSON: {error}") from None
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:
+    """Write a matplotlib figure as a PNG, atomically. Raises as `write_atomic`."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=dpi)
+    write_atomic(path, data.getvalue())
+
+
+def dumps(data: Any, indent: int = 0) -> str:
+    """JSON in which a list of plain values takes one line, so that a person can read a schedule."""
+    pad = " " * (indent + 1)
+    if isinstance(data, dict) and data:
+        items = [f"{pad}{json.dumps(key)}: {dumps(value, indent + 1)}" for key, value in data.items()]
+        return "{\n" + ",\n".join(items) + "\n" + " " * indent + "}"
+    if isinstance(data, list) and any(isinstance(value, (dict, list)) for value in data):
+        return "[\n" + ",\n".join(pad + dumps(value, indent + 1) for value in data) + "\n" + " " * indent + "]"
+    return json.dumps(data, ensure_ascii=False, allow_nan=False)
