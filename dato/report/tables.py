@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from textwrap import fill
-from typing import Any
+from collections.abc import Iterator
 
-from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
-from torch import Tensor
 
 from dato.front import Front
 from dato.metrics.registry import METRICS, shown
 from dato.point import Point
 from dato.schedule import Schedule
-from dato.utils.files import save_figure
 
 FULL, NOTHING = "█", "·"
 # As papers write them.
@@ -88,103 +82,6 @@ def front_table(front: Front) -> Table:
         cells = [*speed, *values, *share, *count, forecast_of(point.schedule)]
         table.add_row(name, *cells, strip(point.schedule), style=style)
     return table
-
-
-def quality_plot(
-    families: Mapping[str, Sequence[Point]], stock: Point, metrics: Sequence[str], path: str | Path
-) -> None:
-    """Write a PNG: quality against the share of stock's time, one line or cloud for each family of methods.
-
-    Args:
-        families: Points by what they are called; the last one is drawn on top.
-        stock: The reference, at a share of 1.
-        metrics: Names of `METRICS`, one panel each.
-        path: Where to.
-
-    Raises:
-        DatoError: if the place cannot be written to.
-    """
-    figure = Figure(figsize=(6.2 * len(metrics), 5), layout="constrained")
-    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
-    markers = "osD^vP*X<>"
-    for panel, metric in zip(panels, metrics, strict=True):
-        for number, (name, points) in enumerate(families.items()):
-            points = sorted(points, key=lambda p: p.latency_ms)
-            shares = [point.latency_ms / stock.latency_ms for point in points]
-            values = [shown(METRICS[metric], point.metrics[metric]) for point in points]
-            line = "-" if len(points) > 2 else ""
-            panel.plot(
-                shares, values, line, marker=markers[number % len(markers)], markersize=5, linewidth=1.2, label=name
-            )
-        if metric != "psnr":
-            panel.axhline(shown(METRICS[metric], stock.metrics[metric]), color="grey", linewidth=0.8, linestyle=":")
-        ticks = [0.05, 0.1, 0.2, 0.3, 0.5, 1]
-        panel.set_xscale("log")
-        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        panel.minorticks_off()
-        panel.grid(alpha=0.25)
-        label = {"psnr": "PSNR to stock's image (dB)", "clip-score": "CLIP score (dotted: stock)"}.get(metric, metric)
-        panel.set(xlabel=f"share of stock's time ({stock.steps} steps)", ylabel=label)
-    panels[0].legend(fontsize=8)
-    save_figure(figure, path)
-
-
-def speed_chart(rows: Sequence[Mapping[str, Any]], title: str, path: str | Path) -> None:
-    """Write a PNG: for each method its speed-up over stock as a bar, and a mark at what its FLOPs allow.
-
-    Args:
-        rows: Of `dato.experiments.speed.time_images`, each with its `batch`; one panel for each batch size.
-        title: What was measured on what.
-        path: Where to.
-
-    Raises:
-        DatoError: if the place cannot be written to.
-    """
-    batches = sorted({row["batch"] for row in rows})
-    names = list(dict.fromkeys(row["method"] for row in rows))
-    size = 6.5 * len(batches) + 1.5, 0.34 * len(names) + 1.4
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(1, len(batches), squeeze=False, sharey=True)[0]
-    figure.suptitle(title, fontsize=9)
-    for panel, batch in zip(panels, batches, strict=True):
-        own = [row for row in rows if row["batch"] == batch]
-        places = [names.index(row["method"]) for row in own]
-        known = [row["allowed"] is not None for row in own]
-        colours = ["tab:blue" if is_known else "tab:grey" for is_known in known]
-        panel.barh(places, [row["loop_speedup"] for row in own], color=colours, alpha=0.85)
-        for row, place in zip(own, places, strict=True):
-            end = max(row["loop_speedup"], row["allowed"] or 0)
-            label = f"{row['loop_speedup']:.2f}x"
-            panel.annotate(label, (end, place), (5, 0), textcoords="offset points", va="center", fontsize=7)
-        marks = [(row["allowed"], place) for row, place in zip(own, places, strict=True) if row["allowed"] is not None]
-        panel.plot(*zip(*marks, strict=True), "k|", markersize=11, label="what the remaining FLOPs allow")
-        panel.axvline(1, color="grey", linewidth=0.8, linestyle=":")
-        panel.set(xlabel=f"speed-up of UNet and sampler over stock, batch {batch}")
-        panel.grid(axis="x", alpha=0.25)
-        panel.margins(x=0.12)
-    panels[0].set_yticks(range(len(names)), names, fontsize=8)
-    panels[0].invert_yaxis()
-    panels[-1].legend(fontsize=7, loc="lower right")
-    save_figure(figure, path)
-
-
-def image_grid(rows: Mapping[str, Tensor], prompts: Sequence[str], path: str | Path) -> None:
-    """Write a PNG with one labelled row of images (n, 3, H, W) in [0, 1] for each name, a column for each prompt.
-
-    Raises:
-        DatoError: if the place cannot be written to.
-    """
-    figure = Figure(figsize=(1.3 * len(prompts) + 1.2, 1.3 * len(rows) + 0.5), layout="constrained")
-    axes = figure.subplots(len(rows), len(prompts), squeeze=False)
-    for line, (name, images) in zip(axes, rows.items(), strict=True):
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-        for axis, image in zip(line, images, strict=True):
-            axis.imshow(image.permute(1, 2, 0).numpy())
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-    for axis, prompt in zip(axes[0], prompts, strict=True):
-        axis.set_title(fill(prompt, 16), fontsize=7)
-    save_figure(figure, path)
 
 
 def _rows(front: Front) -> Iterator[tuple[str, str, Point]]:
