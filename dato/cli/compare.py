@@ -139,7 +139,7 @@ def compare_searches(
 def _study(folder: Path, prompts: Sequence[str], sampling: Sampling, device: str) -> Iterator[Study]:
     """A study of one set of prompts."""
     recipe = Recipe(EMBEDDED, device, "float32", "plms", tuple(prompts), sampling, (), ("psnr",))
-    study = Study(Folder(folder), InProcess(recipe))
+    study = Study(Folder(folder), InProcess(recipe.evaluator()))
     settings = {
         "prompts": list(prompts),
         "steps": sampling.steps,

@@ -22,7 +22,7 @@ from dato.cli.display import display_of
 from dato.cli.latency import Latency, mode_of
 from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError
-from dato.evaluation.baselines import fewer_steps, references, seeds
+from dato.evaluation.baselines import all_baselines, fewer_steps, seeds
 from dato.evaluation.pool import Facts, Recipe
 from dato.front import Front
 from dato.generation.prompts import read_prompts
@@ -250,7 +250,7 @@ def search_ratio(
                     f"{point.steps or reference} steps, and this model makes {sorted(facts.steps_of)} calls and has "
                     f"{facts.rungs} rungs; search its depths first"
                 )
-        known = references(facts.steps_of, facts.calls, facts.rungs)
+        known = all_baselines(facts.steps_of, facts.calls, facts.rungs)
         most = space.ratios[-1]
         known[f"all whole, ratio {most:g}"] = Schedule.full(facts.calls, rungs=base.rungs).with_ratios(most)
         content = json.dumps([point.schedule.to_dict() for point in points])
@@ -306,7 +306,7 @@ def _search_calls(ctx: typer.Context, kind: str, ratios: str | None) -> None:
     def plan(facts: Facts) -> Plan:
         lengths = [facts.calls_of[count] for count in chosen.steps]
         space = DepthSpace(lengths, facts.rungs, alphabet, chosen.orders, chosen.forecast, shares, pruning)
-        known = references(facts.steps_of, facts.calls, facts.rungs)
+        known = all_baselines(facts.steps_of, facts.calls, facts.rungs)
         regular = seeds(lengths, facts.rungs, chosen.orders, chosen.forecast, chosen.pop_size // len(space.kinds))
         settings = {
             "preset": o.preset,

@@ -1,82 +1,68 @@
-"""Judging schedules: the same prompts, the same noise, one pipeline and one set of metrics for all of them."""
+"""The evaluator: judges methods by the same prompts, the same noise, one pipeline and one set of metrics."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import io
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
 from torch import Tensor
 
 from dato.errors import DatoError
+from dato.evaluation.flaws import check_stock, flaw
 from dato.evaluation.judgement import Judgement, failed
-from dato.evaluation.methods import Peer
+from dato.evaluation.methods import Method, as_method, stock_method
 from dato.evaluation.racing import Rival, expected_if_beaten, rival_for
+from dato.evaluation.safety_checker import without_safety_checker
+from dato.evaluation.sample_pictures import sample_of
+from dato.evaluation.stock import Stock
 from dato.generation.sampling import Generated, Sampling, generate
 from dato.metrics.base import MeanOverImages, Metric
 from dato.point import Point
-from dato.prediction.latency_table import is_stock
 from dato.samplers import num_calls, sampler_name
 from dato.schedule import Schedule
 from dato.unet.ladder import Ladder
-from dato.unet.patch import patched, remove_patch
-from dato.utils.images import picture
+from dato.unet.patch import remove_patch
+from dato.utils.memory import survive_out_of_memory
 
+T = TypeVar("T")
 PROBE_STEPS = 4  # of the short stock generation that tells how fast the machine is just now
-BLACK = 1 / 255
-SAMPLE_PIXELS = 256  # a sample's images are at most so high
-
-
-@dataclass(frozen=True)
-class Stock:
-    """What everything is compared with.
-
-    Attributes:
-        point: Stock as a point, the baseline.
-        images: (n, 3, H, W) float32 in [0, 1], one for each prompt: the references of fidelity.
-        sample: The first of them side by side, as a picture file.
-    """
-
-    point: Point
-    images: Tensor
-    sample: bytes
 
 
 class Evaluator:
-    """Turns schedules (and peers' methods) into points. What was asked for once as a point is not judged again.
+    """Turns methods into points. A method that was judged by a call of the evaluator is not judged again.
 
-    Making one takes the patch and the safety checker off the pipeline; stock's images are generated when they are
-    first needed.
+    Making an evaluator removes dato's patch from the pipeline. Stock's images are generated when they are first needed.
+    A safety checker is off while images are generated here, and is back afterwards.
 
     Args:
         pipe: The pipeline, on its device.
         prompts: One image is generated for each.
-        sampling: How. Its steps are those of the reference images and of the baseline.
-        steps: Further numbers of steps for which schedules may be judged; the length of a schedule says for which.
-        metrics: The first one is the objective (`Point.quality`); the others are recorded.
-        latency: Milliseconds per image of a schedule, predicted, as by `LatencyTable.predict`; it is then what counts,
-            so that the same seed gives the same front. None: what is measured while the images are generated (end to
-            end, the median over batches) counts. Peers are measured always.
-        race: So many images, in whole batches, may be enough to give a candidate up (see `judge`); None: all get all.
-        interleave: Before each candidate a short stock generation tells how fast the machine is just now, and measured
-            times are scaled to the speed it had at stock's turn; so a GPU that throttles favours nobody.
+        sampling: How images are generated. Its steps are those of the reference images and of the baseline.
+        metrics: The first one is the objective (`Point.quality`). The others are recorded.
+        latency: Predicts milliseconds per image of a schedule, as `LatencyTable.predict` does. Then the prediction
+            counts, so the same seed gives the same front. None: the time measured while the images are generated counts
+            (end to end, the median over batches). Other packages' methods are always measured.
+        steps: Further numbers of steps for which schedules may be judged. The length of a schedule says for which.
+        race: After so many images (rounded up to whole batches) a candidate may be given up (see `judge`). None: every
+            candidate gets all images.
+        interleave: Before each candidate a short stock generation tells how fast the machine is just now. Measured
+            times are scaled to the speed the machine had at stock's turn, so a GPU that throttles favours nobody.
 
-    The metrics of a point hold both: `measured_ms`, and `table_ms` where there is a prediction; with `interleave`
-    `probe_ms`, the time of the short generation.
+    The metrics of a point hold `measured_ms`, `table_ms` if there is a prediction, and with `interleave` `probe_ms`,
+    the time of the short generation.
 
     Attributes:
-        latency: As above; to be changed only before anything is judged.
-        calls: UNet calls of one generation of the reference steps.
+        latency: As above. It may be changed only before anything is judged.
+        calls: UNet calls of one generation with the reference steps.
         steps_of: Number of UNet calls -> number of steps.
         rungs: Rungs of the UNet.
-        judged: All points so far, by schedule or peer, in the order in which they were judged.
+        stock_method: The unchanged pipeline with the reference steps.
+        judged: All points so far, by `Method.identity`, in the order in which they were judged.
         images: Number of images generated so far.
     """
 
@@ -91,8 +77,6 @@ class Evaluator:
         race: int | None = None,
         interleave: bool = False,
     ) -> None:
-        if getattr(pipe, "safety_checker", None) is not None:
-            pipe.safety_checker = None  # a picture turned black says nothing about a schedule, and takes time
         self.pipe, self.prompts, self.sampling, self.metrics = remove_patch(pipe), list(prompts), sampling, metrics
         self.latency, self.interleave = latency, interleave
         batch = sampling.batch_size
@@ -101,36 +85,35 @@ class Evaluator:
         self.rungs = len(Ladder(pipe.unet))
         self.steps_of = {num_calls(pipe, count): count for count in (*steps, sampling.steps)}
         self.calls = num_calls(pipe, sampling.steps)
-        self.judged: dict[Schedule | Peer, Point] = {}
+        self.stock_method = stock_method(Schedule.full(self.calls, rungs=self.rungs))
+        self.judged: dict[tuple[str, Schedule], Point] = {}
         self.images = 0
         self._stock: Stock | None = None
         self._warm = False
 
     @property
     def stock(self) -> Stock:
-        """Stock and its images, which are generated when they are first asked for."""
+        """Stock and its images. They are generated when this is first read."""
         if self._stock is None:
             probe = self._probe()
             self.images += len(self.prompts)
-            result = generate(self.pipe, self.prompts, self.sampling)
-            if not result.images.isfinite().all():
-                raise DatoError("stock's images are not finite numbers: give --dtype float32 or bfloat16")
-            schedule = Schedule.full(self.calls, rungs=self.rungs)
+            result = self.generate(self.stock_method, self.prompts, self.sampling)
+            check_stock(result.images)
             values = self._per_image(result.images, self.prompts, result.images)
-            point = self._point(schedule, result, result.images, values, probe, baseline=None)
+            point = self._point(self.stock_method, result, result.images, values, probe, baseline=None)
             self._stock = Stock(point, result.images, sample_of(result.images))
         return self._stock
 
     @stock.setter
     def stock(self, stock: Stock) -> None:
-        """Take what was generated before, under the same conditions."""
+        """Set stock to what was generated before, under the same conditions."""
         if len(stock.images) != len(self.prompts):
             raise DatoError(f"there are {len(stock.images)} images of stock and {len(self.prompts)} prompts")
         self._stock = stock
 
     @property
     def has_stock(self) -> bool:
-        """Whether stock's images are there already."""
+        """Whether stock's images exist already."""
         return self._stock is not None
 
     @property
@@ -138,137 +121,119 @@ class Evaluator:
         """Stock as a point."""
         return self.stock.point
 
-    def __call__(self, contender: Schedule | Peer) -> Point:
-        """Generate the contender's images and judge them, or return what is known of it."""
-        if contender not in self.judged:
-            self.judged[contender] = self.judge(contender).point
-        return self.judged[contender]
+    def __call__(self, method: Schedule | Method) -> Point:
+        """Return the point of a method. It is judged if it was not judged before."""
+        method = as_method(method)
+        if method.identity not in self.judged:
+            self.judged[method.identity] = self.judge(method).point
+        return self.judged[method.identity]
 
-    def judge(self, contender: Schedule | Peer, rivals: Sequence[Rival] = ()) -> Judgement:
-        """Generate the contender's images and judge them.
+    def judge(self, method: Schedule | Method, rivals: Sequence[Rival] = ()) -> Judgement:
+        """Generate a method's images and judge them.
 
-        One that runs out of memory, or gives images that are not finite or are black where stock's are not, has failed.
+        A method fails if it runs out of memory, or if its images are not finite or are black where stock's are not.
 
         Args:
-            contender: What to judge.
-            rivals: Where candidates race: points of the front. A contender that is slower than one of them and surely
-                worse, by its first images, does not get the others, and its quality is what it would be expected to be.
+            method: What to judge.
+            rivals: If candidates race: points of the front. A candidate that is slower than a rival, and by its first
+                images surely worse, is given up. It gets no further images, and its quality is the expected one.
         """
+        method = as_method(method)
         stock, images = self.stock, self.images
-        schedule = contender.schedule if isinstance(contender, Peer) else contender
-        try:
-            return self._judge(contender, schedule, stock, rivals)
-        except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = "out of memory"
-        gc.collect()
-        if self.pipe.unet.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return failed(schedule, reason, self.images - images)
+        with survive_out_of_memory(self.pipe.unet.device):
+            return self._judge(method, stock, rivals)
+        return failed(method.schedule, "out of memory", self.images - images)
 
-    def _judge(
-        self, contender: Schedule | Peer, schedule: Schedule, stock: Stock, rivals: Sequence[Rival]
-    ) -> Judgement:
-        probe = self._probe()
-        parts, values, total, expected = [], [], len(self.prompts), None
-        cut = self.race if rivals and self.race is not None and self.race < total else total
-        for start, stop in ((0, cut), (cut, total)):
-            if start == stop:
-                continue
-            self.images += stop - start
-            sampling = replace(self.sampling, seed=self.sampling.seed + start)
-            part = self.generate(contender, self.prompts[start:stop], sampling)
-            parts.append(part)
-            reason = flaw(part.images, stock.images[start:stop])
+    def _judge(self, method: Method, stock: Stock, rivals: Sequence[Rival]) -> Judgement:
+        trial, expected = _Trial(self._probe()), None
+        for start, stop in self._spans(rivals):
+            reason = self._extend(trial, method, stock, start, stop)
             if reason is not None:
-                return failed(schedule, reason, stop)
-            values += self._per_image(part.images, self.prompts[start:stop], stock.images[start:stop])
-            if stop < total:
-                rival = rival_for(self._latency_of(contender, part, probe), rivals)
-                expected = None if rival is None else expected_if_beaten(values, rival)
+                return failed(method.schedule, reason, stop)
+            if stop < len(self.prompts):
+                rival = rival_for(self._latency_of(method, trial.parts[-1], trial.probe), rivals)
+                expected = None if rival is None else expected_if_beaten(trial.values, rival)
                 if expected is not None:
                     break
-        result = _joined(parts)
-        point = self._point(contender, result, stock.images[: len(result.images)], values, probe, stock.point)
+        result = _joined(trial.parts)
+        references = stock.images[: len(result.images)]
+        point = self._point(method, result, references, trial.values, trial.probe, stock.point)
         if not all(map(math.isfinite, point.metrics.values())):
             worst = next(name for name, value in point.metrics.items() if not math.isfinite(value))
-            return failed(schedule, f"{worst} is no number", len(result.images))
+            return failed(method.schedule, f"{worst} is no number", len(result.images))
         if expected is not None:
             point = replace(point, quality=expected)
-        return Judgement(point, tuple(values), len(result.images), sample=sample_of(result.images))
+        return Judgement(point, tuple(trial.values), len(result.images), sample=sample_of(result.images))
 
-    def retime(
-        self, contenders: Mapping[Schedule | Peer, Point], rounds: int, progress: Callable[[], None] = lambda: None
-    ) -> tuple[Point, list[Point]]:
-        """Time stock and these again, side by side, and return stock's and their points with those times.
+    def _spans(self, rivals: Sequence[Rival]) -> list[tuple[int, int]]:
+        """Return the ranges of prompts to generate one after the other: two if the candidate races, else one."""
+        total = len(self.prompts)
+        if rivals and self.race is not None and 0 < self.race < total:
+            return [(0, self.race), (self.race, total)]
+        return [(0, total)]
 
-        In every round each of them generates the first batch of prompts once, one after the other, so that a machine
-        that speeds up or slows down does so for all; a candidate that was lucky once in the search is found out. This
-        measures also where latency was predicted; without rounds the points stay as they are.
-        """
-        self.warm_up()
-        turns = [None, *contenders]
-        times: list[list[Generated]] = [[] for _ in turns]
-        for _ in range(rounds):
-            for contender, measured in zip(turns, times, strict=True):
-                measured.append(self.generate(contender, self.prompts[: self.sampling.batch_size], self.sampling))
-                progress()
-        points = [self.baseline, *contenders.values()]
-        if rounds:
-            points = [_timed(point, measured) for point, measured in zip(points, times, strict=True)]
-            stock = points[0].latency_ms
-            points = [replace(point, speedup=stock / point.latency_ms) for point in points]
-        baseline, *others = points
-        return baseline, others
+    def _extend(self, trial: _Trial, method: Method, stock: Stock, start: int, stop: int) -> str | None:
+        """Generate and measure the images of prompts `start` to `stop`. Return what is wrong with them, or None."""
+        self.images += stop - start
+        sampling = replace(self.sampling, seed=self.sampling.seed + start)
+        prompts, references = self.prompts[start:stop], stock.images[start:stop]
+        part = self.generate(method, prompts, sampling)
+        trial.parts.append(part)
+        reason = flaw(part.images, references)
+        if reason is None:
+            trial.values += self._per_image(part.images, prompts, references)
+        return reason
 
     def generate(
-        self, contender: Schedule | Peer | None, prompts: Sequence[str], sampling: Sampling, decode: bool = True
+        self, method: Schedule | Method, prompts: Sequence[str], sampling: Sampling, decode: bool = True
     ) -> Generated:
-        """Generate images with a contender (None: stock), in as many steps as it has calls for.
+        """Generate images with a method, in as many steps as its schedule has calls for.
 
-        Arguments as for `dato.generation.sampling.generate`.
+        The other arguments are those of `dato.generation.sampling.generate`.
 
         Raises:
-            DatoError: if generations here have another number of calls.
+            DatoError: if generations of this evaluator have another number of calls.
         """
-        if contender is None:
+        method = as_method(method)
+        calls = len(method.schedule)
+        if calls not in self.steps_of:
+            lengths = ", ".join(map(str, sorted(self.steps_of)))
+            raise DatoError(f"a schedule of {calls} calls cannot be judged here; generations have {lengths}")
+        sampling = replace(sampling, steps=self.steps_of[calls])
+        with method.apply(self.pipe), without_safety_checker(self.pipe):
             return generate(self.pipe, prompts, sampling, decode)
-        schedule = contender.schedule if isinstance(contender, Peer) else contender
-        if len(schedule) not in self.steps_of:
-            known = ", ".join(map(str, sorted(self.steps_of)))
-            raise DatoError(f"a schedule of {len(schedule)} calls cannot be judged here; generations have {known}")
-        sampling = replace(sampling, steps=self.steps_of[len(schedule)])
-        if isinstance(contender, Peer):
-            running = contender.apply(self.pipe)
-        elif is_stock(schedule):
-            running = contextlib.nullcontext()  # stock with fewer steps is stock: nothing of ours may cost it time
-        else:
-            running = patched(self.pipe, schedule)
-        with running:
-            return generate(self.pipe, prompts, sampling, decode)
+
+    def run(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Return `function(self, *arguments, **options)`, with the pipeline's safety checker off meanwhile."""
+        with without_safety_checker(self.pipe):
+            return function(self, *arguments, **options)
 
     def warm_up(self) -> None:
         """Generate once, so that what is loaded and chosen at the first generation is not timed."""
-        if not self._warm:  # whoever was given stock's images has generated nothing yet
-            generate(self.pipe, self.prompts[: self.sampling.batch_size], replace(self.sampling, steps=2))
+        if not self._warm:  # an evaluator that was given stock's images has generated nothing yet
+            self._generate_stock(2)
             self._warm = True
 
+    def _generate_stock(self, steps: int) -> Generated:
+        """Generate the first batch with the unchanged pipeline in this number of steps."""
+        with without_safety_checker(self.pipe):
+            return generate(self.pipe, self.prompts[: self.sampling.batch_size], replace(self.sampling, steps=steps))
+
     def _probe(self) -> float | None:
+        """Return milliseconds per image of a short stock generation; None if measured times are not scaled."""
         self.warm_up()
         if not self.interleave or self.latency is not None:
             return None
-        short = replace(self.sampling, steps=PROBE_STEPS)
-        return generate(self.pipe, self.prompts[: self.sampling.batch_size], short).loop_ms[0]
+        return self._generate_stock(PROBE_STEPS).loop_ms[0]
 
     def _per_image(self, images: Tensor, prompts: Sequence[str], references: Tensor) -> list[float]:
-        """The objective for each of these images; nothing if it is no mean over images."""
+        """Return the objective of each of these images; nothing if it is not a mean over images."""
         metric = self.metrics[0]
         return metric.measure(images, prompts, references).tolist() if isinstance(metric, MeanOverImages) else []
 
-    def _latency_of(self, contender: Schedule | Peer, result: Generated, probe: float | None) -> float:
-        if self.latency is not None and isinstance(contender, Schedule):
-            return self.latency(contender)
+    def _latency_of(self, method: Method, result: Generated, probe: float | None) -> float:
+        if self.latency is not None and method.predictable:
+            return self.latency(method.schedule)
         measured = statistics.median(result.latency_ms)
         if probe is None or self._stock is None:
             return measured
@@ -276,14 +241,14 @@ class Evaluator:
 
     def _point(
         self,
-        contender: Schedule | Peer,
+        method: Method,
         result: Generated,
         references: Tensor,
         values: Sequence[float],
         probe: float | None,
         baseline: Point | None,
     ) -> Point:
-        schedule = contender.schedule if isinstance(contender, Peer) else contender
+        """Return the point of a method whose images, the objective's `values` and times are known."""
         prompts = self.prompts[: len(references)]
         objective, *others = self.metrics
         quality = statistics.fmean(values) if values else objective(result.images, prompts, references)
@@ -292,30 +257,33 @@ class Evaluator:
         metrics["measured_ms"] = statistics.median(result.latency_ms)
         if probe is not None:
             metrics["probe_ms"] = probe
-        latency = self._latency_of(contender, result, probe)
-        # A speed-up is a ratio of two times of one kind.
-        known = "measured_ms"
-        if self.latency is not None and isinstance(contender, Schedule):
-            metrics[known := "table_ms"] = latency
-        speedup = 1.0 if baseline is None else baseline.metrics[known] / latency
-        steps, sampler = self.steps_of[len(schedule)], sampler_name(self.pipe.scheduler)
-        return Point(schedule, quality, latency, speedup, metrics, steps, sampler)
+        latency = self._latency_of(method, result, probe)
+        # A speed-up is the ratio of two predicted or of two measured times.
+        kind = "measured_ms"
+        if self.latency is not None and method.predictable:
+            metrics[kind := "table_ms"] = latency
+        speedup = 1.0 if baseline is None else baseline.metrics[kind] / latency
+        steps, sampler = self.steps_of[len(method.schedule)], sampler_name(self.pipe.scheduler)
+        return Point(method.schedule, quality, latency, speedup, metrics, steps, sampler)
 
 
-def sample_of(images: Tensor, count: int = 4) -> bytes:
-    """The first `count` of images (n, 3, H, W) in [0, 1] side by side, as a WebP file; large ones are made smaller."""
-    strip = torch.cat(list(images[:count].clamp(0, 1)), dim=2)
-    sample = picture(strip)
-    if sample.height > SAMPLE_PIXELS:
-        width = sample.width * SAMPLE_PIXELS // sample.height
-        sample = sample.resize((width, SAMPLE_PIXELS), Image.Resampling.LANCZOS)
-    data = io.BytesIO()
-    sample.save(data, "webp", lossless=sample.height < 128, quality=90)
-    return data.getvalue()
+@dataclass
+class _Trial:
+    """What was generated and measured of one candidate so far.
+
+    Attributes:
+        probe: As `Evaluator._probe` returns.
+        parts: The generations.
+        values: The objective of each image; empty if it is not a mean over images.
+    """
+
+    probe: float | None
+    parts: list[Generated] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
 
 
 def _joined(parts: Sequence[Generated]) -> Generated:
-    """Generations of one contender, put together."""
+    """Return several generations of one method as one."""
 
     def all_of(name: str) -> list[float]:
         return [value for part in parts for value in getattr(part, name)]
@@ -325,33 +293,13 @@ def _joined(parts: Sequence[Generated]) -> Generated:
     )
 
 
-def flaw(images: Tensor, references: Tensor) -> str | None:
-    """What makes these images (n, 3, H, W) unfit to be judged, or None."""
-    if not images.isfinite().all():
-        return "its images are not finite numbers"
-    black = images.flatten(1).amax(1) < BLACK
-    if (black & (references.flatten(1).amax(1) >= BLACK)).any():
-        return "it gives black images"
-    return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an exception says."""
-    # A CPU's allocator has no exception of its own.
-    return not isinstance(error, RuntimeError) or any(
-        words in str(error)
-        for words in ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
-    )
-
-
-def _timed(point: Point, measured: Sequence[Generated]) -> Point:
-    """The point with the medians of these measurements."""
-    latency = statistics.median(g.latency_ms[0] for g in measured)
-    unet = statistics.median(g.unet_ms[0] for g in measured)
-    return replace(point, latency_ms=latency, metrics={**point.metrics, "unet_ms": unet, "measured_ms": latency})
-
-
 def precision_errors(evaluator: Evaluator, images: Tensor, prompts: Sequence[str]) -> dict[str, float]:
-    """For each metric that computes in half precision, how much that changes on these images at most."""
+    """Return for each metric that computes in half precision by how much, at most, that changes these images' values.
+
+    Args:
+        evaluator: Whose metrics are meant.
+        images: (n, 3, H, W) in [0, 1].
+        prompts: n.
+    """
     errors = {metric.name: metric.precision_error(images, prompts) for metric in evaluator.metrics}
     return {name: error for name, error in errors.items() if error}

@@ -1,4 +1,4 @@
-"""What is known of a schedule once it was judged, and how a journal holds it."""
+"""A judgement: what is known of a schedule after it was judged, and how a journal stores it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dato.point import Point, point_from_dict
 from dato.pruning import Pruning
 from dato.schedule import Schedule
 
-_SCHEDULE = ("depths", "ratios", "orders", "forecast")
+_SCHEDULE_KEYS = ("depths", "ratios", "orders", "forecast")
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Judgement:
     """A judged schedule.
 
     Attributes:
-        point: What was measured; of a schedule that failed, its quality is no number.
-        per_image: The objective for each image, in the order of the prompts; empty if it is not a mean over images.
-        images: How many images were generated for it; fewer than there are prompts where it was given up early.
-        failure: Why it could not be judged, as "out of memory"; None if it could.
-        sample: The first images side by side, as a picture file; None where nobody asked.
+        point: What was measured. The quality of a schedule that failed is -inf.
+        per_image: The objective of each image, in the order of the prompts. Empty if it is not a mean over images.
+        images: How many images were generated for it. Fewer than there are prompts if it was given up early.
+        failure: Why it could not be judged, as "out of memory". None if it could.
+        sample: The first images side by side, as a picture file. None if it failed, or was read from a journal.
     """
 
     point: Point
@@ -39,21 +39,21 @@ class Judgement:
         return self.point.schedule
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; the sample, the rungs and the settings of pruning are kept elsewhere."""
-        data = self.point.to_dict()
+        """Return plain JSON values, without the sample, the rungs and the settings of pruning."""
+        point = self.point.to_dict()
         if self.failure is not None:
-            return {"failed": {k: data[k] for k in _SCHEDULE if k in data}, "why": self.failure, "images": self.images}
-        return {"judged": data, "per_image": list(self.per_image), "images": self.images}
+            schedule = {key: point[key] for key in _SCHEDULE_KEYS if key in point}
+            return {"failed": schedule, "why": self.failure, "images": self.images}
+        return {"judged": point, "per_image": list(self.per_image), "images": self.images}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], rungs: int, pruning: Pruning) -> Judgement:
-        """The inverse of `to_dict`. Raises DatoError if something is missing or not valid."""
+        """Return the judgement that `to_dict` wrote. Raises DatoError if something is missing or not valid."""
         try:
             if "failed" in data:
-                own = data["failed"]
-                schedule = Schedule(
-                    own["depths"], own["ratios"], own["orders"], rungs, pruning, own.get("forecast", "polynomial")
-                )
+                entries = data["failed"]
+                forecast = entries.get("forecast", "polynomial")
+                schedule = Schedule(entries["depths"], entries["ratios"], entries["orders"], rungs, pruning, forecast)
                 return failed(schedule, str(data["why"]), int(data["images"]))
             point = point_from_dict("a judged point", data["judged"], rungs, pruning)
             return cls(point, tuple(map(float, data["per_image"])), int(data["images"]))
@@ -62,5 +62,11 @@ class Judgement:
 
 
 def failed(schedule: Schedule, why: str, images: int) -> Judgement:
-    """The judgement of a schedule that could not be run, or gave no images."""
+    """Return the judgement of a schedule that could not be run, or gave no usable images.
+
+    Args:
+        schedule: The schedule.
+        why: What went wrong.
+        images: How many images were generated for it.
+    """
     return Judgement(Point(schedule, -math.inf, math.inf, 0.0), images=images, failure=why)

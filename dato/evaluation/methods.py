@@ -1,7 +1,6 @@
-"""Other packages' methods, so that they can be judged and timed beside ours.
+"""A method: one way to run a pipeline, ours or another package's, that can be judged and timed beside others.
 
-In quality DeepCache needs none: a uniform schedule of order 0 is the same computation (tested against the package,
-equal). Its time is measured with the package, which walks through the UNet in another way.
+To add another package's method, write a function like `tomesd_method` that returns a `Method`.
 """
 
 from __future__ import annotations
@@ -9,36 +8,111 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 
 import torch
 from diffusers import DiffusionPipeline
 
 from dato.errors import DatoError
+from dato.prediction.latency_table import is_stock
 from dato.schedule import Schedule
 from dato.tokens.pruner import smallest_downsample
+from dato.unet.compiled import CompiledCalls
+from dato.unet.patch import patched
+
+STOCK = "stock"  # name of the unchanged pipeline with the reference's number of steps
 
 
 @dataclass(frozen=True)
-class Peer:
-    """A method that is no schedule of ours.
+class Method:
+    """One way to run a pipeline.
+
+    Two methods are equal if their fields are, `apply` aside.
 
     Attributes:
         name: What tables call it.
-        schedule: The schedule that runs as many calls, all whole.
+        schedule: What it computes. For a package that merges tokens: as many whole calls.
         apply: Makes a pipeline run the method for the length of a `with` block.
-        version: Of the package.
+        version: Version of the package that runs it; None: dato runs it.
+        steps: Steps of the sampler; None: as many as make the schedule's number of calls.
+        flops_known: Whether the schedule says all that is computed, so that FLOPs can be counted.
     """
 
     name: str
     schedule: Schedule
-    apply: Callable[[DiffusionPipeline], AbstractContextManager]
-    version: str = ""
+    apply: Callable[[DiffusionPipeline], AbstractContextManager] = field(compare=False, repr=False)
+    version: str | None = None
+    steps: int | None = None
+    flops_known: bool = True
+
+    @property
+    def predictable(self) -> bool:
+        """Whether a latency table, which holds times of dato's calls, can predict its latency."""
+        return self.version is None
+
+    @property
+    def identity(self) -> tuple[str, Schedule]:
+        """What it computes, whatever it is called. Methods of equal identity give equal images."""
+        return "" if self.version is None else f"{self.name} {self.version}", self.schedule
 
 
-def tomesd_peer(ratio: float, schedule: Schedule) -> Peer | None:
-    """ToMeSD (Bolya & Hoffman, CVPRW 2023) at this ratio and the largest grid; None if the package is not there."""
+def as_method(method: Schedule | Method) -> Method:
+    """Return a schedule as a method of ours, and a method as it is."""
+    return schedule_method(method) if isinstance(method, Schedule) else method
+
+
+def schedule_method(
+    schedule: Schedule, name: str = "", *, steps: int | None = None, compiled: CompiledCalls | None = None
+) -> Method:
+    """Return the method that runs a schedule with dato.
+
+    Args:
+        schedule: The schedule. If it asks for whole calls alone and nothing is compiled, the pipeline runs unpatched.
+        name: What tables call it.
+        steps: As in `Method`.
+        compiled: Compiled calls to run it with; None: eager ones.
+    """
+    if compiled is None and is_stock(schedule):
+        return stock_method(schedule, name, steps=steps)
+    return Method(name, schedule, partial(patched, schedule=schedule, compile=compiled or False), steps=steps)
+
+
+def stock_method(
+    schedule: Schedule, name: str = STOCK, *, steps: int | None = None, forward: Callable | None = None
+) -> Method:
+    """Return the method that runs the pipeline unchanged.
+
+    Args:
+        schedule: As many whole calls as it makes.
+        name: What tables call it.
+        steps: As in `Method`.
+        forward: The UNet's own forward, compiled, to be used in place of the eager one.
+    """
+
+    @contextlib.contextmanager
+    def apply(pipe: DiffusionPipeline) -> Iterator[None]:
+        if forward is None:
+            yield
+            return
+        pipe.unet.forward = forward
+        try:
+            yield
+        finally:
+            del pipe.unet.forward
+
+    return Method(name, schedule, apply, steps=steps)
+
+
+def tomesd_method(ratio: float, whole: Schedule, *, steps: int | None = None) -> Method | None:
+    """Return ToMeSD (Bolya & Hoffman, CVPRW 2023), or None if its package is not installed.
+
+    Args:
+        ratio: Share of tokens to merge, at the highest resolution that has attention.
+        whole: As many whole calls as are made.
+        steps: As in `Method`.
+    """
     try:
         import tomesd
     except ImportError:
@@ -46,29 +120,32 @@ def tomesd_peer(ratio: float, schedule: Schedule) -> Peer | None:
 
     @contextlib.contextmanager
     def apply(pipe: DiffusionPipeline) -> Iterator[None]:
-        # Its default of 1 would merge nothing where attention begins at half the resolution, as in SDXL.
+        # Its default of 1 merges nothing where attention begins at half the resolution, as in SDXL.
         tomesd.apply_patch(pipe, ratio=ratio, max_downsample=smallest_downsample(pipe.unet))
         try:
-            # It begins from whatever state torch's own generator is in; its images are to be the same every time.
+            # It seeds itself from torch's global generator. A fixed state gives the same images every time.
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 yield
         finally:
             tomesd.remove_patch(pipe)
 
-    return Peer(f"ToMeSD {ratio:.0%}", schedule, apply, version("tomesd"))
+    return Method(f"ToMeSD {ratio:.0%}", whole, apply, version("tomesd"), steps, flops_known=False)
 
 
-def deepcache_peer(interval: int, branch: int, schedule: Schedule) -> Peer | None:
-    """The package DeepCache (Ma et al., CVPR 2024): every `interval`-th call whole; None if it is not there.
+def deepcache_method(interval: int, branch: int, calls: int, rungs: int, *, steps: int | None = None) -> Method | None:
+    """Return the package DeepCache (Ma et al., CVPR 2024), or None if it is not installed.
 
-    The package finds a call's index by its timestep, so PLMS's third call, which repeats the second's timestep, is
-    shallow even with an interval of 2. All else is `Schedule.uniform`.
+    In quality it equals `Schedule.uniform` (tested, difference 0), with one exception. The package finds a call's index
+    by its timestep, so PLMS's third call, which repeats the second's timestep, is shallow even with an interval of 2.
+    Its time differs from that of our schedule: it walks through the UNet in another way.
 
     Args:
-        interval: Its `cache_interval`.
-        branch: Its `cache_branch_id`; the other calls run at depth branch + 1.
-        schedule: The schedule that runs as many calls, all whole.
+        interval: Its `cache_interval`: every `interval`-th call is whole.
+        branch: Its `cache_branch_id`: the other calls run at depth branch + 1.
+        calls: UNet calls of one generation.
+        rungs: Rungs of the UNet.
+        steps: As in `Method`.
 
     Raises:
         DatoError: if there is no such interval or branch.
@@ -77,15 +154,15 @@ def deepcache_peer(interval: int, branch: int, schedule: Schedule) -> Peer | Non
         from DeepCache import DeepCacheSDHelper
     except ImportError:
         return None
-    if interval < 1 or not 0 <= branch < schedule.rungs - 1:
+    if interval < 1 or not 0 <= branch < rungs - 1:
         raise DatoError(
-            f"DeepCache: the interval must be at least 1 and the branch from 0 to {schedule.rungs - 2}, "
+            f"DeepCache: the interval must be at least 1 and the branch from 0 to {rungs - 2}, "
             f"not {interval} and {branch}"
         )
 
     @contextlib.contextmanager
     def apply(pipe: DiffusionPipeline) -> Iterator[None]:
-        # The package leaves a `forward` of its own in every module that it has wrapped.
+        # The package leaves a `forward` in the `__dict__` of every module that it has wrapped.
         before = {module: module.__dict__.get("forward") for module in pipe.unet.modules()}
         helper = DeepCacheSDHelper(pipe=pipe)
         helper.set_params(cache_interval=interval, cache_branch_id=branch)
@@ -99,4 +176,5 @@ def deepcache_peer(interval: int, branch: int, schedule: Schedule) -> Peer | Non
                 if forward is not None:
                     module.forward = forward
 
-    return Peer(f"DeepCache (package) N={interval} d={branch + 1}", schedule, apply)
+    schedule = Schedule.uniform(calls, interval, branch + 1, rungs=rungs)
+    return Method(f"DeepCache (package) N={interval} d={branch + 1}", schedule, apply, version("DeepCache"), steps)

@@ -1,8 +1,8 @@
 """Racing: a candidate that is surely dominated after its first images does not get the others.
 
-All candidates see the same prompts and the same noise, so a candidate and a rival are compared image by image, and
-what an easy or hard prompt adds to both cancels. Source: Maron and Moore, "Hoeffding Races" (1993); paired differences
-as in Birattari et al., "A Racing Algorithm for Configuring Metaheuristics" (2002).
+All candidates get the same prompts and the same noise, so a candidate is compared with a rival image by image. Then
+what an easy or a hard prompt adds to both cancels out. Source: Maron and Moore, "Hoeffding Races" (1993); paired
+differences as in Birattari et al., "A Racing Algorithm for Configuring Metaheuristics" (2002).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-PRIOR = 2.0  # how many differences the spread that is known beforehand counts as
-SIGMAS = 2.0  # how sure "surely" is
+PRIOR = 2.0  # weight of the known spread, counted in differences
+SIGMAS = 2.0  # standard errors by which a rival must be better
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Rival:
     Attributes:
         latency_ms: Milliseconds per image.
         per_image: Its quality for each image.
-        spread: Standard deviation of such differences between schedules of similar latency.
+        spread: Standard deviation of the differences in quality, image by image, between schedules of similar latency.
     """
 
     latency_ms: float
@@ -38,33 +38,37 @@ class Rival:
 
 
 def rivals_of(front: Sequence[tuple[float, Sequence[float]]]) -> tuple[Rival, ...]:
-    """The points of a front, (latency, quality for each image), as rivals; none if there are fewer than two."""
+    """Return the points of a front as rivals; none if there are fewer than two points or two images.
+
+    Args:
+        front: (milliseconds per image, quality of each image) of each point.
+    """
     front = sorted(front)
     if len(front) < 2 or len(front[0][1]) < 2:
         return ()
     spreads = [
         statistics.stdev(b - a for a, b in zip(one, other, strict=True)) for (_, one), (_, other) in pairwise(front)
     ]
-    return tuple(Rival(latency, tuple(own), statistics.median(spreads)) for latency, own in front)
+    return tuple(Rival(latency, tuple(values), statistics.median(spreads)) for latency, values in front)
 
 
 def rival_for(latency_ms: float, rivals: Sequence[Rival]) -> Rival | None:
-    """The best of the rivals that are at least as fast."""
+    """Return the rival of the highest quality among those that are at least as fast, or None."""
     return max((r for r in rivals if r.latency_ms <= latency_ms), key=lambda r: r.quality, default=None)
 
 
-def expected_if_beaten(own: Sequence[float], rival: Rival) -> float | None:
-    """What a candidate's mean quality will be, if its first images show that the rival's is higher; else None.
+def expected_if_beaten(first_values: Sequence[float], rival: Rival) -> float | None:
+    """Return the expected mean quality of a candidate that is surely worse than a rival, or None if it may be better.
 
-    The difference d between rival and candidate has the mean m over the k images seen, of n in all. The mean over all
-    of them is then m with a standard error of s sqrt((n - k) / (n k)), where s is the spread of d.
+    The difference d between rival and candidate has the mean m over the k images seen, of n in all. Its mean over all n
+    is then m with a standard error of s sqrt((n - k) / (n k)), where s is the standard deviation of d.
 
     Args:
-        own: (k,) the candidate's quality for the first images, 1 <= k < n.
-        rival: Its quality for each of the n images.
+        first_values: (k,) the candidate's quality of the first images, 1 <= k < n.
+        rival: Its quality of all n images is known.
     """
-    seen, total = len(own), len(rival.per_image)
-    differences = [r - c for r, c in zip(rival.per_image, own, strict=False)]
+    seen, total = len(first_values), len(rival.per_image)
+    differences = [r - c for r, c in zip(rival.per_image, first_values, strict=False)]
     mean = statistics.fmean(differences)
     squares = PRIOR * rival.spread**2 + sum((d - mean) ** 2 for d in differences)
     spread = math.sqrt(squares / (PRIOR + seen - 1))

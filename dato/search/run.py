@@ -16,7 +16,8 @@ from dato.cli.display import Display
 from dato.cli.latency import HOW, check_of
 from dato.errors import DatoError
 from dato.evaluation.evaluator import precision_errors
-from dato.evaluation.pool import Facts, Recipe, make_judges
+from dato.evaluation.pool import Facts, Recipe
+from dato.evaluation.ray_pool import make_pool
 from dato.front import Front
 from dato.metrics.registry import METRICS, shown
 from dato.point import Point, competing
@@ -130,7 +131,7 @@ def run(order: Order, display: Display) -> tuple[Front, bool]:
     """
     with contextlib.ExitStack() as stack:
         with display.status(f"Loading {order.recipe.model}"):
-            judges = make_judges(order.recipe, order.workers, order.address)
+            judges = make_pool(order.recipe, order.workers, order.address)
             stack.callback(judges.close)
         facts = judges.facts
         plan = order.plan(facts)

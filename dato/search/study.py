@@ -18,10 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from dato.errors import DatoError
-from dato.evaluation.evaluator import Evaluator, Stock
+from dato.evaluation.evaluator import Evaluator
 from dato.evaluation.judgement import Judgement
-from dato.evaluation.pool import Judges
+from dato.evaluation.pool import Pool
 from dato.evaluation.racing import Rival, rivals_of
+from dato.evaluation.side_by_side import retime
+from dato.evaluation.stock import Stock
 from dato.point import Point, non_dominated, point_from_dict
 from dato.prediction.error_measure import final_latent, measure_sensitivity
 from dato.prediction.error_model import Sensitivity
@@ -58,7 +60,7 @@ class Study:
         DatoError: if the journal cannot be read or written, or holds another kind of search.
     """
 
-    def __init__(self, folder: Folder, judges: Judges) -> None:
+    def __init__(self, folder: Folder, judges: Pool) -> None:
         self.folder, self.judges = folder, judges
         self.journal = Journal(folder.journal)
         self.torn = self.journal.torn
@@ -200,14 +202,14 @@ class Study:
     def retime(
         self, points: Mapping[Schedule, Point], rounds: int, progress: Callable[[], None]
     ) -> tuple[Point, list[Point]]:
-        """Stock's and these points, timed side by side (`Evaluator.retime`), or as the journal says they were."""
+        """Stock's and these points, timed side by side (see `side_by_side.retime`), or as the journal says."""
         if not rounds:
             return self.stock.point, list(points.values())
         asked = {"rounds": rounds, "of": [point.to_dict() for point in points.values()]}
         for known, result in self._timed:
             if known == asked:
                 return result[0], result[1:]
-        stock, timed = self.judges.ask(Evaluator.retime, points, rounds, progress=progress)
+        stock, timed = self.judges.ask(retime, points, rounds, progress=progress)
         self.journal.append({"timed": asked, "points": [point.to_dict() for point in (stock, *timed)]})
         return stock, timed
 

@@ -1,10 +1,12 @@
-"""Peak memory: how much more than at its start a stretch of work holds in tensors at once."""
+"""Memory: the peak that a stretch of work holds in tensors, and how to go on after running out of memory."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -83,3 +85,41 @@ def _highest(recorder: profile) -> int:
     events.sort(key=lambda event: event.start_ns())
     # An allocation is a positive number of bytes, a deallocation a negative one.
     return max(accumulate((event.nbytes() for event in events), initial=0))
+
+
+@contextlib.contextmanager
+def survive_out_of_memory(device: torch.device | str) -> Iterator[None]:
+    """Leave a `with` block early if memory runs out in it, free what it held, and go on after it.
+
+    Other exceptions pass.
+
+    Args:
+        device: The device that the block computes on.
+
+    Example:
+        >>> with survive_out_of_memory("cpu"):
+        ...     raise MemoryError
+        >>> print("went on")
+        went on
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # CUDA's OutOfMemoryError is a RuntimeError
+        if not is_out_of_memory(error):
+            raise
+        # The traceback holds the block's frames, and those hold its tensors.
+        traceback.clear_frames(error.__traceback__)
+    else:
+        return
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that memory ran out."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    # PyTorch's CPU allocator and cuDNN raise a plain RuntimeError.
+    signs = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in signs)

@@ -300,7 +300,7 @@ BAD = [
     ("scripts/generate.py", ("--strategy", "[/x]", "rose"), "no shipped strategy '[/x]'"),
     ("search/search_depth.py", ("--min-quality", "nan"), "--min-quality nan: give a finite number"),
     ("search/search_joint.py", ("--ratios", "0,0.9"), "ratios go from 0 to 0.75"),
-    ("search/search_joint.py", ("--workers", "2", "--ray-address", "127.0.0.1:1"), "--ray-address 127.0.0.1:1"),
+    ("search/search_joint.py", ("--workers", "2", "--ray-address", "127.0.0.1:1"), "ray_address 127.0.0.1:1"),
     ("scripts/compare_searches.py", ("--methods", "magic"), "unknown search 'magic'"),
     ("scripts/evaluate.py", ("none.json",), "no file and no shipped strategy"),
     ("scripts/evaluate.py", ("--metrics", "psnr,beauty"), "--metrics: unknown metric 'beauty'"),

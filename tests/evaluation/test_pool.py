@@ -10,7 +10,8 @@ from conftest import toy_recipe
 
 from dato import DatoError, Schedule
 from dato.evaluation.evaluator import Evaluator
-from dato.evaluation.pool import InProcess, RayJudges, make_judges
+from dato.evaluation.pool import InProcess
+from dato.evaluation.ray_pool import RayPool, make_pool
 
 RECIPE = toy_recipe(4, 3, 1, "psnr", "clip-score")
 SCHEDULES = [Schedule.uniform(4, 2, 1), Schedule.uniform(4, 3, 0), Schedule.full(3), Schedule.uniform(4, 2, 3)]
@@ -20,7 +21,7 @@ SCHEDULES = [Schedule.uniform(4, 2, 1), Schedule.uniform(4, 3, 0), Schedule.full
 def here():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums of floats depend on it, and each of two workers has one
-    judges = InProcess(RECIPE)
+    judges = InProcess(RECIPE.evaluator())
     found = {judgement.schedule: judgement for judgement in judges.judge(SCHEDULES)}
     yield judges, found
     torch.set_num_threads(threads)
@@ -30,7 +31,7 @@ def test_two_workers_judge_as_one_does_even_where_one_is_lost(here, monkeypatch)
     pytest.importorskip("ray")
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     judges, found = here
-    far = RayJudges(RECIPE, workers=2)
+    far = RayPool(RECIPE, workers=2)
     try:
         assert far.facts == judges.facts
         assert torch.equal(far.stock.images, judges.stock.images) and far.stock.sample == judges.stock.sample
@@ -53,16 +54,16 @@ def test_two_workers_judge_as_one_does_even_where_one_is_lost(here, monkeypatch)
 def test_a_worker_that_cannot_load_its_model_says_so_in_one_line():
     pytest.importorskip("ray")
     with pytest.raises(DatoError, match="cannot load the model 'nowhere'"):
-        RayJudges(replace(RECIPE, model="nowhere"), workers=2)
-    with pytest.raises(DatoError, match="--ray-address"):
-        RayJudges(RECIPE, workers=1, address="127.0.0.1:1")
+        RayPool(replace(RECIPE, model="nowhere"), workers=2)
+    with pytest.raises(DatoError, match=r"ray_address 127\.0\.0\.1:1: nothing answers"):
+        RayPool(RECIPE, workers=1, ray_address="127.0.0.1:1")
 
 
 def test_one_worker_needs_no_ray(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    assert isinstance(make_judges(RECIPE), InProcess)
+    assert isinstance(make_pool(RECIPE), InProcess)
     with pytest.raises(DatoError, match=r"pip install 'dato\[ray\]'"):
-        make_judges(RECIPE, workers=2)
+        make_pool(RECIPE, workers=2)
 
 
 def test_out_of_memory_and_bad_images_are_judgements(here, monkeypatch):
@@ -71,14 +72,14 @@ def test_out_of_memory_and_bad_images_are_judgements(here, monkeypatch):
     real = Evaluator.generate
 
     def gives(change):
-        def generate(self, contender, prompts, sampling):
-            result = real(self, contender, prompts, sampling)
+        def generate(self, method, prompts, sampling):
+            result = real(self, method, prompts, sampling)
             return replace(result, images=change(result.images))
 
         return generate
 
     def raises(error):
-        def generate(self, contender, prompts, sampling):
+        def generate(self, method, prompts, sampling):
             raise error
 
         return generate
@@ -103,7 +104,7 @@ def test_a_race_spares_images_of_who_is_beaten(here):
 
     judges, found = here
     own = found[SCHEDULES[1]]
-    racing = InProcess(replace(RECIPE, race=1))
+    racing = InProcess(replace(RECIPE, race=1).evaluator())
     racing.stock = judges.stock
     best = Rival(0.0, tuple(q + 20 for q in own.per_image), spread=0.1)
     [beaten] = racing.judge([SCHEDULES[1]], [best])
@@ -115,7 +116,7 @@ def test_a_race_spares_images_of_who_is_beaten(here):
 
 
 def test_measured_times_are_scaled_by_a_short_stock_generation_before_each(here, monkeypatch):
-    slow = InProcess(replace(RECIPE, interleave=True))
+    slow = InProcess(replace(RECIPE, interleave=True).evaluator())
     probes = iter([100.0, 200.0])
     monkeypatch.setattr(Evaluator, "_probe", lambda self: next(probes))
     stock = slow.stock

@@ -20,7 +20,7 @@ import dato.search.study
 import dato.unet.cache
 import dato.utils.timing
 from dato import DatoError, Pruning, Schedule, load_front
-from dato.evaluation.baselines import references
+from dato.evaluation.baselines import all_baselines
 from dato.evaluation.evaluator import Evaluator
 from dato.generation.prompts import read_prompts
 from dato.generation.sampling import Sampling
@@ -210,7 +210,7 @@ def test_spectrums_calls_are_in_the_table(make_pipe, monkeypatch):
     pipe = make_pipe()
     set_scheduler(pipe, "dpm++2m")
     Clock(monkeypatch, pipe)
-    known = list(references({8: 8}, 8, 12).values())
+    known = list(all_baselines({8: 8}, 8, 12).values())
     table = measure_table(pipe, ["a"], Sampling(batch_size=1), known, rounds=1)
     assert all(table.predict(schedule) > 0 for schedule in known)
     # It goes by all values since the first: at least those of the probe's beginning.

@@ -37,7 +37,7 @@ def known(tmp_path_factory):
 
 
 def opened(folder):
-    study = Study(Folder(folder), InProcess(RECIPE))
+    study = Study(Folder(folder), InProcess(RECIPE.evaluator()))
     study.begin("depth", {}, {"toy": True}, Pruning())
     return study
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from pymoo.indicators.hv import HV
 
 from dato import DatoError, Point, Pruning, Schedule
-from dato.evaluation.baselines import fewer_steps, references, seeds, uniform
+from dato.evaluation.baselines import all_baselines, fewer_steps, seeds, uniform
 from dato.evaluation.evaluator import Evaluator
-from dato.evaluation.methods import tomesd_peer
+from dato.evaluation.methods import tomesd_method
+from dato.evaluation.side_by_side import retime
 from dato.generation.prompts import read_prompts
 from dato.generation.sampling import Sampling, generate
 from dato.metrics.base import Setup
@@ -207,7 +208,7 @@ def test_ratios_of_bases_of_different_lengths_keep_their_place_in_time():
 
 def test_references_name_stock_with_fewer_steps_uniform_schedules_and_spectrum():
     assert fewer_steps(50) == [25, 20, 15, 10, 8, 6, 5] and fewer_steps(4) == [2] and fewer_steps(2) == []
-    known = references({51: 50, 26: 25, 11: 10}, 51, 12)
+    known = all_baselines({51: 50, 26: 25, 11: 10}, 51, 12)
     assert known["25 steps"] == Schedule.full(26) and known["10 steps"] == Schedule.full(11) and "50 steps" not in known
     assert known["N=3 d=1"] == Schedule.uniform(51, 3, 1)
     assert known["Spectrum"] == Schedule.growing(51, forecast="chebyshev")
@@ -232,11 +233,11 @@ def test_a_schedule_says_by_its_length_for_how_many_steps_it_is(_embedded):
 
 def test_a_peer_is_judged_beside_schedules(_embedded):
     judge = Evaluator(_embedded, read_prompts(None, 1), Sampling(steps=3), [load_metric("psnr", Setup())])
-    peer = tomesd_peer(0.5, Schedule.full(4))
+    peer = tomesd_method(0.5, Schedule.full(4))
     point = judge(peer)
     assert 5 < point.quality < 60 and judge(Schedule.full(4)).quality == 100  # gone again afterwards
     assert not any("ToMe" in type(module).__name__ for module in _embedded.unet.modules())
-    baseline, [timed] = judge.retime({peer: point}, 1)
+    baseline, [timed] = retime(judge, {peer: point}, 1)
     assert timed.speedup == pytest.approx(baseline.latency_ms / timed.latency_ms)
 
 
@@ -274,7 +275,7 @@ def test_candidates_see_the_same_prompts_and_noise(judge_of):
 
 def test_predicted_latencies_are_what_counts_until_all_are_timed(judge_of):
     judge = judge_of(lambda schedule: sum(schedule.depths) + 1.0)
-    schedule, peer = Schedule.uniform(4, 2, 1), tomesd_peer(0.5, Schedule.full(4))
+    schedule, peer = Schedule.uniform(4, 2, 1), tomesd_method(0.5, Schedule.full(4))
     point = judge(schedule)
     assert point.latency_ms == point.metrics["table_ms"] == 27 and point.speedup == pytest.approx(49 / 27)
     assert point.metrics["measured_ms"] > point.metrics["unet_ms"] > 0
@@ -282,8 +283,8 @@ def test_predicted_latencies_are_what_counts_until_all_are_timed(judge_of):
     other, stock = judge(peer), judge.baseline
     assert other.latency_ms == other.metrics["measured_ms"] and "table_ms" not in other.metrics
     assert other.speedup == pytest.approx(stock.metrics["measured_ms"] / other.latency_ms)
-    assert judge.retime({schedule: point, peer: other}, 0) == (stock, [point, other])
-    baseline, timed = judge.retime({schedule: point, peer: other}, 1)
+    assert retime(judge, {schedule: point, peer: other}, 0) == (stock, [point, other])
+    baseline, timed = retime(judge, {schedule: point, peer: other}, 1)
     assert baseline.metrics["table_ms"] == 49 and timed[0].metrics["table_ms"] == 27
     for again in (baseline, *timed):
         assert again.latency_ms == again.metrics["measured_ms"]
@@ -294,7 +295,7 @@ def test_timing_again_goes_in_turn_and_gives_ratios_of_one_run(judge_of):
     judge, ticks = judge_of(), []
     schedules = [Schedule.uniform(4, 4, 0), Schedule.uniform(4, 2, 3)]
     points = [judge(s) for s in schedules]
-    baseline, again = judge.retime(dict(zip(schedules, points, strict=True)), 2, lambda: ticks.append(1))
+    baseline, again = retime(judge, dict(zip(schedules, points, strict=True)), 2, lambda: ticks.append(1))
     assert len(ticks) == 6
     assert [p.schedule for p in again] == schedules and [p.quality for p in again] == [p.quality for p in points]
     assert baseline.speedup == 1

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dato import DatoError, Point, Pruning, Schedule
-from dato.evaluation.evaluator import Stock
 from dato.evaluation.judgement import Judgement, failed
 from dato.evaluation.pool import Facts
 from dato.evaluation.racing import Rival, expected_if_beaten, rival_for, rivals_of
+from dato.evaluation.stock import Stock
 from dato.point import non_dominated
 from dato.search.journal import Journal, read_entries
 from dato.search.nsga2 import search

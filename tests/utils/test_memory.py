@@ -1,10 +1,12 @@
 """Peak memory of known allocations; on a GPU as well, where there is one."""
 
+import weakref
+
 import pytest
 import torch
 
 import dato
-from dato.utils.memory import peak_memory
+from dato.utils.memory import peak_memory, survive_out_of_memory
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 MB = 2**20
@@ -88,3 +90,25 @@ def test_a_shallow_call_holds_less_than_a_whole_one(pipe):
                 pipe.unet(x, timestep, text)
             peaks.append(peak.bytes)
     assert peaks[1] < peaks[2]
+
+
+def test_who_survives_running_out_of_memory_holds_nothing_of_it():
+    held = []
+
+    def work():
+        big = block(1, "cpu")
+        held.append(weakref.ref(big))
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+
+    with survive_out_of_memory("cpu"):
+        work()
+    assert held[0]() is None
+    for error in (MemoryError(), torch.cuda.OutOfMemoryError("CUDA out of memory.")):
+        with survive_out_of_memory("cpu"):
+            raise error
+
+
+def test_other_errors_are_not_survived():
+    for error in (RuntimeError("a bug"), ValueError("out of memory")):
+        with pytest.raises(type(error), match=str(error)), survive_out_of_memory("cpu"):
+            raise error
