@@ -1,4 +1,7 @@
-"""How tokens are pruned: the settings that a schedule's ratios are to be read with."""
+"""The settings of token pruning: everything but the ratio. A schedule holds them beside its ratios.
+
+This module does not import torch. `dato.tokens` has the code that prunes.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,52 @@ from typing import Any
 
 from dato.errors import DatoError
 
-SCORES = ("sito", "dato", "I", "II", "III", "IV", "V", "VI")
+
+@dataclass(frozen=True)
+class BaseScore:
+    """What a base score is called and what it needs. `dato.tokens.scores` computes it.
+
+    Attributes:
+        name: As in `Pruning.score`.
+        summary: What the score is, in a few words.
+        noise: It takes Gaussian noise.
+        difference: It takes the difference of the last two predictions (DaTo's D).
+        by_patch: Each patch gives one base token. False: the base tokens are the quarter of all tokens with the
+            highest scores, wherever they are. Local similarity then makes no sense and is refused.
+        align_cfg: A search with guidance sets `Pruning.align_cfg` for it, because noise decides much.
+    """
+
+    name: str
+    summary: str
+    noise: bool = True
+    difference: bool = False
+    by_patch: bool = True
+    align_cfg: bool = True
+
+
+# Adding a base score takes one line here and one function in `dato.tokens.scores`.
+BASE_SCORES = {
+    score.name: score
+    for score in (
+        BaseScore("sito", "SimScore plus noise", align_cfg=False),
+        BaseScore("dato", "temporal difference of the prediction, sign at random, plus noise", difference=True),
+        BaseScore("I", "top-left of each patch", noise=False),
+        BaseScore("II", "a random quarter of the image", by_patch=False),
+        BaseScore("III", "the quarter of the image with the highest SimScore", noise=False, by_patch=False),
+        BaseScore("IV", "random in each patch"),
+        BaseScore("V", "SimScore without noise", noise=False),
+        BaseScore("VI", "the same as sito"),
+    )
+}
+SCORES = tuple(BASE_SCORES)
 SIMILARITIES = ("global", "local")
+RECOVERIES = ("base", "kept", "past")
+REDUCTIONS = ("prune", "merge")
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """Settings of token pruning, everything but the ratio (design: SiTo, AAAI 2025; DaTo, 2025).
+    """Settings of token pruning, everything but the ratio (SiTo, AAAI 2025; DaTo, 2025).
 
     Attributes:
         score: How base tokens are chosen: "sito" (SimScore plus noise), "dato" (temporal difference of the
@@ -31,20 +73,20 @@ class Pruning:
         self_attention: Prune around self-attention (SiTo's `prune_selfattn_flag`).
         cross_attention: Prune around cross-attention (`prune_crossattn_flag`).
         feed_forward: Prune around the feed-forward (`prune_mlp_flag`).
-        recover_from: A pruned token gets the output of its most similar "base" token (the paper) or of its most
-            similar "kept" token (the authors' code); "past" continues the token's own last two outputs where these
-            are fresh, is "base" elsewhere, and lets tokens take turns: those not computed for longest are kept, and
-            score and similarity decide among equals (ours, see `dato.tokens.recovery`). It holds two outputs of each
-            such layer.
-        similarity: Base tokens that a token is compared with: all of them ("global", the papers) or those of its own
+        recover_from: What a pruned token gets: the output of its most similar "base" token (the paper) or of its most
+            similar "kept" token (the authors' code). With "past" (ours, see `dato.tokens.recovery`) it continues its
+            own last two outputs. If these are too old, it gets what "base" gives. Tokens then take turns: those not
+            computed for longest are kept, and score and similarity decide among equals. Each such layer holds two
+            outputs.
+        similarity: Base tokens that a token is compared with: all of them ("global", the papers), or those of its own
             and the adjacent patches ("local", linear in the number of tokens).
         reduction: "prune" drops tokens, "merge" averages them into their most similar base token (ToMeSD).
-        align_cfg: Both halves of a classifier-free-guidance batch use the first half's base tokens. Only for runs
-            with guidance: without it the halves are different images.
-        shared: The tokens that the first block of a call chooses are those of all its blocks on the same grid; off,
-            every block chooses anew (the papers).
-        choose_every: Tokens are chosen at every n-th call that prunes; the calls between, where they prune as many,
-            use the last choice again. Needs `shared`.
+        align_cfg: Both halves of a classifier-free-guidance batch use the first half's base tokens. Use it only with
+            guidance: without guidance the halves are different images.
+        shared: All blocks of a call on the same grid use the tokens that the first of them chooses. False: every
+            block chooses anew (the papers).
+        choose_every: Choose tokens at every n-th call that prunes. The calls between use the last choice again, if
+            they prune as many. Needs `shared`.
         seed: Seed of the pruning's own random generator, set anew for every generation.
 
     Raises:
@@ -77,18 +119,27 @@ class Pruning:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._check_types()
+        if self.sx * self.sy < 2:
+            raise DatoError("pruning: a patch of 1 x 1 makes every token a base token; sx * sy must be at least 2")
+        if self.reduction == "merge" and self.recover_from != "base":
+            raise DatoError('pruning: reduction="merge" averages into base tokens, so it needs recover_from="base"')
+        if self.similarity == "local" and not self.base_score.by_patch:
+            raise DatoError(f'pruning: similarity="local" goes by patches; score {self.score} does not')
+        if self.choose_every > 1 and not self.shared:
+            raise DatoError("pruning: choose_every above 1 needs shared=True")
+
+    def _check_types(self) -> None:
         _one_of("score", self.score, SCORES)
-        _one_of("recover_from", self.recover_from, ("base", "kept", "past"))
+        _one_of("recover_from", self.recover_from, RECOVERIES)
         _one_of("similarity", self.similarity, SIMILARITIES)
-        _one_of("reduction", self.reduction, ("prune", "merge"))
+        _one_of("reduction", self.reduction, REDUCTIONS)
         for name in ("sx", "sy", "max_downsample", "choose_every"):
             value = getattr(self, name)
             if value is None and name == "max_downsample":
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise DatoError(f"pruning: {name} must be a whole number of at least 1, not {value!r}")
-        if self.sx * self.sy < 2:
-            raise DatoError("pruning: a patch of 1 x 1 makes every token a base token; sx * sy must be at least 2")
         for name in ("noise_alpha", "sim_beta", "diff_gamma"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
@@ -98,25 +149,29 @@ class Pruning:
                 raise DatoError(f"pruning: {name} must be true or false, not {getattr(self, name)!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise DatoError(f"pruning: seed must be a whole number, not {self.seed!r}")
-        if self.reduction == "merge" and self.recover_from != "base":
-            raise DatoError('pruning: reduction="merge" averages into base tokens, so it needs recover_from="base"')
-        if self.similarity == "local" and self.score in ("II", "III"):
-            raise DatoError(f'pruning: similarity="local" goes by patches; score {self.score} does not')
-        if self.choose_every > 1 and not self.shared:
-            raise DatoError("pruning: choose_every above 1 needs shared=True")
+
+    @property
+    def base_score(self) -> BaseScore:
+        """The description of `score`."""
+        return BASE_SCORES[self.score]
 
     @property
     def patch(self) -> tuple[int, int]:
         """(sy, sx): rows and columns of a patch."""
         return self.sy, self.sx
 
+    @property
+    def base_patch(self) -> tuple[int, int] | None:
+        """The patch that each gives one base token. None: base tokens may lie anywhere (SiTo's table 3, II and III)."""
+        return self.patch if self.base_score.by_patch else None
+
     def to_dict(self) -> dict[str, Any]:
-        """All settings as plain JSON values."""
+        """Return all settings as plain JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, data: object) -> Pruning:
-        """The inverse of `to_dict`; settings left out keep their defaults. Raises DatoError on unknown ones."""
+        """Return the settings in `data`; those left out keep their defaults. Raise DatoError if one is unknown."""
         if not isinstance(data, dict):
             raise DatoError(f"pruning must be an object of settings, not {type(data).__name__}")
         unknown = sorted(set(data) - {f.name for f in dataclasses.fields(cls)})
@@ -125,7 +180,7 @@ class Pruning:
         return cls(**data)
 
 
-# SiTo's keyword -> ours, where both mean the same.
+# SiTo's keyword -> the setting that means the same.
 SITO_KEYWORDS = {
     "max_downsample_ratio": "max_downsample",
     "prune_selfattn_flag": "self_attention",
@@ -139,7 +194,7 @@ def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise DatoError(f"pruning: {name} must be one of {', '.join(allowed)}, not {value!r}")
 
 
-# SiTo's own settings (AAAI 2025): in every block its own choice of tokens.
+# SiTo's own settings (AAAI 2025): every block chooses its own tokens.
 PAPER_PRUNING = Pruning(shared=False)
 # The ratios of SiTo's table 1, a to e, and of DaTo's search.
 PAPER_RATIOS = {"a": 0.3, "b": 0.4, "c": 0.5, "d": 0.6, "e": 0.7}

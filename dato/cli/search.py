@@ -344,15 +344,16 @@ def _folder(o: SimpleNamespace, kind: str) -> Folder:
 def _pruning(o: SimpleNamespace, chosen: Preset) -> Pruning:
     """How ratios are meant. In the papers every block chooses its own tokens, and pruned ones get another's output."""
     papers = o.preset == "paper"
+    score = Pruning(score=o.score).base_score
     return Pruning(
         score=o.score,
         max_downsample=o.max_downsample,
         shared=not papers,
         recover_from=o.recover_from or ("base" if papers else "past"),
         # Nearly the same tokens for less; scores that go by no patch have no neighbours.
-        similarity="global" if papers or o.score in ("II", "III") else "local",
+        similarity="global" if papers or not score.by_patch else "local",
         # Where chance decides, the halves of guidance must not choose differently.
-        align_cfg=not papers and o.score != "sito" and chosen.guidance_scale > 1,
+        align_cfg=not papers and score.align_cfg and chosen.guidance_scale > 1,
     )
 
 

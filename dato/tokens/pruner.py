@@ -1,8 +1,8 @@
-"""Token pruning in a UNet's transformer blocks, attached with hooks: no block's own code is touched.
+"""Prune tokens in a UNet's transformer blocks, with hooks. No block's own code is touched.
 
-Tokens are chosen where a block is entered. Around each chosen layer (self-attention, cross-attention, feed-forward)
-the input is shortened to the kept tokens and the output filled up again; the block adds that to its residual, which
-stays whole. A layer's norm treats each token by itself, so the input is shortened before it.
+A hook chooses the tokens when a block is entered. Around each chosen layer (self-attention, cross-attention,
+feed-forward) hooks shorten the input to the kept tokens and fill up the output again. The block adds that to its
+residual, which stays whole. A layer's norm treats each token by itself, so the input is shortened before the norm.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from torch import Tensor, nn
 
 from dato.pruning import Pruning
 from dato.tokens.recovery import TokenPast
-from dato.tokens.selection import TokenSelection, base_patch, base_score, is_noisy, select_tokens
+from dato.tokens.scores import base_score
+from dato.tokens.selection import TokenSelection, select_tokens
 
 
 class TokenPruner:
-    """Prunes a share of the tokens of every call.
+    """Prune a share of the tokens of every call.
 
-    What a call draws at random is drawn by `prepare`, before the UNet runs. Within the UNet the hooks work on tensors
-    alone, so that a call can be compiled.
+    `prepare` draws a call's random numbers before the UNet runs. Within the UNet the hooks use tensors only, so that
+    a call can be compiled.
 
     Args:
-        unet: The UNet; hooks are put on its transformer blocks by `attach` and taken off by `detach`.
+        unet: The UNet. `attach` puts hooks on its transformer blocks, `detach` takes them off.
         pruning: What to prune and how.
 
     Attributes:
-        parts: Into so many guidance divides the batch.
+        parts: Number of parts that guidance divides the batch into.
         listener: Called with (downsampling, grid, selection) at every choice of tokens, if it is set.
     """
 
@@ -48,20 +49,20 @@ class TokenPruner:
         self._generator: torch.Generator | None = None
         self._last: Tensor | None = None  # the last prediction
         self._difference: Tensor | None = None  # (B, 1, H, W): DaTo's D, from the last two predictions
-        # Of the call that is running. Tokens are chosen for each downsampling, or for each block.
+        # State of the running call. Tokens are chosen for each downsampling, or for each block.
         self._ratio = 0.0
         self._time: Tensor | None = None
         self._noise: dict[int, Tensor] = {}  # (blocks, B, N) by downsampling
         self._sign: Tensor | None = None  # of D
         self._selections: dict[int, TokenSelection] = {}  # by downsampling
-        self._chosen: tuple = ()  # what they were chosen for
-        self._age = 0  # calls that used them
-        # Of the block that is running.
+        self._chosen_for: tuple[tuple[int, int], ...] = ()  # (N, K) of each downsampling
+        self._age = 0  # calls that used the selections
+        # State of the running block.
         self._grid = (0, 0)
         self._selection: TokenSelection | None = None
 
     def attach(self) -> None:
-        """Put the hooks on."""
+        """Put the hooks on the UNet."""
         for module, hook, before in self._hooks:
             if before:
                 self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
@@ -69,52 +70,58 @@ class TokenPruner:
                 self._handles.append(module.register_forward_hook(hook))
 
     def detach(self) -> None:
-        """Take the hooks off."""
+        """Take the hooks off the UNet, and forget the generation."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self.begin(None)
 
     def begin(self, device: torch.device | None) -> None:
-        """A generation begins (on `device`): nothing is known of earlier predictions, and the noise starts anew."""
+        """Begin a generation on `device`: forget earlier predictions, and seed the noise anew."""
         self._last = self._difference = self._time = self._sign = self._selection = None
-        self._noise, self._selections, self._chosen = {}, {}, ()
+        self._noise, self._selections, self._chosen_for = {}, {}, ()
         for past in self._pasts:
             past.clear()
-        # A generator of our own: the pipeline's random numbers must not depend on whether it is patched.
+        # Use a separate generator: the pipeline's random numbers must not depend on whether it is patched.
         self._generator = None if device is None else torch.Generator(device).manual_seed(self._pruning.seed)
 
     def prepare(self, ratio: float, sample: Tensor, time: float) -> None:
-        """A call begins.
+        """Begin a call: decide whether to choose tokens anew, and draw the random numbers for it.
 
         Args:
             ratio: Share of tokens to prune; 0 lets every layer see all tokens.
             sample: (B, C, H, W) the UNet's input.
             time: Its timestep.
         """
-        p, self._ratio = self._pruning, ratio
-        if p.recover_from == "past":
+        self._ratio = ratio
+        if self._pruning.recover_from == "past":
             self._time = torch.full((), time, device=sample.device)
         if not ratio:
             return
-        tokens = {factor: h * w for factor, (h, w) in self._grids(sample) if int(h * w * ratio)}
-        chosen = tuple((n, int(n * ratio)) for n in tokens.values())
-        self._age = self._age + 1 if chosen == self._chosen else p.choose_every
-        if self._age < p.choose_every:
+        num_tokens = {factor: h * w for factor, (h, w) in self._grids(sample) if int(h * w * ratio)}
+        chosen_for = tuple((n, int(n * ratio)) for n in num_tokens.values())
+        choose_every = self._pruning.choose_every
+        self._age = self._age + 1 if chosen_for == self._chosen_for else choose_every
+        if self._age < choose_every:
             return
-        self._selections, self._chosen, self._age = {}, chosen, 0
-        if is_noisy(p):
-            for factor, n in tokens.items():
+        self._selections, self._chosen_for, self._age = {}, chosen_for, 0
+        self._draw(num_tokens, sample)
+
+    def _draw(self, num_tokens: dict[int, int], sample: Tensor) -> None:
+        """Draw the noise for each downsampling, and the sign of the difference."""
+        p, device = self._pruning, sample.device
+        if p.base_score.noise:
+            for factor, n in num_tokens.items():
                 blocks = 1 if p.shared else sum(len(t.transformer_blocks) for f, t in self._transformers if f == factor)
                 shape = (blocks, sample.shape[0], n)
-                self._noise[factor] = torch.randn(shape, generator=self._generator, device=sample.device)
+                self._noise[factor] = torch.randn(shape, generator=self._generator, device=device)
         if self._difference is not None:
             # A tensor, so that a GPU need not wait for the host.
-            self._sign = torch.randint(0, 2, (1,), generator=self._generator, device=sample.device) * 2.0 - 1.0
+            self._sign = torch.randint(0, 2, (1,), generator=self._generator, device=device) * 2.0 - 1.0
 
     def observe(self, prediction: Tensor) -> None:
-        """Take note of a computed prediction (B, C, H, W), for DaTo's score."""
-        if self._pruning.score != "dato":
+        """Remember a computed prediction (B, C, H, W), for scores that take the difference of the last two."""
+        if not self._pruning.base_score.difference:
             return
         prediction = prediction.detach()
         if self._last is not None:
@@ -122,9 +129,9 @@ class TokenPruner:
         self._last = prediction
 
     def _make_hooks(self) -> tuple[list[tuple[nn.Module, Callable, bool]], list[TokenPast]]:
-        """Each hook with its module and whether it runs before that; and the past of every layer."""
+        """Return (module, hook, whether the hook runs before the module) for each hook, and the past of every layer."""
         hooks: list[tuple[nn.Module, Callable, bool]] = []
-        every: list[TokenPast] = []
+        all_pasts: list[TokenPast] = []
         numbers: Counter[int] = Counter()
         for factor, transformer in self._transformers:
             hooks.append((transformer, self._on_transformer, True))
@@ -136,11 +143,11 @@ class TokenPruner:
                     hooks.append((layer if norm is None else norm, self._shorten, True))
                     hooks.append((layer, partial(self._restore, past), False))
                 numbers[factor] += 1
-                every.extend(pasts)
-        return hooks, every
+                all_pasts.extend(pasts)
+        return hooks, all_pasts
 
     def copy_state(self) -> None:
-        """Copy what later calls read out of memory that the running call does not own."""
+        """Copy what later calls read: a compiled call may overwrite its own memory."""
         if self._pruning.choose_every == 1:
             self._selections = {}
         for factor, s in self._selections.items():
@@ -151,20 +158,20 @@ class TokenPruner:
             past.copy_state()
 
     def _layers(self, block: BasicTransformerBlock) -> Iterator[tuple[nn.Module, nn.Module | None]]:
-        """The layers to prune around, each with its norm if the norm comes right before it."""
+        """Yield the layers to prune around, each with its norm if the norm comes right before it."""
         p = self._pruning
-        chosen = [
+        layers = [
             (p.self_attention, "attn1", "norm1"),
             (p.cross_attention, "attn2", "norm2"),
             (p.feed_forward, "ff", "norm3"),
         ]
         plain = block.norm_type == "layer_norm" and block.pos_embed is None and block._chunk_size is None
-        for on, name, norm in chosen:
+        for on, name, norm in layers:
             if on and (layer := getattr(block, name, None)) is not None:
                 yield layer, getattr(block, norm) if plain else None
 
     def _grids(self, sample: Tensor) -> Iterator[tuple[int, tuple[int, int]]]:
-        """Each downsampling that tokens are pruned at, with the grid of tokens there."""
+        """Yield each downsampling at which tokens are pruned, with the grid of tokens there."""
         factor, (h, w) = 1, sample.shape[-2:]
         wanted = {f for f, _ in self._transformers}
         if factor in wanted:
@@ -189,7 +196,8 @@ class TokenPruner:
         if not k or not pasts:
             self._selection = None
             return None
-        x = x.contiguous()  # a transposed view of an image arrives here; without this every gather would copy it whole
+        # A transposed view of an image arrives here. Without this, every gather would copy it whole.
+        x = x.contiguous()
         if not self._pruning.shared:
             self._selection = self._select(factor, number, pasts, x, k)
         else:
@@ -201,14 +209,14 @@ class TokenPruner:
     def _select(self, factor: int, number: int, pasts: list[TokenPast], x: Tensor, k: int) -> TokenSelection:
         p = self._pruning
         difference = None
-        if self._sign is not None:  # drawn with the choice: a difference that came later has none
+        if self._sign is not None:  # a sign is drawn with each choice, if a difference was there
             difference = self._sign * F.adaptive_avg_pool2d(self._difference, self._grid).flatten(1)
-        noise = self._noise[factor][number] if is_noisy(p) else None
+        noise = self._noise[factor][number] if p.base_score.noise else None
         selection = select_tokens(
             x,
             self._grid,
             k,
-            patch=base_patch(p),
+            patch=p.base_patch,
             score=base_score(x, p, noise, difference),
             recover_from=p.recover_from,
             similarity=p.similarity,
@@ -222,7 +230,7 @@ class TokenPruner:
 
     def _shorten(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         selection = self._selection
-        # A mask over self-attention's own tokens would have to be shortened too; no Stable Diffusion has one.
+        # A mask over self-attention's own tokens would have to be shortened too. No Stable Diffusion has one.
         if selection is None or args[0].shape[1] != selection.source.shape[1]:
             return None
         return (selection.shorten(args[0]), *args[1:]), kwargs
@@ -237,22 +245,25 @@ class TokenPruner:
 
 
 def smallest_downsample(unet: UNet2DConditionModel) -> int:
-    """The smallest downsampling at which the UNet has attention: 1 in SD 1.x and 2.x, 2 in SDXL."""
+    """Return the smallest downsampling at which the UNet has attention: 1 in SD 1.x and 2.x, 2 in SDXL."""
     return downsamplings(unet)[0]
 
 
 def downsamplings(unet: UNet2DConditionModel) -> tuple[int, ...]:
-    """The downsamplings at which the UNet has attention, ascending: 1, 2, 4, 8 in SD 1.x and 2.x."""
+    """Return the downsamplings at which the UNet has attention, ascending: 1, 2, 4, 8 in SD 1.x and 2.x."""
     return tuple(sorted({factor for factor, _ in _transformers(unet, math.inf)}))
 
 
 def _transformers(unet: UNet2DConditionModel, max_downsample: float | None) -> list[tuple[int, Transformer2DModel]]:
-    """The transformers at a downsampling of at most `max_downsample` (None: the smallest that has any), and theirs."""
-    found: list[tuple[int, Transformer2DModel]] = []
+    """Return (downsampling, transformer) for each transformer at a downsampling of at most `max_downsample`.
+
+    None: the smallest downsampling that has a transformer.
+    """
+    transformers: list[tuple[int, Transformer2DModel]] = []
     factor = 1
 
     def visit(block: nn.Module) -> None:
-        found.extend((factor, m) for m in block.modules() if isinstance(m, Transformer2DModel))
+        transformers.extend((factor, m) for m in block.modules() if isinstance(m, Transformer2DModel))
 
     for block in unet.down_blocks:
         visit(block)
@@ -262,5 +273,5 @@ def _transformers(unet: UNet2DConditionModel, max_downsample: float | None) -> l
     for block in unet.up_blocks:
         visit(block)
         factor //= 2 ** len(getattr(block, "upsamplers", None) or ())
-    limit = min((f for f, _ in found), default=1) if max_downsample is None else max_downsample
-    return [(f, transformer) for f, transformer in found if f <= limit]
+    limit = min((f for f, _ in transformers), default=1) if max_downsample is None else max_downsample
+    return [(f, transformer) for f, transformer in transformers if f <= limit]

@@ -1,14 +1,15 @@
-"""A pruned token continued along its own past, instead of being given its base token's output.
+"""Recover a pruned token from its own past, instead of from its base token.
 
-A layer's outputs move almost on a line from one call to the next, so what the layer made of a token a call or two ago
+A layer's outputs move almost on a line from one call to the next. So the layer's output for a token a call or two ago
 tells more about that token than its neighbour does. An old line tells less: it is followed no further than it is long.
-Similarity alone picks nearly the same tokens at every call, whose pasts grow old; so with this recovery the tokens take
-turns (`select_tokens(last=...)`). Guidance amplifies what its two halves choose differently: with base scores that are
-mostly noise, `Pruning.align_cfg` belongs to it.
 
-That a token takes its own last output is the idea of ToCa (Zou et al., "Accelerating Diffusion Transformers with
-Token-wise Feature Caching", ICLR 2025); the line, its reach, the base token beyond it and the turns are ours.
-B images, N tokens of which K are pruned, C channels.
+Similarity alone prunes nearly the same tokens at every call, and their pasts grow old. With this recovery the tokens
+therefore take turns (`select_tokens(last=...)`). Guidance amplifies every difference between what its two halves
+choose. With base scores that are mostly noise, set `Pruning.align_cfg`.
+
+The idea that a token reuses its own last output is from ToCa (Zou et al., "Accelerating Diffusion Transformers with
+Token-wise Feature Caching", ICLR 2025). The line, its limit, the base token beyond the limit and the turns are ours.
+B is the batch, N the number of tokens, K the number of pruned ones, C the channels.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from dato.utils.half_precision import finite
 
 
 class TokenPast:
-    """What one layer put out where it computed each token last and second to last, and at which timesteps.
+    """One layer's last two computed outputs for each token, and their timesteps.
 
-    Everything stays on the device, and nothing makes it wait.
+    Everything stays on the device, and nothing makes the host wait for it.
     """
 
     def __init__(self) -> None:
@@ -31,31 +32,32 @@ class TokenPast:
 
     @property
     def last(self) -> Tensor | None:
-        """t1 (B, N): the timestep at which each token was last computed, infinity for never; None before any call."""
+        """(B, N): the timestep at which each token was last computed; infinity: never. None before any call."""
         return None if self._times is None else self._times[1]
 
     def clear(self) -> None:
-        """A new generation begins: nothing was computed yet."""
+        """Forget everything, because a new generation begins."""
         # v0, v1 (B, N, C) and t0, t1 (B, N) in float32; a time of infinity: never computed.
         self._values: tuple[Tensor, Tensor] | None = None
         self._times: tuple[Tensor, Tensor] | None = None
 
     def copy_state(self) -> None:
-        """See `TokenPruner.copy_state`."""
+        """Copy the state, see `TokenPruner.copy_state`."""
         if self._values is not None:
             self._values = self._values[0].clone(), self._values[1].clone()
             self._times = self._times[0].clone(), self._times[1].clone()
 
     def restore(self, output: Tensor, selection: TokenSelection | None, time: float | Tensor) -> Tensor:
-        """Fill up a layer's output, and take note of the tokens that it computed.
+        """Fill up a layer's output, and remember the tokens that the layer computed.
 
-        A pruned token gets v1 + k (v1 - v0) with k = (time - t1) / (t1 - t0), from the last two different timesteps at
-        which it was computed, where there are two and k is at most 1; else what `TokenSelection.restore` gives it.
+        A pruned token gets v1 + k (v1 - v0) with k = (time - t1) / (t1 - t0). (t0, v0) and (t1, v1) are the last two
+        different timesteps at which it was computed, and its values there. If there are no two, or |k| is above 1, it
+        gets what `TokenSelection.restore` gives.
 
         Args:
-            output: (B, N - K, C) of the kept tokens; (B, N, C) where nothing is pruned.
-            selection: Of this call; None where nothing is pruned.
-            time: The call's timestep; a tensor () keeps a compiled call the same for all timesteps.
+            output: (B, N - K, C) of the kept tokens; (B, N, C) if nothing is pruned.
+            selection: The call's selection; None if nothing is pruned.
+            time: The call's timestep. As a tensor () it keeps a compiled call the same for all timesteps.
 
         Returns:
             (B, N, C) in the dtype of `output`.

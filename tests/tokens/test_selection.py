@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dato
-from dato.pruning import SCORES, Pruning
-from dato.tokens.selection import base_patch, base_score, is_noisy, num_base_tokens, select_tokens, similarity_score
+from dato.tokens.selection import num_base_tokens, select_tokens
+from dato.tokens.similarity import similarity_score
 
 FEW = settings(max_examples=60, deadline=None)
 
@@ -179,47 +179,6 @@ def test_nothing_as_large_as_n_by_n_is_ever_made(monkeypatch):
     with Watch():
         select_tokens(x, (64, 64), n // 2, score=similarity_score(x))
     assert largest <= (n // 4) ** 2  # a sixteenth of N x N
-
-
-def table_3(row, **options):
-    return Pruning(score=row, **options)
-
-
-def test_base_scores_are_those_of_the_papers():
-    x = torch.randn(2, 64, 6)
-    sim = similarity_score(x)
-
-    noise = torch.randn(2, 64)
-
-    def score(pruning, difference=None):
-        return base_score(x, pruning, noise, difference)
-
-    assert torch.allclose(score(Pruning(sim_beta=2.0, noise_alpha=0.3)), 2 * sim + 0.3 * noise, atol=1e-5)
-    assert torch.equal(score(table_3("VI")), score(Pruning()))
-    assert torch.equal(score(table_3("V")), sim) and torch.equal(score(table_3("III")), sim)
-    assert torch.equal(score(table_3("II")), noise) and torch.equal(score(table_3("IV")), noise)
-    assert not score(table_3("I")).any()
-
-    # DaTo: the signed difference and noise, and noise alone while there is none.
-    difference = torch.randn(2, 64)
-    dato_score = Pruning(score="dato", noise_alpha=0.1, diff_gamma=5.0)
-    assert torch.allclose(score(dato_score), 0.1 * noise)
-    assert torch.allclose(score(dato_score, difference), 0.1 * noise + 5 * difference)
-    assert [row for row in SCORES if is_noisy(table_3(row))] == ["sito", "dato", "II", "IV", "VI"]
-
-
-@pytest.mark.parametrize(
-    ("row", "expected"), [("I", [0, 2, 8, 10]), ("II", None), ("III", None), ("IV", None), ("V", None), ("VI", None)]
-)
-def test_every_row_of_table_3_gives_a_quarter_of_the_tokens(row, expected):
-    pruning, x = table_3(row), torch.randn(1, 16, 4)
-    score = base_score(x, pruning, torch.randn(1, 16))
-    base = select_tokens(x, (4, 4), 3, patch=base_patch(pruning), score=score).base[0].tolist()
-    assert len(set(base)) == 4
-    if expected:
-        assert base == expected
-    if row in ("II", "III"):
-        assert sorted(score[0].topk(4).indices.tolist()) == base
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
