@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dato.metrics.registry import load_metric
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -20,7 +21,6 @@ import dato.metrics.image_reward_weights
 from dato import DatoError
 from dato.metrics.base import Setup
 from dato.metrics.image_reward import ImageRewardModel, load_image_reward
-from dato.metrics.registry import load_metric
 
 FOLDER = Path(__file__).parents[1] / "data" / "image_reward"
 EXPECTED = json.loads((FOLDER / "expected.json").read_text(encoding="utf-8"))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from dato.metrics.registry import METRICS, load_metric
 from pytorch_fid.fid_score import calculate_frechet_distance
 from safetensors.torch import load_file, save_file
 from torchmetrics.functional.image import learned_perceptual_image_patch_similarity as distance
@@ -12,7 +13,6 @@ from dato import DatoError, emoji_sd
 from dato.generation.sampling import Sampling, generate
 from dato.metrics.base import Setup
 from dato.metrics.clip import FrechetDistance, PickScore
-from dato.metrics.registry import METRICS, load_metric
 
 PROMPTS = ["red apple on a white background", "dog face on a blue background", "rose on a yellow background"]
 
