@@ -76,7 +76,7 @@ def _results(front: Mapping[str, Any], knee: int, name: str) -> str:
     return f"""# {name.rpartition("/")[2]}
 
 {len(points)} schedules of feature caching and token pruning for {model}, found by dato:
-{max(speedups):.2f}x to {min(speedups):.2f}x as fast as stock.
+{min(speedups):.2f}x to {max(speedups):.2f}x as fast as stock.
 
 {markdown(_rows(front, knee))}
 ★ is the knee, which `apply_patch` takes unless it is told otherwise. A speed-up is stock's time by the schedule's.

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from dato.metrics.registry import load_metric
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +16,7 @@ from dato.evaluation.evaluator import Evaluator
 from dato.evaluation.methods import tomesd_peer
 from dato.generation.prompts import read_prompts
 from dato.generation.sampling import Sampling, generate
-from dato.metrics.base import Setup
+from dato.metrics import Setup, load_metric
 from dato.point import non_dominated
 from dato.samplers import SAMPLERS, num_calls, sampler_name, set_scheduler
 from dato.search.nsga2 import search
