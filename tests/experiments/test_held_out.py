@@ -14,8 +14,7 @@ from dato.experiments.held_out import fill, rows, settings_of, stock_of
 from dato.experiments.image_store import Batch, ImageStore
 from dato.experiments.method_families import FAMILIES, check_families, families_of
 from dato.experiments.sito_ablations import ABLATIONS
-from dato.metrics.base import Setup
-from dato.metrics.registry import load_metric
+from dato.metrics import Setup, load_metric
 from dato.utils.images import read_image
 
 RECIPE = replace(toy_recipe(4, 3, 2, "psnr", "clip-score", "frechet"), prompts=tuple(PROMPTS))
