@@ -204,8 +204,8 @@ def title_of(family: str) -> str:
 def _steps_of(entries: Sequence[Entry], reference: int) -> set[int]:
     """Return the numbers of steps of stock's baselines, and those that all points of these fronts are meant for."""
     fronts = [entry.strategy for entry in entries if isinstance(entry.strategy, Front)]
-    own = {steps_of_point(point, front, reference) for front in fronts for point in front.points}
-    return own | set(fewer_steps(reference))
+    of_points = {steps_of_point(point, front, reference) for front in fronts for point in front.points}
+    return of_points | set(fewer_steps(reference))
 
 
 def _methods_of(entry: Entry, facts: Facts) -> list[Method]:
