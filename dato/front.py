@@ -1,20 +1,20 @@
-"""A front: the schedules of one search that no other beats in both quality and latency, as data to be kept.
+"""A front: the non-dominated schedules of one search, with what is needed to trust and repeat it.
 
 The JSON schema, version 1 (`Front.to_dict` writes it, `Front.from_dict` reads it strictly):
 
     format      "dato.front"
     version     1
-    rungs       number of rungs of the UNet that the depths are meant for
-    pruning     settings that the ratios are meant with (`Pruning`)
+    rungs       number of rungs of the UNet that was searched
+    pruning     settings of token pruning for all ratios (`Pruning`)
     front       list of points, latency ascending
     baseline    the stock pipeline, as a point
-    references  {name: point}, stock with fewer steps, uniform schedules and rivals under the same conditions
-    conditions  {name: value}, what is needed to trust and repeat it; `calls` and `quality` at least
+    references  {name: point}, stock with fewer steps, uniform schedules and rival methods, under the same conditions
+    conditions  {name: value}, what is needed to repeat the search; `calls` and `quality` at least
 
-    a point     depths, ratios, orders: one entry for each call; quality: higher is better; latency_ms: per image;
-                speedup: the baseline's latency / this one's; metrics: {name: number}, further measures; and, where they
-                differ from the baseline's: forecast (see `Schedule`), steps and scheduler (a name of
-                `dato.samplers.SAMPLERS`)
+    a point     depths, ratios, orders: one entry for each call. quality: higher is better. latency_ms: per image.
+                speedup: the baseline's latency / this point's. metrics: {name: number}, further measures.
+                Optional, where they differ from the baseline's: forecast (see `Schedule`), steps, and scheduler (a
+                name of `dato.samplers.SAMPLERS`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from dato.errors import DatoError
+from dato.hub.names import FRONT_FILE as FILE
+from dato.hub.names import is_name
 from dato.point import Point, check_has, check_keys, point_from_dict
 from dato.pruning import Pruning
 from dato.schedule import FORMAT as SCHEDULE_FORMAT
@@ -33,9 +35,8 @@ from dato.utils.files import dumps, read_json, write_atomic
 
 FORMAT = "dato.front"
 VERSION = 1
-FILE = "pareto.json"  # in a run's folder, and in a repository of the hub
 _KEYS = ("rungs", "pruning", "front", "baseline", "references", "conditions")
-# What the tools read of the conditions.
+# The conditions that dato itself reads, and their types.
 _CONDITIONS: dict[str, tuple[type, ...]] = {
     "calls": (int,),
     "quality": (str,),
@@ -61,12 +62,12 @@ class Front:
     Attributes:
         points: Non-dominated points, latency ascending.
         baseline: The stock pipeline under the same conditions.
-        references: By name, under the same conditions: stock with fewer steps, uniform schedules, rivals.
+        references: By name, under the same conditions: stock with fewer steps, uniform schedules, rival methods.
         conditions: Everything that is needed to repeat the search.
 
     Raises:
-        DatoError: if there is no point, or the points' schedules differ in rungs, or in length without saying of how
-            many steps they are.
+        DatoError: if there is no point, or the schedules differ in rungs or pruning settings, or a schedule has
+            another number of calls than the search and its point does not say its steps.
     """
 
     points: tuple[Point, ...]
@@ -79,32 +80,33 @@ class Front:
             raise DatoError("front: it has no points")
         calls = self.conditions.get("calls", len(self.baseline.schedule))
 
-        # A point that is taken out of the front still knows what it was searched under.
-        def own(point: Point) -> Point:
+        # Each point carries the conditions. So a point that is taken out of the front still has them.
+        def with_conditions(point: Point) -> Point:
             return point if point.conditions is self.conditions else replace(point, conditions=self.conditions)
 
-        object.__setattr__(self, "points", tuple(own(point) for point in self.points))
-        object.__setattr__(self, "baseline", own(self.baseline))
-        object.__setattr__(self, "references", {name: own(point) for name, point in self.references.items()})
+        references = {name: with_conditions(point) for name, point in self.references.items()}
+        object.__setattr__(self, "points", tuple(with_conditions(point) for point in self.points))
+        object.__setattr__(self, "baseline", with_conditions(self.baseline))
+        object.__setattr__(self, "references", references)
         for name, point in self._named():
             if point.steps is None and len(point.schedule) != calls:
                 raise DatoError(f"front: {name} has a schedule of {len(point.schedule)} calls, the search had {calls}")
             if point.schedule.pruning != self.baseline.schedule.pruning:
-                raise DatoError(f"front: {name} is meant with other pruning settings than the baseline")
+                raise DatoError(f"front: {name} has other pruning settings than the baseline")
             if point.schedule.rungs != self.rungs:
                 raise DatoError(f"front: {name} is for {point.schedule.rungs} rungs, the baseline for {self.rungs}")
 
     @property
     def rungs(self) -> int:
-        """The number of rungs of the UNet that was searched."""
+        """Return the number of rungs of the UNet that was searched."""
         return self.baseline.schedule.rungs
 
     def __len__(self) -> int:
-        """The number of points."""
+        """Return the number of points."""
         return len(self.points)
 
     def knee(self) -> Point:
-        """The point farthest above the line between the fastest and the best point, both axes scaled to 0..1.
+        """Return the point farthest above the line between the fastest and the best point, both axes scaled to 0..1.
 
         Example:
             >>> import dato
@@ -123,10 +125,14 @@ class Front:
         )
 
     def pick(self, *, speedup: float | None = None, quality: float | None = None) -> Point:
-        """The best point that is at least `speedup` times as fast as stock, or the fastest of at least `quality`.
+        """Return the best point that is at least `speedup` times as fast as stock, or the fastest of that `quality`.
+
+        Args:
+            speedup: The least speed-up.
+            quality: The least quality, in the sign of `Point.quality`. Give one of the two.
 
         Raises:
-            DatoError: if no point reaches that; the message names the nearest.
+            DatoError: if no point reaches that. The message names the nearest.
 
         Example:
             >>> import dato
@@ -154,11 +160,11 @@ class Front:
         return min(enough, key=lambda p: p.latency_ms)
 
     def choose(self, *, speedup: float | None = None, quality: float | None = None) -> Point:
-        """`pick` if something is asked for, else the knee."""
+        """Return `pick(...)` if speedup or quality is given, else the knee."""
         return self.knee() if speedup is None and quality is None else self.pick(speedup=speedup, quality=quality)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, as described at the top of this module."""
+        """Return plain JSON values, as described at the top of this module."""
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -172,7 +178,7 @@ class Front:
 
     @classmethod
     def from_dict(cls, data: Any) -> Front:
-        """The inverse of `to_dict`. Raises DatoError if anything in it is not valid."""
+        """Return the front of a dictionary that `to_dict` made. Raise DatoError if anything in it is not valid."""
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise DatoError(f'not a front: "format" is not "{FORMAT}"')
         check_version(data, FORMAT, VERSION)
@@ -198,7 +204,7 @@ class Front:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the front as JSON, atomically. Raises DatoError if the place cannot be written to."""
+        """Write the front as JSON, atomically. Raise DatoError if the file cannot be written."""
         write_atomic(path, dumps(self.to_dict()) + "\n")
 
     def save_pretrained(
@@ -206,29 +212,30 @@ class Front:
     ) -> str | None:
         """Write the front to a folder as it is shared: pareto.json and a model card, README.md.
 
-        A card that somebody has edited stays as it is. Of places on this machine that the conditions name, as a local
-        model's, only the last part is written; a front without such comes back equal from `from_pretrained`.
+        A card that somebody has edited stays as it is. Of a path on this machine in the conditions, as a local
+        model's, only the last part is written. A front without such paths comes back equal from `from_pretrained`.
 
         Args:
-            folder: Where to.
-            push_to_hub: Upload it, too.
-            repo_id: What it is to be called on the hub, as the card has it; None: the folder's name.
+            folder: Where to write.
+            push_to_hub: Whether to upload it, too.
+            repo_id: The repository on the hub, also the name in the card. None: the folder's name.
             **options: Of `push_to_hub`.
 
         Returns:
-            The address of the commit, if it was uploaded.
+            The address of the commit. None if nothing was uploaded.
 
         Raises:
-            DatoError: if the place cannot be written to, or the hub cannot be reached or refuses.
+            DatoError: if the folder cannot be written to, or the hub cannot be reached or refuses.
         """
         from dato.hub.repository import push_front, save_front
 
         if options and not push_to_hub:
             raise DatoError(f"save_pretrained: {next(iter(options))}= is for push_to_hub=True")
-        card = save_front(self, folder, repo_id)
+        data, knee = self.to_dict(), self.points.index(self.knee())
+        card = save_front(data, knee, folder, repo_id)
         if not push_to_hub:
             return None
-        return push_front(self, repo_id or Path(folder).resolve().name, card=card, **options)
+        return push_front(data, knee, repo_id or Path(folder).resolve().name, card=card, **options)
 
     def push_to_hub(
         self,
@@ -240,30 +247,31 @@ class Front:
         revision: str | None = None,
         create_pr: bool = False,
     ) -> str:
-        """Upload the front with a model card to a repository of the Hugging Face hub, which is made if need be.
+        """Upload the front with a model card to the Hugging Face hub. Make the repository if it does not exist.
 
-        A card there that somebody has edited stays as it is. What is written is what `save_pretrained` writes; the
-        conditions, prompts included, are part of it.
+        A card on the hub that somebody has edited stays as it is. The files are those that `save_pretrained` writes,
+        so the conditions are public in a public repository, prompts included.
 
         Args:
-            repo_id: user/name; a name alone is one of the user who is logged in.
-            private: Whether a new repository is; None: as the account or organisation has it.
-            token: Instead of that of `hf auth login`.
+            repo_id: user/name, or the name alone for a repository of the user who is logged in.
+            private: Whether a new repository is private. None: the default of the account.
+            token: A token. None: that of `hf auth login`.
             commit_message: None: "Upload front with dato".
-            revision: The branch; made if there is none. None: the main branch.
-            create_pr: Open a pull request instead; to the main branch.
+            revision: The branch, made if it does not exist. None: the main branch.
+            create_pr: Open a pull request to the main branch instead.
 
         Returns:
             The address of the commit or pull request.
 
         Raises:
-            DatoError: if the id cannot be one, a pull request is to be to a branch, or the hub cannot be reached or
-                refuses.
+            DatoError: if `repo_id` is not valid, a pull request is asked for on another branch than main, or the hub
+                cannot be reached or refuses.
         """
         from dato.hub.repository import push_front
 
         options = {"private": private, "token": token, "commit_message": commit_message}
-        return push_front(self, repo_id, revision=revision, create_pr=create_pr, **options)
+        knee = self.points.index(self.knee())
+        return push_front(self.to_dict(), knee, repo_id, revision=revision, create_pr=create_pr, **options)
 
     @classmethod
     def from_pretrained(
@@ -277,26 +285,26 @@ class Front:
         local_files_only: bool = False,
         force_download: bool = False,
     ) -> Front:
-        """Load a front from a folder, a run's or one that `save_pretrained` wrote, or else from the Hugging Face hub.
+        """Load a front from a folder (a run's, or one that `save_pretrained` wrote), else from the Hugging Face hub.
 
         Args:
-            folder_or_repo_id: A folder; or user/name or user/name@revision on the hub.
-            revision: A branch, tag or commit there; None: the main branch.
-            subfolder: Of the folder or repository.
-            token: Instead of that of `hf auth login`; False: none.
-            cache_dir: Where the hub's cache is.
+            folder_or_repo_id: A folder. Or user/name or user/name@revision on the hub.
+            revision: A branch, tag or commit on the hub. None: the main branch.
+            subfolder: The folder inside the folder or repository.
+            token: A token, or False for none. None: that of `hf auth login`.
+            cache_dir: The folder of the hub's cache. None: the hub's own.
             local_files_only: Look into the cache only.
-            force_download: Download what the cache has, too.
+            force_download: Download the file even if the cache has it.
 
         Raises:
-            DatoError: if there is no such folder or repository, the hub cannot be reached, or what is there is not a
-                valid front.
+            DatoError: if there is no such folder or repository, the hub cannot be reached, or its file is not a valid
+                front.
         """
-        from dato.hub.repository import fetch, is_name
-
         if Path(folder_or_repo_id).is_dir():
             path = file_in(Path(folder_or_repo_id, subfolder or ""))
         elif isinstance(folder_or_repo_id, str) and is_name(folder_or_repo_id):
+            from dato.hub.repository import fetch
+
             options = {"token": token, "cache_dir": cache_dir, "force_download": force_download}
             options |= {"subfolder": subfolder, "local_files_only": local_files_only}
             path = fetch(folder_or_repo_id, revision=revision, **options)
@@ -313,7 +321,7 @@ class Front:
 
 
 def read_strategy(path: Path) -> Front | Schedule:
-    """Read a front's or schedule's file. Raises DatoError, naming the file, if it is neither, or not a valid one."""
+    """Read the file of a front or a schedule. Raise DatoError, with the file's name, if it is not a valid one."""
     data = read_json(path)
     kind = data.get("format") if isinstance(data, dict) else None
     if kind not in (FORMAT, SCHEDULE_FORMAT):
@@ -327,12 +335,14 @@ def read_strategy(path: Path) -> Front | Schedule:
 
 
 def front_of(loaded: Front | Schedule, name: str | Path) -> Front:
+    """Return what was loaded under a name, if it is a front. Raise DatoError if it is a schedule."""
     if isinstance(loaded, Schedule):
         raise DatoError(f"{name} is one schedule, not a front; apply_patch takes it as it is")
     return loaded
 
 
 def file_in(folder: Path) -> Path:
+    """Return the path of the front in a run's folder. Raise DatoError if there is none."""
     path = folder / FILE
     if not path.exists():
         raise DatoError(f"{folder} is a folder without {FILE}: no run, or one that has not ended")

@@ -1,4 +1,4 @@
-"""A point: a schedule with what was measured of it."""
+"""A point of a front: a schedule with its measured quality and latency. And which points dominate which."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from dato.errors import DatoError
 from dato.pruning import Pruning
 from dato.schedule import Schedule
 
-_POINT_KEYS = ("depths", "ratios", "orders", "quality", "latency_ms", "speedup", "metrics")
-
-
-_OWN_KEYS = ("forecast", "steps", "scheduler")  # a point may have them
+_KEYS = ("depths", "ratios", "orders", "quality", "latency_ms", "speedup", "metrics")
+_OPTIONAL_KEYS = ("forecast", "steps", "scheduler")
 
 
 @dataclass(frozen=True)
@@ -22,14 +20,14 @@ class Point:
     """A schedule with what was measured of it.
 
     Attributes:
-        schedule: What runs.
+        schedule: The schedule.
         quality: The search's quality metric; higher is better.
         latency_ms: Milliseconds per image.
         speedup: Stock's latency divided by this one's.
         metrics: Further measures by name.
-        steps: Steps of the sampler for which the schedule is meant; None: the front's.
-        scheduler: The sampler, a name of `dato.samplers.SAMPLERS` or diffusers' class; None: the front's.
-        conditions: Those of the front that it is in; no part of the point itself.
+        steps: The number of sampler steps that the schedule is for. None: the front's.
+        scheduler: The sampler, a name of `dato.samplers.SAMPLERS` or a class of diffusers. None: the front's.
+        conditions: The conditions of its front. They are not compared when points are compared.
     """
 
     schedule: Schedule
@@ -43,11 +41,11 @@ class Point:
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        """What the pipeline has to be called with for this schedule: `pipe(prompt, **point.kwargs)`."""
+        """Return the arguments that the pipeline needs for this schedule: `pipe(prompt, **point.kwargs)`."""
         return {} if self.steps is None else {"num_inference_steps": self.steps}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `rungs` and `pruning` stand once in the front."""
+        """Return plain JSON values, without `rungs` and `pruning`: the front has them once for all points."""
         schedule = self.schedule.to_dict()
         return {
             **{key: schedule[key] for key in ("depths", "ratios", "orders", "forecast") if key in schedule},
@@ -61,7 +59,10 @@ class Point:
 
 
 def non_dominated(points: Iterable[Point]) -> tuple[Point, ...]:
-    """The points that no other one beats in quality and latency, latency ascending; one of equals is kept."""
+    """Return the points that no other point dominates in quality and latency, latency ascending.
+
+    Of points that are equal in both, one is kept. A point whose quality is not finite is left out.
+    """
     front: list[Point] = []
     for point in sorted(points, key=lambda p: (p.latency_ms, -p.quality)):
         if math.isfinite(point.quality) and (not front or point.quality > front[-1].quality):
@@ -70,17 +71,31 @@ def non_dominated(points: Iterable[Point]) -> tuple[Point, ...]:
 
 
 def competing(points: Iterable[Point], floor: float | None) -> tuple[Point, ...]:
-    """The non-dominated ones of the points that are good enough and faster than stock; of all, if none is."""
+    """Return the non-dominated points among those of at least the quality `floor` that are faster than stock.
+
+    If no point reaches the floor, the floor is ignored. If no point is faster than stock, that is ignored, too.
+    """
     points = list(points)
     good = [point for point in points if floor is None or point.quality >= floor] or points
-    # Against stock itself nothing that is slower can stand, however the clock wandered when both were timed.
+    # Timing is noisy. A point that is slower than stock has no use, whatever its quality.
     return non_dominated([point for point in good if point.speedup > 1] or good)
 
 
 def point_from_dict(name: str, data: Any, rungs: Any, pruning: Pruning) -> Point:
+    """Return the point of a dictionary that `Point.to_dict` made.
+
+    Args:
+        name: How error messages call the point.
+        data: The dictionary.
+        rungs: The number of rungs of the UNet.
+        pruning: The settings of token pruning.
+
+    Raises:
+        DatoError: if anything in it is not valid.
+    """
     if not isinstance(data, dict):
         raise DatoError(f"front: {name} must be an object")
-    check_keys(name, data, _POINT_KEYS, _OWN_KEYS)
+    check_keys(name, data, _KEYS, _OPTIONAL_KEYS)
     forecast = data.get("forecast", "polynomial")
     try:
         schedule = Schedule(data["depths"], data["ratios"], data["orders"], rungs, pruning, forecast)
@@ -104,12 +119,14 @@ def point_from_dict(name: str, data: Any, rungs: Any, pruning: Pruning) -> Point
 
 
 def check_has(name: str, data: dict[str, Any], keys: Iterable[str]) -> None:
+    """Raise DatoError, with the object's name, if one of the keys is missing."""
     missing = [key for key in keys if key not in data]
     if missing:
         raise DatoError(f'front: {name}: "{missing[0]}" is missing')
 
 
 def check_keys(name: str, data: dict[str, Any], keys: Iterable[str], optional: Iterable[str] = ()) -> None:
+    """Raise DatoError if one of the keys is missing, or there is a key that is neither among them nor optional."""
     check_has(name, data, [key for key in keys if key not in ("format", "version")])
     unknown = sorted(set(data) - {*keys, *optional})
     if unknown:

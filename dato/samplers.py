@@ -1,15 +1,16 @@
-"""Samplers by the field's names: which of diffusers' schedulers each is, and how often it calls the UNet."""
+"""Samplers by the names of the field: which of diffusers' schedulers each is, and how often it calls the UNet."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import diffusers
-from diffusers import DiffusionPipeline, SchedulerMixin
+import copy
+from typing import TYPE_CHECKING, Any
 
 from dato.errors import DatoError, first_line
 
-# Name -> diffusers' class and what it needs said.
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, SchedulerMixin
+
+# Name -> diffusers' class and the settings that it needs.
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
     "ddim": ("DDIMScheduler", {}),
@@ -21,12 +22,12 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++2m": ("DPMSolverMultistepScheduler", {}),
     "dpm++2m-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     "dpm++2m-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    # Its noise comes from no generator of the pipeline's.
+    # Its noise does not come from the pipeline's generator, so it needs a seed of its own.
     "dpm++sde": ("DPMSolverSDEScheduler", {"noise_sampler_seed": 0}),
     "unipc": ("UniPCMultistepScheduler", {}),
     "lcm": ("LCMScheduler", {}),
 }
-# Settings of diffusers' schedulers that make another sampler of one, as they are unless `SAMPLERS` says otherwise.
+# Settings that make another sampler of the same class. A sampler has these values unless `SAMPLERS` says otherwise.
 _VARIANTS = {
     "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
@@ -37,10 +38,10 @@ _VARIANTS = {
 
 
 def set_scheduler(pipe: DiffusionPipeline, name: str | None) -> None:
-    """Give the pipeline the sampler of that name, with the noise schedule of the one it has; None changes nothing.
+    """Give a pipeline the sampler of that name, with the noise schedule of its present one. None changes nothing.
 
     Raises:
-        DatoError: if `name` is not a key of `SAMPLERS`, or needs a package that is not there.
+        DatoError: if `name` is not a key of `SAMPLERS`, or needs a package that is not installed.
 
     Example:
         >>> from dato.generation.pipelines import load_pipeline
@@ -53,10 +54,13 @@ def set_scheduler(pipe: DiffusionPipeline, name: str | None) -> None:
         return
     if name not in SAMPLERS:
         raise DatoError(f"unknown scheduler {name!r}; known are {', '.join(SAMPLERS)}")
+    import diffusers
+
     kind, options = SAMPLERS[name]
-    # Samplers made by from_config take only keys that are there, and DDIM clips its latents unless told not to.
+    # from_config takes only keys that the old config has, and DDIM clips its latents unless a key forbids it.
     config = {"clip_sample": False, **pipe.scheduler.config}
-    config |= {key: value for key, value in _VARIANTS.items() if key in config}  # these were the sampler's before
+    # The old sampler's variant must not pass to the new one.
+    config |= {key: value for key, value in _VARIANTS.items() if key in config}
     try:
         pipe.scheduler = getattr(diffusers, kind).from_config(config, **options)
     except ImportError as error:
@@ -64,42 +68,58 @@ def set_scheduler(pipe: DiffusionPipeline, name: str | None) -> None:
 
 
 def sampler_name(scheduler: SchedulerMixin) -> str:
-    """The key of `SAMPLERS` that a scheduler goes by, or its class's name if it is set up otherwise."""
-    kind, config = type(scheduler).__name__, scheduler.config
-    config = {**_VARIANTS, **{key: value for key, value in config.items() if value is not None}}
-    for name, (known, options) in SAMPLERS.items():
-        if known == kind and all(config.get(key) == value for key, value in (_VARIANTS | options).items()):
+    """Return the key of `SAMPLERS` that a scheduler is, or its class's name if it is set up otherwise."""
+    kind = type(scheduler).__name__
+    config = _VARIANTS | {key: value for key, value in scheduler.config.items() if value is not None}
+    for name, (class_name, options) in SAMPLERS.items():
+        if class_name == kind and all(config.get(key) == value for key, value in (_VARIANTS | options).items()):
             return name
     return kind
 
 
 def num_calls(pipe: DiffusionPipeline, steps: int) -> int:
-    """How many times the sampler calls the UNet in a generation of `steps` steps.
+    """Return how many times the sampler calls the UNet in a generation of `steps` steps.
+
+    The pipeline's scheduler stays as it is, also in the middle of a generation.
 
     Raises:
-        DatoError: if the sampler cannot do so many.
+        DatoError: if the sampler cannot do so many steps.
     """
     if steps < 1:
         raise DatoError(f"steps must be at least 1, not {steps}")
+    scheduler = _copied(pipe.scheduler)
     try:
-        pipe.scheduler.set_timesteps(steps)
+        scheduler.set_timesteps(steps)
     except ValueError as error:
-        raise DatoError(f"{type(pipe.scheduler).__name__} cannot do {steps} steps: {error}") from None
-    return len(pipe.scheduler.timesteps)
+        raise DatoError(f"{type(scheduler).__name__} cannot do {steps} steps: {error}") from None
+    return len(scheduler.timesteps)
 
 
 def lengths(pipe: DiffusionPipeline, most: int) -> dict[int, int]:
-    """Number of UNet calls -> number of steps, ascending, up to the first length of at least `most` calls.
+    """Return {number of UNet calls: number of steps}, ascending, up to the first number of at least `most` calls.
 
-    Not every number of calls can be had, and some samplers cannot do a single step, or many.
+    A sampler cannot make every number of calls. Some cannot do a single step, or many.
     """
-    found: dict[int, int] = {}
+    steps_of: dict[int, int] = {}
     for steps in range(1, most + 1):
         try:
             calls = num_calls(pipe, steps)
         except DatoError:
             continue
-        found[calls] = steps
+        steps_of[calls] = steps
         if calls >= most:
             break
-    return found
+    return steps_of
+
+
+def _copied(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """Return a copy on which `set_timesteps` does not change the original.
+
+    `set_timesteps` only assigns attributes, so a shallow copy is enough. A scheduler inside it (UniPC's `solver_p`) is
+    copied in the same way.
+    """
+    twin = copy.copy(scheduler)
+    for name, value in vars(scheduler).items():
+        if hasattr(value, "set_timesteps"):
+            setattr(twin, name, _copied(value))
+    return twin

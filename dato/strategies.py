@@ -1,4 +1,4 @@
-"""Loading fronts and schedules by path, by a shipped one's name, or from the Hugging Face hub."""
+"""Load fronts and schedules: by path, by the name of a shipped one, or from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ from pathlib import Path
 
 from dato.errors import DatoError
 from dato.front import Front, file_in, front_of, read_strategy
+from dato.hub.names import is_name
 from dato.schedule import Schedule
 
 
 def load_front(path_or_name: str | Path) -> Front:
-    """Load a front from its JSON file or its run's folder, a shipped one by name, or user/name[@revision] from the hub.
+    """Load a front from its JSON file, from its run's folder, by a shipped one's name, or from the hub.
+
+    Args:
+        path_or_name: A file, a folder, a name of `strategies`, or user/name or user/name@revision on the hub.
 
     Raises:
-        DatoError: if there is no such file or name, the hub cannot be reached, or what is there is not a valid front.
+        DatoError: if there is no such file or name, the hub cannot be reached, or the file is not a valid front.
 
     Example:
         >>> front = load_front("emoji-sd-depth")
@@ -26,16 +30,16 @@ def load_front(path_or_name: str | Path) -> Front:
 
 
 def load_strategy(path_or_name: str | Path) -> Front | Schedule:
-    """Load a front or schedule by its file, its folder, or its name: shipped, or the hub's. Raises as `load_front`."""
+    """Load a front or a schedule. The argument and the errors are those of `load_front`."""
     path, name = Path(path_or_name), str(path_or_name)
     if path.is_dir() and name not in strategies():
         path = file_in(path)
     if not path.is_file():
         shipped = strategies()
         if name not in shipped:
-            from dato.hub.repository import fetch, is_name  # not before it is needed
-
             if isinstance(path_or_name, str) and is_name(name):
+                from dato.hub.repository import fetch  # it loads the hub's client, which takes a second
+
                 return read_strategy(fetch(name))
             raise DatoError(f"no file and no shipped strategy {name!r}; shipped are: {', '.join(sorted(shipped))}")
         path = shipped[name]
@@ -43,8 +47,9 @@ def load_strategy(path_or_name: str | Path) -> Front | Schedule:
 
 
 def strategies() -> dict[str, Path]:
-    """The shipped schedules and fronts: {name: file}."""
-    here = Path(__file__).parent
-    # In a wheel the folder lies inside the package, in a checkout beside it.
-    folder = next((f for f in (here / "shipped_strategies", here.parent / "strategies") if f.is_dir()), None)
+    """Return the shipped schedules and fronts, {name: file}."""
+    package = Path(__file__).parent
+    # In a wheel the folder is inside the package, in a checkout beside it.
+    folders = (package / "shipped_strategies", package.parent / "strategies")
+    folder = next((path for path in folders if path.is_dir()), None)
     return {} if folder is None else {file.stem: file for file in folder.glob("*.json")}

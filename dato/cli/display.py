@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dato.cli.console import err
-from dato.metrics.registry import METRICS, shown
+from dato.metrics import shown
 from dato.point import Point
 from dato.report.tables import strip
 
@@ -144,7 +144,7 @@ class Live(Display):
         table.add_column("depth by call", no_wrap=True, overflow="ellipsis")
         step = max(1, math.ceil(len(found) / ROWS))
         for point in found[::step]:
-            quality = shown(METRICS[self.metric], point.quality)
+            quality = shown(self.metric, point.quality)
             cells = [f"{point.speedup:.2f}x", f"{quality:.4g}", f"{point.steps or ''}", strip(point.schedule)]
             table.add_row(*cells)
         return table

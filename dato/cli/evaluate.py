@@ -50,9 +50,9 @@ from dato.generation.protocols import (
     usual_guidance,
 )
 from dato.generation.sampling import Sampling
-from dato.metrics.registry import METRICS, shown
+from dato.metrics import METRICS, label_of, setup_for, text_of
 from dato.point import Point
-from dato.report.tables import forecast_of, image_grid, label_of, quality_plot, strip
+from dato.report.tables import forecast_of, image_grid, quality_plot, strip
 from dato.samplers import SAMPLERS
 from dato.schedule import Schedule
 from dato.strategies import load_strategy
@@ -64,6 +64,7 @@ SPEEDUPS = (3.0, 5.0, 8.0)
 DEFAULT = "steps,deepcache,sito,spectrum"
 
 
+@metric.with_metric_options(before="seed")
 def evaluate(
     ctx: typer.Context,
     strategies: Annotated[list[str] | None, typer.Argument(help=f"Fronts or schedules, each {opt.STRATEGY}.")] = None,
@@ -126,13 +127,6 @@ def evaluate(
             "image-reward, psnr",
         ),
     ] = None,
-    clip: metric.Clip = None,
-    statistics: metric.Statistics = None,
-    image_reward: metric.ImageReward = None,
-    image_reward_backend: metric.ImageRewardBackend = None,
-    pick_score: metric.PickScore = None,
-    inception: metric.Inception = None,
-    real: metric.Real = None,
     seed: Annotated[int, typer.Option(min=0, help="Image i starts from the noise of seed + i.")] = 1000,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
@@ -237,7 +231,7 @@ def _recipe(ctx: typer.Context, loaded: Mapping[str, Front | Schedule]) -> Recip
         Sampling(count, guidance, *size, seed=o.seed, batch_size=o.batch_size),
         tuple({*references.fewer_steps(count), *_own_steps(loaded, count)}),
         _metrics(o.metrics, model, files),
-        metric.setup_of(model, files),
+        setup_for(model, files),
         config=config,
     )
 
@@ -359,8 +353,7 @@ def _cells(judged: Mapping[str, Point], names: Sequence[str]) -> list[dict[str, 
             own, whole = point.metrics.get("peak_mb", math.nan), stock.metrics["peak_mb"]
             cells |= {"MB": f"{own:.0f}", "compression": f"{whole / own:.2f}x"}
         for metric_name in names:
-            digits = 3 if metric_name in ("ssim", "lpips", "image-reward", "kid") else 2
-            cells[label_of(metric_name)] = f"{shown(METRICS[metric_name], point.metrics[metric_name]):.{digits}f}"
+            cells[label_of(metric_name)] = text_of(metric_name, point.metrics[metric_name])
         cells |= {
             "steps": f"{point.steps}",
             "order": forecast_of(point.schedule),

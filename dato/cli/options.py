@@ -16,7 +16,7 @@ from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError, first_line
 from dato.front import Front
 from dato.generation.random_models import RANDOM_MODELS
-from dato.metrics.registry import METRICS, shown
+from dato.metrics import shown
 from dato.point import Point
 from dato.samplers import SAMPLERS
 
@@ -153,7 +153,7 @@ def pick_point(front: Front, text: str) -> Point:
 
 def floor_of(metric: str, value: float | None) -> float | None:
     """What the user calls a quality, as `Point.quality` counts it: of a distance, higher is better there too."""
-    return value if value is None or metric not in METRICS else shown(METRICS[metric], value)
+    return None if value is None else shown(metric, value)
 
 
 SCRIPTS = {

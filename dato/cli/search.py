@@ -28,7 +28,7 @@ from dato.front import Front
 from dato.generation.prompts import read_prompts
 from dato.generation.protocols import guidance_of
 from dato.generation.sampling import Sampling
-from dato.metrics.registry import METRICS
+from dato.metrics import METRICS, setup_for
 from dato.pruning import Pruning
 from dato.report.page import write_page
 from dato.report.tables import front_table
@@ -44,6 +44,7 @@ from dato.strategies import load_front
 _PASSING = ("out", "resume", "workers", "ray_address", "quiet", "as_json")
 
 
+@metric.with_metric_options(before="seed")
 def search_depth(
     ctx: typer.Context,
     model: opt.Model = EMBEDDED,
@@ -70,13 +71,6 @@ def search_depth(
     race: given.Race = None,
     workers: given.Workers = 1,
     ray_address: given.RayAddress = None,
-    clip: metric.Clip = None,
-    statistics: metric.Statistics = None,
-    image_reward: metric.ImageReward = None,
-    image_reward_backend: metric.ImageRewardBackend = None,
-    pick_score: metric.PickScore = None,
-    inception: metric.Inception = None,
-    real: metric.Real = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
@@ -92,6 +86,7 @@ def search_depth(
     _search_calls(ctx, "depth", ratios=None)
 
 
+@metric.with_metric_options(before="seed")
 def search_joint(
     ctx: typer.Context,
     model: opt.Model = EMBEDDED,
@@ -122,13 +117,6 @@ def search_joint(
     race: given.Race = None,
     workers: given.Workers = 1,
     ray_address: given.RayAddress = None,
-    clip: metric.Clip = None,
-    statistics: metric.Statistics = None,
-    image_reward: metric.ImageReward = None,
-    image_reward_backend: metric.ImageRewardBackend = None,
-    pick_score: metric.PickScore = None,
-    inception: metric.Inception = None,
-    real: metric.Real = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
@@ -145,6 +133,7 @@ def search_joint(
     _search_calls(ctx, "joint", ratios=ratios)
 
 
+@metric.with_metric_options(before="seed")
 def search_ratio(
     ctx: typer.Context,
     depths: Annotated[
@@ -184,13 +173,6 @@ def search_ratio(
     race: given.Race = None,
     workers: given.Workers = 1,
     ray_address: given.RayAddress = None,
-    clip: metric.Clip = None,
-    statistics: metric.Statistics = None,
-    image_reward: metric.ImageReward = None,
-    image_reward_backend: metric.ImageRewardBackend = None,
-    pick_score: metric.PickScore = None,
-    inception: metric.Inception = None,
-    real: metric.Real = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     dtype: Annotated[
@@ -389,7 +371,7 @@ def _recipe(
         sampling,
         (*preset.steps, *fewer_steps(sampling.steps)),
         tuple(dict.fromkeys([quality, *recorded])),
-        metric.setup_of(model, files),
+        setup_for(model, files),
         preset.race or None,
         timing == "measured",
         o.config,

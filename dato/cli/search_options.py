@@ -9,7 +9,7 @@ import typer
 
 from dato.cli import options as opt
 from dato.errors import DatoError
-from dato.metrics.registry import METRICS
+from dato.metrics import METRICS
 from dato.pruning import SCORES
 from dato.samplers import SAMPLERS
 from dato.schedule import FORECASTS

@@ -8,9 +8,7 @@ from typing import Annotated
 import typer
 
 from dato.cli.console import out
-from dato.front import FILE
-from dato.hub.card import CARD, card_in
-from dato.hub.repository import push_front, save_front
+from dato.hub import CARD_FILE, FRONT_FILE, card_in, push_front, save_front
 from dato.strategies import load_front
 
 
@@ -30,11 +28,12 @@ def share(
     write both to a folder with --dry-run, and share that folder. A card that was edited, there or on the hub, is kept.
     """
     loaded = load_front(front)
+    data, knee = loaded.to_dict(), loaded.points.index(loaded.knee())
     card = card_in(front) if Path(front).is_dir() else None
     if dry_run is not None:
-        save_front(loaded, dry_run, repo_id, card)
-        for name in (FILE, CARD):
+        save_front(data, knee, dry_run, repo_id, card)
+        for name in (FRONT_FILE, CARD_FILE):
             out.print(f"written to {dry_run / name}", highlight=False, soft_wrap=True, markup=False)
         return
-    address = push_front(loaded, repo_id, card=card, private=private or None, commit_message=message)
+    address = push_front(data, knee, repo_id, card=card, private=private or None, commit_message=message)
     out.print(f"shared: {address}", highlight=False, soft_wrap=True, markup=False)

@@ -18,8 +18,7 @@ from dato.evaluation.racing import Rival
 from dato.evaluation.stock import Stock
 from dato.generation.pipelines import load_pipeline
 from dato.generation.sampling import Sampling
-from dato.metrics.base import Setup
-from dato.metrics.registry import load_metric
+from dato.metrics import Setup, load_metric
 from dato.prediction.latency_table import LatencyTable
 from dato.samplers import SAMPLERS, num_calls, sampler_name
 from dato.schedule import Schedule
@@ -64,7 +63,7 @@ class Recipe:
     def evaluator(self) -> Evaluator:
         """Load the pipeline and the metrics, and make an evaluator of them."""
         device = torch.device(self.device)
-        setup = replace(self.setup, device=device)
+        setup = self.setup.on(device)
         metrics = [load_metric(name, setup) for name in self.metrics]
         dtype = getattr(torch, self.dtype)
         pipe = load_pipeline(self.model, device=device, dtype=dtype, scheduler=self.scheduler, config=self.config)

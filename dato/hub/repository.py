@@ -1,12 +1,12 @@
-"""Fronts in repositories of the Hugging Face hub, one in each: `pareto.json`, and a card that says what it holds."""
+"""Download and upload fronts. A repository of the Hugging Face hub holds one front, `pareto.json`, and its card."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import (
@@ -23,20 +23,12 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from dato.errors import DatoError, first_line
-from dato.front import FILE, Front
-from dato.hub.card import CARD, REPO, card_of, without_places
+from dato.hub.card import choose_card
+from dato.hub.names import CARD_FILE, FRONT_FILE
+from dato.hub.paths import without_paths
 from dato.utils.files import dumps, read_text, write_atomic
 
-MOST = 32 * 2**20  # bytes of a file that is read; the largest fronts have a few hundred thousand
-_REVISION = re.compile(r"[\w./-]+")
-
-
-def is_name(text: str) -> bool:
-    """Whether text looks like a front on the hub: user/name, or user/name@revision."""
-    repo_id, at, revision = text.partition("@")
-    # A missing file is a missing file; nobody calls a repository x.json.
-    known = REPO.fullmatch(repo_id) is not None and not repo_id.endswith(".json")
-    return known and (not at or _REVISION.fullmatch(revision) is not None)
+MAX_BYTES = 32 * 2**20  # of a file that is read; the largest fronts have a few hundred thousand
 
 
 def fetch(
@@ -49,29 +41,30 @@ def fetch(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Path:
-    """The place in the hub's cache of a front's file, after downloading it if need be.
+    """Download a front's file, unless the hub's cache has it, and return its path in the cache.
 
     Args:
         name: user/name, or user/name@revision.
-        revision: A branch, tag or commit; None: the main branch.
-        subfolder: Of the repository.
-        token: See `huggingface_hub.hf_hub_download`, and for all that follows.
-        cache_dir: Where the cache is.
+        revision: A branch, tag or commit. None: the main branch.
+        subfolder: The folder inside the repository.
+        token: A token, or False for none. None: that of the login. This and the arguments below are those of
+            `huggingface_hub.hf_hub_download`.
+        cache_dir: The cache's folder. None: the hub's own.
         local_files_only: Look into the cache only.
-        force_download: Download what the cache has, too.
+        force_download: Download the file even if the cache has it.
 
     Raises:
-        DatoError: if it cannot be had; the message says why, and that there is no such file or folder either.
+        DatoError: if the file cannot be downloaded. The message says why, and that no such file or folder exists here.
     """
-    repo_id, _, wanted = name.partition("@")
-    if wanted and revision is not None:
-        raise DatoError(f"{name} names a revision, and revision={revision!r} another place; give one of them")
-    revision = wanted or revision
+    repo_id, _, revision_in_name = name.partition("@")
+    if revision_in_name and revision is not None:
+        raise DatoError(f"{name} names a revision, and so does revision={revision!r}; give one of them")
+    revision = revision_in_name or revision
     try:
         path = Path(
             hf_hub_download(
                 repo_id,
-                FILE,
+                FRONT_FILE,
                 revision=revision,
                 subfolder=subfolder,
                 token=token,
@@ -81,44 +74,48 @@ def fetch(
                 library_name="dato",
             )
         )
-    # Beside the hub's own errors these are those of an HTTP library, which has changed between its versions.
+    # Errors of the HTTP library come here too, and versions of the hub's client use different libraries.
     except Exception as error:
         why = _why_not_loaded(error, repo_id, revision, subfolder, local_files_only)
         raise DatoError(f"there is no file or folder {name!r}, and it cannot be had from the hub: {why}") from error
-    if path.stat().st_size > MOST:
-        raise DatoError(f"{name}: {FILE} has more than {MOST >> 20} MiB: that is no front")
+    if path.stat().st_size > MAX_BYTES:
+        raise DatoError(f"{name}: {FRONT_FILE} has more than {MAX_BYTES >> 20} MiB: that is no front")
     return path
 
 
-def save_front(front: Front, folder: str | Path, repo_id: str | None = None, *cards: str | None) -> str:
-    """Write what would be shared: the front's file and its card. A card that somebody has edited stays as it is.
+def save_front(
+    front: Mapping[str, Any], knee: int, folder: str | Path, repo_id: str | None = None, *cards: str | None
+) -> str:
+    """Write a front's file and its card to a folder, as they are shared. Keep a card that somebody has edited.
 
     Args:
-        front: What is shared.
-        folder: Where to.
-        repo_id: What the card calls it; None: the folder's name.
-        *cards: The first that was edited is written, if there is none in the folder.
+        front: The front as a dictionary, see `Front.to_dict`.
+        knee: The index of its knee in `front["front"]`.
+        folder: Where to write.
+        repo_id: The name in the card. None: the folder's name.
+        *cards: Other cards. If the folder has no edited card, the first edited one of these is written.
 
     Returns:
         The text of the card.
 
     Raises:
-        DatoError: if the place cannot be written to, the card there is not text, or the id cannot be one.
+        DatoError: if the folder cannot be written to, the card in it is not text, or `repo_id` is not valid.
     """
     folder = Path(folder)
     if repo_id is not None:
-        _check(repo_id)
-    front = without_places(front)
-    present = read_text(folder / CARD) if (folder / CARD).exists() else None
-    text = card_of(front, repo_id or folder.resolve().name, present, *cards)
-    write_atomic(folder / FILE, dumps(front.to_dict()) + "\n")
+        _check_id(repo_id)
+    front = {**front, "conditions": without_paths(front["conditions"])}
+    present = read_text(folder / CARD_FILE) if (folder / CARD_FILE).exists() else None
+    text = choose_card(front, knee, repo_id or folder.resolve().name, (present, *cards))
+    write_atomic(folder / FRONT_FILE, dumps(front) + "\n")
     if text != present:
-        write_atomic(folder / CARD, text)
+        write_atomic(folder / CARD_FILE, text)
     return text
 
 
 def push_front(
-    front: Front,
+    front: Mapping[str, Any],
+    knee: int,
     repo_id: str,
     *,
     card: str | None = None,
@@ -128,26 +125,27 @@ def push_front(
     revision: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    """Upload a front and its card, making the repository if there is none. An edited card there stays as it is.
+    """Upload a front and its card. Make the repository if it does not exist. Keep a card that somebody has edited.
 
     Args:
-        front: What is shared.
-        repo_id: user/name; a name alone is one of the user who is logged in.
-        card: An edited card to upload instead.
-        private: Whether a new repository is; None: as the account or organisation has it.
-        token: Instead of the login's.
+        front: The front as a dictionary, see `Front.to_dict`.
+        knee: The index of its knee in `front["front"]`.
+        repo_id: user/name, or the name alone for a repository of the user who is logged in.
+        card: A card to upload instead of a new one, if somebody has edited it.
+        private: Whether a new repository is private. None: the default of the account.
+        token: A token. None: that of the login.
         commit_message: None: "Upload front with dato".
-        revision: The branch; made if there is none. None: the main branch.
-        create_pr: Ask for it to be merged instead.
+        revision: The branch, made if it does not exist. None: the main branch.
+        create_pr: Open a pull request instead of changing the branch.
 
     Returns:
         The address of the commit or pull request.
 
     Raises:
-        DatoError: if the id cannot be one, a pull request is to be to a branch, or the hub cannot be reached or
-            refuses.
+        DatoError: if `repo_id` is not valid, a pull request is asked for on another branch than main, or the hub
+            cannot be reached or refuses.
     """
-    _check(repo_id)
+    _check_id(repo_id)
     if create_pr and revision not in (None, "main"):
         raise DatoError(f"create_pr=True asks for a merge into the main branch; leave out revision={revision!r}")
     api = HfApi(token=token, library_name="dato")
@@ -155,26 +153,32 @@ def push_front(
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision not in (None, "main") and not revision.startswith("refs/pr/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "front"
-        present = None
-        with _pushing(repo_id):
-            try:
-                present = api.hf_hub_download(repo_id, CARD, revision=revision, cache_dir=Path(place) / "cache")
-            except LocalEntryNotFoundError:  # the hub did not answer
-                raise
-            except EntryNotFoundError:
-                pass
-        save_front(front, folder, repo_id, card, None if present is None else read_text(present))
-        additions = [CommitOperationAdd(name, folder / name) for name in (FILE, CARD)]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "front"
+        present = _card_on_hub(api, repo_id, revision, Path(temporary) / "cache")
+        save_front(front, knee, folder, repo_id, card, present)
+        additions = [CommitOperationAdd(name, folder / name) for name in (FRONT_FILE, CARD_FILE)]
         message = commit_message or "Upload front with dato"
         with _pushing(repo_id):
-            # One commit, so that nobody ever loads a front that its card is not about.
-            done = api.create_commit(repo_id, additions, commit_message=message, revision=revision, create_pr=create_pr)
-        return done.pr_url or str(done)
+            # One commit for both files: nobody may load a front with the card of another.
+            commit = api.create_commit(
+                repo_id, additions, commit_message=message, revision=revision, create_pr=create_pr
+            )
+        return commit.pr_url or str(commit)
 
 
-def _check(repo_id: str) -> None:
+def _card_on_hub(api: HfApi, repo_id: str, revision: str | None, cache_dir: Path) -> str | None:
+    with _pushing(repo_id):
+        try:
+            path = api.hf_hub_download(repo_id, CARD_FILE, revision=revision, cache_dir=cache_dir)
+        except LocalEntryNotFoundError:  # a subclass of the next error; it means that the hub did not answer
+            raise
+        except EntryNotFoundError:
+            return None
+    return read_text(path)
+
+
+def _check_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -195,20 +199,21 @@ def _why_not_loaded(
             return "it is not in the cache, and local_files_only=True looks nowhere else"
         if isinstance(error.__cause__, OfflineModeIsEnabled):
             return "it is not in the cache, and HF_HUB_OFFLINE is set; unset it to download"
-        return f"it is not in the cache, and the hub did not send it: {_said(error.__cause__ or error)}"
+        return f"it is not in the cache, and the hub did not send it: {_reason(error.__cause__ or error)}"
     if isinstance(error, EntryNotFoundError):
-        return f"{repo_id} has no {FILE if subfolder is None else f'{subfolder}/{FILE}'}: it holds no front of dato's"
-    return _said(error)
+        file = FRONT_FILE if subfolder is None else f"{subfolder}/{FRONT_FILE}"
+        return f"{repo_id} has no {file}: it holds no front of dato's"
+    return _reason(error)
 
 
-def _said(error: BaseException) -> str:
-    """An exception's message on one line: of the hub's own all of it, for the first line is but the status."""
+def _reason(error: BaseException) -> str:
+    """The message of an exception on one line. The hub's own messages are kept whole: line one is only the status."""
     return " ".join(str(error).split()) if isinstance(error, HfHubHTTPError) else first_line(error)
 
 
 @contextlib.contextmanager
 def _pushing(repo_id: str) -> Iterator[None]:
-    """Within the block, which only asks the hub for something, its errors become one line."""
+    """Turn errors of the hub's client within the block into a DatoError of one line."""
     try:
         yield
     except Exception as error:
@@ -216,7 +221,7 @@ def _pushing(repo_id: str) -> Iterator[None]:
         if isinstance(error, OfflineModeIsEnabled) or isinstance(error.__cause__, OfflineModeIsEnabled):
             why = "HF_HUB_OFFLINE is set; unset it to upload"
         elif isinstance(error, LocalTokenNotFoundError) or status in (401, 403):
-            why = f"the hub lets nobody in who may not write there ({_said(error)}); log in with `hf auth login`"
+            why = f"the hub lets nobody in who may not write there ({_reason(error)}); log in with `hf auth login`"
         else:
-            why = _said(error)
+            why = _reason(error)
         raise DatoError(f"cannot share {repo_id}: {why}") from error

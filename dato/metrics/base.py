@@ -1,7 +1,7 @@
-"""What a quality metric is: a measurement of each image, and one number for all of them, higher is better.
+"""What a quality metric is: a measurement of each image, then one number for all of them. Higher is better.
 
-Two steps, because tens of thousands of images do not fit in memory at once: measurements are made in batches, may be
-kept on disk, and are summed up at the end.
+There are two steps because tens of thousands of images do not fit in memory at once. Images are measured in batches,
+the measurements may be kept on disk, and the summary is made at the end.
 """
 
 from __future__ import annotations
@@ -9,81 +9,102 @@ from __future__ import annotations
 import contextlib
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import torch
-from torch import Tensor
-
-from dato import emoji_sd
 from dato.errors import DatoError, first_line
 
 if TYPE_CHECKING:
-    from dato.metrics.clip_model import Clip
-    from dato.metrics.inception import Inception
+    import torch
+    from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What metrics are made from; each is loaded when a metric first needs it, never at import.
+class Option:
+    """Something that a metric is made from: a model, a file of weights, a folder of pictures.
 
     Attributes:
-        clip: A CLIP checkpoint in transformers' layout: folder or hub id.
-        statistics: A safetensors file with `mean` (F,) and `covariance` (F, F) of real pictures' CLIP features.
-        image_reward: ImageReward's checkpoint: hub id, folder, or file.
-        image_reward_backend: What runs it: `transformers`, or `package`, its authors' own, where that imports.
-        pick_score: A preference model that transformers' CLIP class loads: folder or hub id.
-        inception: Weights of pytorch-fid's InceptionV3, a file; None: where pytorch-fid itself keeps and fetches them.
-        real: Real pictures for FID and KID: a folder, or for FID an .npz that pytorch-fid made.
-        device: Where the metrics' models run.
+        name: The keyword of `Setup`. The command line calls it --name, with hyphens.
+        help: What the command line's help says of it.
+        default: The value if none is given.
+        embedded_default: The value if none is given and the images are the embedded model's. None: `default`.
+        shown_default: What the help shows as the default. None: `default`, if there is one.
+        is_path: Whether the value is a file, a folder or a hub id.
     """
 
-    clip: str | Path = emoji_sd.CLIP
-    statistics: str | Path | None = emoji_sd.STATISTICS
-    image_reward: str | Path = "THUDM/ImageReward"
-    image_reward_backend: str = "transformers"
-    pick_score: str | Path = "yuvalkirstain/PickScore_v1"
-    inception: str | Path | None = None
-    real: str | Path | None = None
-    device: str | torch.device = "cpu"
-
-    @cached_property
-    def clip_model(self) -> Clip:
-        """The CLIP model, loaded once for all metrics."""
-        from dato.metrics.clip_model import Clip
-
-        return Clip(self.clip, device=self.device)
-
-    @cached_property
-    def inception_model(self) -> Inception:
-        """InceptionV3, loaded once for all metrics."""
-        from dato.metrics.inception import Inception
-
-        return Inception(self.inception, device=self.device)
-
-    @cached_property
-    def real_features(self) -> Tensor:
-        """(n, 2048) InceptionV3's features of the folder of real pictures, measured once for all metrics."""
-        from dato.metrics.fid import folder_features
-
-        return folder_features(Path(self.real), self.inception_model)
+    name: str
+    help: str
+    default: Any = None
+    embedded_default: Any = None
+    shown_default: str | None = None
+    is_path: bool = True
 
 
-# What loading a file of weights raises if it is something else, or is cut off.
+@dataclass(frozen=True, init=False)
+class Setup:
+    """What metrics are made from. It is plain data: a metric loads its models when it is made.
+
+    Attributes:
+        options: Values of `dato.metrics.OPTIONS` by name. What is left out has its default for the embedded model.
+        device: Where the metrics' models run.
+
+    Example:
+        >>> Setup(real="pictures", device="cuda").options
+        {'real': 'pictures'}
+    """
+
+    options: Mapping[str, Any]
+    device: str | torch.device
+    _shared: dict[str, Any] = field(repr=False, compare=False)
+
+    def __init__(self, *, device: str | torch.device = "cpu", **options: Any) -> None:
+        object.__setattr__(self, "options", options)
+        object.__setattr__(self, "device", device)
+        object.__setattr__(self, "_shared", {})
+
+    def on(self, device: str | torch.device) -> Setup:
+        """Return the same setup for another device."""
+        return Setup(device=device, **self.options)
+
+    def get(self, option: Option) -> Any:
+        """Return the value of an option."""
+        default = option.default if option.embedded_default is None else option.embedded_default
+        return self.options.get(option.name, default)
+
+    def shared(self, key: str, make: Callable[[], T]) -> T:
+        """Return what `make` makes. Call it once for each key, so that several metrics share a model."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
+
+
+# What loading weights raises if the file is cut off or is something else.
 UNREADABLE = (OSError, RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, KeyError, TypeError, ValueError)
 
 
 @contextlib.contextmanager
 def needs_weights(name: str, url: str) -> Iterator[None]:
-    """Within this block torch's hub fetches a file, or finds it in its cache. Raises DatoError if neither works."""
-    folder = Path(torch.hub.get_dir(), "checkpoints")
+    """Turn errors within the block into advice to fetch a file.
+
+    Within the block torch's hub downloads the file, or finds it in its cache.
+
+    Args:
+        name: The metric's name.
+        url: The file's address.
+
+    Raises:
+        DatoError: if the block raises an error of loading.
+    """
+    import torch
+
     try:
         yield
     except UNREADABLE as error:
-        reason = first_line(error)
+        folder, reason = Path(torch.hub.get_dir(), "checkpoints"), first_line(error)
         raise DatoError(f"the metric '{name}' needs a file: fetch {url} and put it into {folder} ({reason})") from None
 
 
@@ -92,14 +113,25 @@ class Metric(ABC):
 
     Attributes:
         name: What options and files call it.
-        lower_is_better: Whether the field's own number has the other sign; reports then show it with that sign.
+        label: What papers call it, with its unit.
+        digits: How many digits a table shows after the point.
+        lower_is_better: Whether the field's number is a distance. Inside dato it is negated, so higher is better.
+            Reports show the field's sign.
+        against_stock: Whether it compares an image with the stock pipeline's image from the same noise. The value of
+            stock itself then says nothing.
+        options: What it is made from.
     """
 
     name: ClassVar[str]
+    label: ClassVar[str]
+    digits: ClassVar[int] = 2
     lower_is_better: ClassVar[bool] = False
+    against_stock: ClassVar[bool] = False
+    options: ClassVar[tuple[Option, ...]] = ()
 
     @abstractmethod
-    def __init__(self, setup: Setup) -> None: ...
+    def __init__(self, setup: Setup) -> None:
+        """Load what the metric needs. Raise DatoError if something is missing or wrong."""
 
     @abstractmethod
     def measure(self, images: Tensor, prompts: Sequence[str], references: Tensor) -> Tensor:
@@ -107,8 +139,8 @@ class Metric(ABC):
 
         Args:
             images: (n, 3, H, W) in [0, 1].
-            prompts: n, what they were made for.
-            references: (n, 3, H, W) in [0, 1], stock's images from the same noise.
+            prompts: n, the prompt of each image.
+            references: (n, 3, H, W) in [0, 1], the stock pipeline's images from the same noise.
 
         Returns:
             (n,) or (n, F) floats, on the CPU.
@@ -116,20 +148,24 @@ class Metric(ABC):
 
     @abstractmethod
     def summary(self, measured: Tensor) -> float:
-        """The metric of all images, from their measurements put together along the first axis; higher is better."""
+        """Return the metric of all images. Higher is better.
+
+        Args:
+            measured: (n,) or (n, F), what `measure` returned, joined along the first axis.
+        """
 
     def precision_error(self, images: Tensor, prompts: Sequence[str]) -> float:
-        """By how much measurements of these images differ, at most, from those in float32; 0 where they are that."""
+        """Return the largest difference between measurements of these images and those in float32. 0 in float32."""
         return 0.0
 
     def __call__(self, images: Tensor, prompts: Sequence[str], references: Tensor) -> float:
-        """Judge images at once; arguments as for `measure`."""
+        """Judge images at once. The arguments are those of `measure`."""
         return self.summary(self.measure(images, prompts, references))
 
 
 class MeanOverImages(Metric):
-    """A metric whose measurement of an image is its value for that image."""
+    """A metric that gives each image a value and takes the mean."""
 
     def summary(self, measured: Tensor) -> float:
-        """The mean of (n,) values."""
+        """Return the mean of (n,) values."""
         return measured.double().mean().item()

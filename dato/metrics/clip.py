@@ -3,24 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-
+from dato import emoji_sd
 from dato.errors import DatoError
-from dato.metrics.base import MeanOverImages, Metric, Setup
-from dato.metrics.clip_model import Clip
-from dato.metrics.frechet import frechet_distance
+from dato.metrics.base import MeanOverImages, Metric, Option, Setup
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dato.metrics.clip_model import Clip
+    from dato.metrics.frechet import Moments
+
+CLIP = Option(
+    "clip",
+    "CLIP checkpoint (folder or hub id) for the CLIP score and features.",
+    default="openai/clip-vit-base-patch16",
+    embedded_default=emoji_sd.CLIP,
+    shown_default="the embedded one; openai/clip-vit-base-patch16 for other models",
+)
+STATISTICS = Option(
+    "statistics",
+    "Statistics of real pictures' CLIP features for 'frechet': safetensors with mean and covariance.",
+    embedded_default=emoji_sd.STATISTICS,
+    shown_default="the embedded ones, for the embedded model",
+)
+PICK_SCORE = Option(
+    "pick_score", "A preference model in CLIP's form: hub id or folder.", default="yuvalkirstain/PickScore_v1"
+)
+
+
+def clip_model(setup: Setup) -> Clip:
+    """Return the CLIP model of a setup, loaded once for all metrics."""
+    from dato.metrics.clip_model import Clip
+
+    return setup.shared("clip", lambda: Clip(setup.get(CLIP), device=setup.device))
 
 
 class ClipScore(MeanOverImages):
     """100 max(0, cos(image, prompt)) (Hessel et al., EMNLP 2021)."""
 
-    name = "clip-score"
+    name, label = "clip-score", "CLIP score"
+    options = (CLIP,)
 
     def __init__(self, setup: Setup) -> None:
-        self._clip = setup.clip_model
+        self._clip = clip_model(setup)
 
     def measure(self, images: Tensor, prompts: Sequence[str], references: Tensor) -> Tensor:
         """See `Metric`."""
@@ -28,16 +55,20 @@ class ClipScore(MeanOverImages):
 
 
 class PickScore(MeanOverImages):
-    """What people would choose, by a CLIP trained on their choices (Kirstain et al., NeurIPS 2023).
+    """The score of a CLIP model that was trained on people's choices between images (Kirstain et al., NeurIPS 2023).
 
-    The cosine times the model's own scale, as published. Any such model that transformers' CLIP class loads will do.
+    It is the cosine times the model's own scale, as published. Any model that transformers' CLIP class loads can be
+    given.
     """
 
-    name = "pick-score"
-    PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # PickScore's own, where its checkpoint has none
+    name, label = "pick-score", "PickScore"
+    options = (PICK_SCORE,)
+    PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # PickScore's own, for a checkpoint that has none
 
     def __init__(self, setup: Setup) -> None:
-        self._clip = Clip(setup.pick_score, device=setup.device, processor=self.PROCESSOR)
+        from dato.metrics.clip_model import Clip
+
+        self._clip = Clip(setup.get(PICK_SCORE), device=setup.device, processor=self.PROCESSOR)
 
     def measure(self, images: Tensor, prompts: Sequence[str], references: Tensor) -> Tensor:
         """See `Metric`."""
@@ -47,31 +78,27 @@ class PickScore(MeanOverImages):
 class FrechetDistance(Metric):
     """The Fréchet distance between CLIP features of the images and of real pictures (pytorch-fid's function).
 
-    CLIP features are of unit length, so the distance is scaled by 100 to be readable. With few images it is biased
-    upwards, the more the fewer: compare only numbers from equally many images.
+    CLIP features have unit length. The distance is scaled by 100 to be readable. With few images it is biased
+    upwards, the more the fewer. Compare only numbers from equally many images.
 
     Raises:
-        DatoError: there are no such statistics.
+        DatoError: if there are no such statistics, or they are of another CLIP.
     """
 
-    name, lower_is_better = "frechet", True
+    name, label, lower_is_better = "frechet", "Fréchet distance", True
+    options = (CLIP, STATISTICS)
 
     def __init__(self, setup: Setup) -> None:
-        if setup.statistics is None:
-            raise DatoError("the quality metric 'frechet' needs statistics of real pictures: give --statistics FILE")
-        try:
-            real = load_file(setup.statistics)
-            self._real = real["mean"].double().numpy(), real["covariance"].double().numpy()
-        except (OSError, SafetensorError, KeyError) as error:
+        path = setup.get(STATISTICS)
+        if path is None:
+            raise DatoError("the quality metric 'frechet' needs statistics of real pictures: give statistics, a file")
+        self._real = _read_statistics(path)
+        self._clip = clip_model(setup)
+        given, expected = self._real[0].shape, (self._clip.model.config.projection_dim,)
+        if given != expected or self._real[1].shape != expected * 2:
             raise DatoError(
-                f"{setup.statistics}: no statistics of real pictures (safetensors with mean, covariance): {error}"
-            ) from None
-        self._clip = setup.clip_model
-        known, own = self._real[0].shape, (self._clip.model.config.projection_dim,)
-        if known != own or self._real[1].shape != own * 2:
-            raise DatoError(
-                f"{setup.statistics} is of {known[0] if known else 0} features and {setup.clip} has {own[0]}: give "
-                "--statistics of this CLIP's features, or leave out 'frechet'"
+                f"{path} is of {given[0] if given else 0} features and {setup.get(CLIP)} has {expected[0]}: give "
+                "statistics of this CLIP's features, or leave out 'frechet'"
             )
 
     def measure(self, images: Tensor, prompts: Sequence[str], references: Tensor) -> Tensor:
@@ -80,6 +107,21 @@ class FrechetDistance(Metric):
 
     def summary(self, measured: Tensor) -> float:
         """See `Metric`."""
+        from dato.metrics.frechet import frechet_distance
+
         if len(measured) < 2:
-            raise DatoError("the quality metric 'frechet' needs at least 2 images, better hundreds: give --images")
+            raise DatoError("the quality metric 'frechet' needs at least 2 images, better hundreds")
         return -100 * frechet_distance(measured, self._real)
+
+
+def _read_statistics(path: str) -> Moments:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        statistics = load_file(path)
+        return statistics["mean"].double().numpy(), statistics["covariance"].double().numpy()
+    except (OSError, SafetensorError, KeyError) as error:
+        raise DatoError(
+            f"{path}: no statistics of real pictures (safetensors with mean, covariance): {error}"
+        ) from None

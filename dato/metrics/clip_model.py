@@ -1,7 +1,7 @@
-"""CLIP as a measuring instrument: L2-normalised features of images and prompts, and the CLIP score of a pair.
+"""A CLIP model: features of unit length for images and prompts, and the CLIP score of a pair.
 
-One implementation for every CLIP checkpoint in transformers' layout, the embedded one and OpenAI's alike.
-It works on tensors: images go through the checkpoint's own preprocessor settings, never through 8-bit files.
+It loads every CLIP checkpoint in transformers' layout, the embedded one and OpenAI's alike. It works on tensors:
+images are prepared by the checkpoint's own preprocessor settings, without a way through 8-bit files.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from dato.utils.images import check_images
 
 
 class Clip:
-    """A CLIP checkpoint, a folder or a hub id, in evaluation mode on one device.
+    """A CLIP checkpoint in evaluation mode on one device.
 
     Args:
-        folder_or_id: Where it is, in transformers' layout.
+        folder_or_id: A folder or a hub id in transformers' layout.
         device: Where it runs.
-        dtype: In what precision.
-        batch_size: So many images or prompts at once.
-        processor: Where preprocessing and tokenizer are from if the checkpoint has none of its own.
+        dtype: The precision.
+        batch_size: How many images or prompts run at once.
+        processor: A folder or hub id of preprocessing and tokenizer, for a checkpoint that has none of its own.
 
     Raises:
-        DatoError: nothing loadable is found there.
+        DatoError: if it cannot be loaded.
     """
 
     def __init__(
@@ -47,20 +47,20 @@ class Clip:
         try:
             model, info = CLIPModel.from_pretrained(str(folder_or_id), output_loading_info=True)
             if info["missing_keys"] or info["mismatched_keys"]:
-                lacking = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))
-                raise OSError(f"it is no CLIP: there are no weights for {lacking[0]} and {len(lacking) - 1} more")
-            settings = _first_of(CLIPImageProcessor, folder_or_id, processor).to_dict()
+                missing = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))
+                raise OSError(f"it is no CLIP: there are no weights for {missing[0]} and {len(missing) - 1} more")
+            settings = _load_first(CLIPImageProcessor, folder_or_id, processor).to_dict()
             vocabulary = model.config.text_config.vocab_size
-            self.tokenizer = _first_of(
+            self.tokenizer = _load_first(
                 # Without its files transformers makes an empty tokenizer, to which all prompts are the same.
                 CLIPTokenizer,
                 folder_or_id,
                 processor,
-                fit=lambda made: 2 * len(made) > vocabulary,
+                accept=lambda tokenizer: 2 * len(tokenizer) > vocabulary,
             )
         except UNREADABLE as error:
             raise DatoError(f"cannot load a CLIP model from '{folder_or_id}': {first_line(error)}") from error
-        # Cast after loading: the keyword for the dtype has another name in older transformers.
+        # Cast after loading, because the keyword for the dtype has another name in older transformers.
         self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self.device = torch.device(device)
         self.dtype = dtype
@@ -72,7 +72,7 @@ class Clip:
         self._std = torch.tensor(settings["image_std"]).view(1, 3, 1, 1)
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Projected image embeddings of unit length.
+        """Return projected image embeddings of unit length.
 
         Args:
             images: (B, 3, H, W), any size, values in [0, 1], on any device.
@@ -81,18 +81,18 @@ class Clip:
             (B, F) float32 on this object's device.
 
         Raises:
-            DatoError: the shape or the values are others.
+            DatoError: if the shape or the values are others.
         """
         check_images(images, "CLIP")
         return self._batched(lambda batch: self.model.get_image_features(self.preprocess(batch)), images)
 
     def text_features(self, prompts: Sequence[str]) -> Tensor:
-        """Projected text embeddings of unit length; a prompt longer than the model's context is cut.
+        """Return projected text embeddings of unit length. A prompt longer than the model's context is cut.
 
         Returns:
             (B, F) float32 on this object's device.
         """
-        # Always padded to the full context, so that a prompt's features do not depend on its neighbours.
+        # Pad to the full context always. Else a prompt's features would depend on the other prompts of the batch.
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -100,16 +100,16 @@ class Clip:
             max_length=self.max_length,
             return_tensors="pt",
         )
-        both = torch.stack((tokens.input_ids, tokens.attention_mask), 1)
+        ids_and_mask = torch.stack((tokens.input_ids, tokens.attention_mask), 1)
         return self._batched(
             lambda batch: self.model.get_text_features(
                 batch[:, 0].to(self.device), attention_mask=batch[:, 1].to(self.device)
             ),
-            both,
+            ids_and_mask,
         )
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """CLIP score of each image with the prompt at the same place: 100 max(0, cos).
+        """Return the CLIP score of each image with its prompt: 100 max(0, cos).
 
         Hessel et al. 2021 (https://arxiv.org/abs/2104.08718), in the scale of torchmetrics and diffusers.
 
@@ -117,29 +117,29 @@ class Clip:
             (B,) float32, 0 to 100.
 
         Raises:
-            DatoError: there are not as many prompts as images.
+            DatoError: if there are not as many prompts as images.
         """
         return 100 * self.cosine(images, prompts).clamp(0, 1)
 
     def cosine(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Cosine between each image's features and those of the prompt at the same place, (B,); raises as `score`."""
+        """Return the cosine between each image's features and its prompt's, (B,). It raises the errors of `score`."""
         if len(images) != len(prompts):
             raise DatoError(f"the CLIP score needs one prompt per image, not {len(prompts)} for {len(images)}")
         return (self.image_features(images) * self.text_features(prompts)).sum(1)
 
     @property
     def scale(self) -> float:
-        """What the model itself multiplies cosines with."""
+        """Return the factor by which the model multiplies cosines."""
         return self.model.logit_scale.exp().item()
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """The checkpoint's image processor on a tensor: resize, centre crop, normalise.
+        """Apply the checkpoint's image processor to a tensor: resize, centre crop, normalise.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
 
         Returns:
-            (B, 3, h, w), h and w as the image tower wants them, in the model's dtype and on its device.
+            (B, 3, h, w), in the size of the image tower, in the model's dtype and on its device.
         """
         images = images.to(self.device, torch.float32)
         height, width = images.shape[-2:]
@@ -149,7 +149,7 @@ class Clip:
         else:
             target = (self._size["height"], self._size["width"])
         if target != (height, width):
-            # Bicubic overshoots; the 8-bit pictures that the checkpoints were trained on were clipped too.
+            # Bicubic interpolation overshoots. Training clipped it, too, because pictures had 8 bits.
             images = F.interpolate(images, target, mode="bicubic", antialias=True).clamp(0, 1)
         if self._crop:
             top = (target[0] - self._crop["height"]) // 2
@@ -158,24 +158,24 @@ class Clip:
         return ((images - self._mean.to(images)) / self._std.to(images)).to(self.dtype)
 
     @torch.no_grad()
-    def _batched(self, features, inputs: Tensor) -> Tensor:
+    def _batched(self, features: Callable[[Tensor], Any], inputs: Tensor) -> Tensor:
         if not len(inputs):
             return torch.zeros(0, self.model.config.projection_dim, device=self.device)
         batches = (features(batch) for batch in inputs.split(self.batch_size))
-        # transformers 5 returns an output object, earlier ones the embeddings themselves.
-        found = [batch if isinstance(batch, Tensor) else batch.pooler_output for batch in batches]
-        return F.normalize(torch.cat(found).float(), dim=1)
+        # transformers 5 returns an output object, earlier versions return the embeddings.
+        embeddings = [batch if isinstance(batch, Tensor) else batch.pooler_output for batch in batches]
+        return F.normalize(torch.cat(embeddings).float(), dim=1)
 
 
-def _first_of(kind: Any, *sources: str | Path | None, fit: Callable[[Any], bool] = lambda made: True) -> Any:
-    """What can be loaded from the first of these sources that has it."""
+def _load_first(kind: Any, *sources: str | Path | None, accept: Callable[[Any], bool] = lambda loaded: True) -> Any:
+    """Load from the first of the sources that has it. Raise OSError or ValueError if none has it."""
     *others, last = [str(source) for source in sources if source is not None]
     for source in others:
         with contextlib.suppress(OSError, ValueError):
-            made = kind.from_pretrained(source)
-            if fit(made):
-                return made
-    made = kind.from_pretrained(last)
-    if not fit(made):
+            loaded = kind.from_pretrained(source)
+            if accept(loaded):
+                return loaded
+    loaded = kind.from_pretrained(last)
+    if not accept(loaded):
         raise OSError(f"there are no files of a {kind.__name__}")
-    return made
+    return loaded

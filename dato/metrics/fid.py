@@ -1,52 +1,68 @@
-"""FID and KID: how far the distribution of images is from that of real pictures, by InceptionV3's features."""
+"""FID and KID: how far the images' distribution is from that of real pictures, by InceptionV3's features."""
 
 from __future__ import annotations
 
 import math
 import warnings
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-
-import numpy as np
-import torch
-from pytorch_fid.fid_score import IMAGE_EXTENSIONS
-from torch import Tensor
-from torchmetrics.image.kid import KernelInceptionDistance
+from typing import TYPE_CHECKING
 
 from dato.errors import DatoError
-from dato.metrics.base import Metric, Setup
-from dato.metrics.frechet import Moments, frechet_distance, moments
-from dato.metrics.inception import FEATURES, Inception
-from dato.utils.images import read_image
+from dato.metrics.base import Metric, Option, Setup
 
-FEW = 2 * FEATURES  # of fewer images than features a covariance is singular, of somewhat more it is poor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dato.metrics.frechet import Moments
+    from dato.metrics.inception import Inception
+
+# A covariance of fewer images than the 2048 features is singular. Of somewhat more images it is poor.
+FEW = 2 * 2048
+INCEPTION = Option(
+    "inception",
+    "Weights of pytorch-fid's InceptionV3 for 'fid' and 'kid'.",
+    shown_default="in torch's cache, or fetched",
+)
+REAL = Option("real", "Real pictures to compare with: a folder; for 'fid' also an .npz of pytorch-fid.")
+
+
+def inception_model(setup: Setup) -> Inception:
+    """Return the InceptionV3 of a setup, loaded once for all metrics."""
+    from dato.metrics.inception import Inception
+
+    return setup.shared("inception", lambda: Inception(setup.get(INCEPTION), device=setup.device))
 
 
 class Fid(Metric):
-    """Fréchet Inception distance (Heusel et al., NeurIPS 2017), pytorch-fid's number for the same pictures.
+    """Fréchet Inception distance (Heusel et al., NeurIPS 2017), the same number as pytorch-fid's.
 
-    With n images it is too high by about c / n, with another c for every set of pictures (Bińkowski et al., ICLR 2018):
-    compare only numbers from equally many images, and see `Kid`.
+    With n images it is too high by about c / n, and c is another for every set of pictures (Bińkowski et al., ICLR
+    2018). Compare only numbers from equally many images, or use `Kid`.
 
     Raises:
-        DatoError: there are no real pictures or statistics to compare with, or no weights.
+        DatoError: if there are no real pictures or statistics to compare with, or no weights.
     """
 
-    name, lower_is_better = "fid", True
+    name, label, lower_is_better = "fid", "FID", True
+    options = (INCEPTION, REAL)
 
     def __init__(self, setup: Setup) -> None:
-        self._path, self._setup = _real(self.name, setup), setup
-        self._given = None if pictures_in(self._path) else _statistics(self._path)
-        self._inception = setup.inception_model
+        from dato.metrics.real_pictures import pictures_in, read_moments
+
+        self._path, self._setup = _real_path(self.name, setup), setup
+        self._moments = None if pictures_in(self._path) else read_moments(self._path)
+        self._inception = inception_model(setup)
 
     @cached_property
     def real(self) -> Moments:
-        """Mean (2048,) and covariance (2048, 2048) of the real pictures, measured when the first summary is made."""
-        if self._given is not None:
-            return self._given
-        features = self._setup.real_features
+        """Mean (2048,) and covariance (2048, 2048) of the real pictures, measured for the first summary."""
+        from dato.metrics.frechet import moments
+
+        if self._moments is not None:
+            return self._moments
+        features = _real_features(self._path, self._setup)
         if len(features) < 2:
             raise DatoError(f"{self._path}: the metric 'fid' needs at least 2 real pictures, better thousands")
         return moments(features)
@@ -56,9 +72,11 @@ class Fid(Metric):
         return self._inception.features(images)
 
     def summary(self, measured: Tensor) -> float:
-        """See `Metric`. Warns where there are so few images that bias rules the number."""
+        """See `Metric`. Warn if there are so few images that the bias is large."""
+        from dato.metrics.frechet import frechet_distance
+
         if len(measured) < 2:
-            raise DatoError("the metric 'fid' needs at least 2 images, better thousands: give --images")
+            raise DatoError("the metric 'fid' needs at least 2 images, better thousands")
         if len(measured) < FEW:
             warnings.warn(
                 f"FID of {len(measured)} images is biased upwards (fewer than {FEW}): compare it only with FIDs of as "
@@ -69,39 +87,45 @@ class Fid(Metric):
 
 
 class Kid(Metric):
-    """Kernel Inception distance (Bińkowski et al., ICLR 2018), without bias; torchmetrics' estimate, times 1000.
+    """Kernel Inception distance (Bińkowski et al., ICLR 2018), which has no bias. torchmetrics' estimate, times 1000.
 
     Raises:
-        DatoError: there is no folder of real pictures, or no weights.
+        DatoError: if there is no folder of real pictures, or no weights.
     """
 
-    name, lower_is_better = "kid", True
+    name, label, digits, lower_is_better = "kid", "KID x 1000", 3, True
+    options = (INCEPTION, REAL)
     SUBSETS, SUBSET = 100, 1000  # the paper's
 
     def __init__(self, setup: Setup) -> None:
-        self._path, self._setup = _real(self.name, setup), setup
+        from dato.metrics.real_pictures import pictures_in
+
+        self._path, self._setup = _real_path(self.name, setup), setup
         if not pictures_in(self._path):
             raise DatoError(f"{self._path}: the metric 'kid' compares with pictures, no statistics: give a folder")
-        self._inception = setup.inception_model
+        self._inception = inception_model(setup)
 
     @cached_property
     def real(self) -> Tensor:
-        """(m, 2048) features of the real pictures, measured when the first summary is made."""
-        return self._setup.real_features
+        """(m, 2048) features of the real pictures, measured for the first summary."""
+        return _real_features(self._path, self._setup)
 
     def measure(self, images: Tensor, prompts: Sequence[str], references: Tensor) -> Tensor:
         """See `Metric`: (n, 2048)."""
         return self._inception.features(images)
 
     def summary(self, measured: Tensor) -> float:
-        """See `Metric`; the same subsets for everybody."""
+        """See `Metric`. The subsets are the same in every summary."""
+        import torch
+        from torchmetrics.image.kid import KernelInceptionDistance
+
         size = min(self.SUBSET, len(measured), len(self.real))
         if size < 2:
             raise DatoError("the metric 'kid' needs at least 2 images and 2 real pictures")
         if not measured.isfinite().all():
             return math.nan
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it holds all features; we know
+            warnings.simplefilter("ignore")  # torchmetrics warns that all features are in memory
             distance = KernelInceptionDistance(torch.nn.Identity(), subsets=self.SUBSETS, subset_size=size)
         distance.update(self.real, real=True)
         distance.update(measured, real=False)
@@ -110,55 +134,18 @@ class Kid(Metric):
             return -1000 * distance.compute()[0].item()
 
 
-def folder_features(folder: Path, inception: Inception) -> Tensor:
-    """(n, 2048) features of a folder's pictures in the order of their names; none of its subfolders.
-
-    Raises:
-        DatoError: there are no pictures, or one cannot be read.
-    """
-    return torch.cat([inception.features(batch) for batch in _batches(pictures_in(folder), inception.BATCH)])
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """The pictures of a folder as pytorch-fid finds them; none if it is no folder. Raises DatoError if it has none."""
-    if not folder.is_dir():
-        return []
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lstrip(".") in IMAGE_EXTENSIONS)
-    if not paths:
-        raise DatoError(f"{folder}: no pictures there ({', '.join(sorted(IMAGE_EXTENSIONS))})")
-    return paths
-
-
-def _batches(paths: Iterable[Path], size: int) -> Iterable[Tensor]:
-    """Neighbours of one size together, so that pictures of many sizes can be in one folder."""
-    waiting: list[Tensor] = []
-    for path in paths:
-        image = read_image(path)
-        if waiting and (len(waiting) == size or waiting[0].shape != image.shape):
-            yield torch.stack(waiting)
-            waiting = []
-        waiting.append(image)
-    if waiting:
-        yield torch.stack(waiting)
-
-
-def _real(name: str, setup: Setup) -> Path:
-    if setup.real is None:
-        raise DatoError(f"the metric '{name}' compares with real pictures: give --real FOLDER (or, for fid, an .npz)")
-    path = Path(setup.real)
+def _real_path(name: str, setup: Setup) -> Path:
+    given = setup.get(REAL)
+    if given is None:
+        raise DatoError(f"the metric '{name}' compares with real pictures: give real, a folder (or, for fid, an .npz)")
+    path = Path(given)
     if not path.exists():
         raise DatoError(f"{path}: no such folder or file of real pictures")
     return path
 
 
-def _statistics(path: Path) -> Moments:
-    try:
-        with np.load(path, allow_pickle=False) as found:
-            mean, covariance = found["mu"], found["sigma"]
-        if mean.shape != (FEATURES,) or covariance.shape != (FEATURES, FEATURES):
-            raise ValueError(f"mu {mean.shape}, sigma {covariance.shape}")
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise DatoError(
-            f"{path}: no statistics of pytorch-fid (an .npz with mu ({FEATURES},) and sigma): {error}"
-        ) from None
-    return mean, covariance
+def _real_features(folder: Path, setup: Setup) -> Tensor:
+    """Return (n, 2048) features of the real pictures, measured once for all metrics of the setup."""
+    from dato.metrics.real_pictures import folder_features
+
+    return setup.shared("real features", lambda: folder_features(folder, inception_model(setup)))

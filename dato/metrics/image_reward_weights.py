@@ -1,4 +1,4 @@
-"""ImageReward's published files, and the network and tokenizer that are made from them."""
+"""ImageReward's published files, and the network and tokenizer made from them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ MED_CONFIG = "med_config.json"
 TOKENIZER = "bert-base-uncased"
 ADDED_TOKENS = ["[DEC]", "[ENC]"]  # BLIP's, in this order
 
-VISION_EPS = 1e-6  # of BLIP's own ViT; transformers' default is another
+VISION_EPS = 1e-6  # as in BLIP's own ViT; transformers' default differs
 HEAD_SIZE = 64  # of ViT-L and BERT-base
-# In the checkpoint, but only for BLIP's pretraining, or a buffer that transformers makes itself.
+# Weights in the checkpoint that are for BLIP's pretraining only, and a buffer that transformers makes itself.
 IGNORED = ("blip.vision_proj.", "blip.text_proj.", "blip.itm_head.", "blip.text_encoder.embeddings.position_ids")
-# The network's names for weights, and the checkpoint's.
+# The network's parts, and the prefixes of their weights in the checkpoint.
 PARTS = {"vision": "blip.visual_encoder.", "text": "blip.text_encoder.", "mlp": "mlp.layers."}
+# Names within the image tower: in transformers, and in the checkpoint.
 VISION_NAMES = (
     ("embeddings.class_embedding", "cls_token"),
     ("embeddings.position_embedding", "pos_embed"),
@@ -44,20 +45,20 @@ VISION_NAMES = (
 
 
 def find_files(source: str | Path) -> tuple[Path, Path | None]:
-    """The checkpoint and med_config.json; None if a local checkpoint comes without.
+    """Return the paths of the checkpoint and of med_config.json. The second is None if a folder does not have it.
 
     Args:
         source: A folder, the checkpoint's path, or a hub id.
 
     Raises:
-        DatoError: nothing is there; it says what to fetch.
+        DatoError: if there is no checkpoint. The message says what to fetch.
     """
     path = Path(source)
     if path.is_dir():
-        found = [path / name for name in CHECKPOINTS if (path / name).is_file()]
-        if not found:
+        checkpoints = [path / name for name in CHECKPOINTS if (path / name).is_file()]
+        if not checkpoints:
             raise _not_found("ImageReward", source, f"there is no {' or '.join(CHECKPOINTS)}")
-        path = found[0]
+        path = checkpoints[0]
     if path.is_file():
         med_config = path.with_name(MED_CONFIG)
         return path, med_config if med_config.is_file() else None
@@ -70,11 +71,15 @@ def find_files(source: str | Path) -> tuple[Path, Path | None]:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """BERT's tokenizer with BLIP's added tokens, from a folder's files or else from the hub; raises DatoError."""
+    """Return BERT's tokenizer with BLIP's added tokens, from a folder's files, else from the hub.
+
+    Raises:
+        DatoError: if it cannot be loaded.
+    """
     from transformers import BertTokenizerFast
 
-    beside = any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json"))
-    source = folder if beside else TOKENIZER
+    has_files = any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json"))
+    source = folder if has_files else TOKENIZER
     try:
         tokenizer = BertTokenizerFast.from_pretrained(str(source))
     except (OSError, ValueError) as error:
@@ -84,24 +89,24 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_network(checkpoint: Path, med_config: Path | None, vision_heads: int | None = None) -> nn.ModuleDict:
-    """The checkpoint in transformers' classes: `vision`, `text` and `mlp`, float32, on the CPU, for evaluation.
+    """Return the network in transformers' classes: `vision`, `text` and `mlp`, float32, on the CPU, for evaluation.
 
-    All sizes are read off the weights.
+    All sizes are read from the weights.
 
     Args:
         checkpoint: A state dict, .pt or .safetensors, in any float type.
-        med_config: What BERT's weights do not tell (heads, activation, eps); None: as in BERT-base.
-        vision_heads: None: one for 64 dimensions.
+        med_config: The settings that BERT's weights do not tell: heads, activation, eps. None: as in BERT-base.
+        vision_heads: Attention heads of the image tower. None: one for every 64 dimensions.
 
     Raises:
-        DatoError: the file cannot be read, or has another model's weights.
+        DatoError: if the file cannot be read, or has another model's weights.
     """
     from transformers import BlipTextModel, BlipVisionModel
 
     weights, settings = _read(checkpoint), _settings(med_config)
     try:
         vision, text = _vision_config(weights, vision_heads), _text_config(weights, settings)
-        # On no device: nothing is drawn and no memory taken for weights that are replaced at once.
+        # No memory and no random numbers for weights that are replaced at once.
         with torch.device("meta"):
             network = nn.ModuleDict(
                 {
@@ -123,7 +128,7 @@ def load_network(checkpoint: Path, med_config: Path | None, vision_heads: int | 
         raise _other(checkpoint, f"it has {_some(unknown)}")
     if reshaped := sorted(name for name, (_, shape) in expected.items() if weights[name].shape != shape):
         raise _other(checkpoint, f"of another shape is {_some(reshaped)}")
-    network.load_state_dict({own: weights[name].float() for name, (own, _) in expected.items()}, assign=True)
+    network.load_state_dict({ours: weights[name].float() for name, (ours, _) in expected.items()}, assign=True)
     positions = torch.arange(text.max_position_embeddings).unsqueeze(0)
     network["text"].embeddings.register_buffer("position_ids", positions, persistent=False)
     return network.eval().requires_grad_(False)
@@ -133,7 +138,7 @@ def _not_found(what: str, source: str | Path, reason: str) -> DatoError:
     return DatoError(
         f"cannot load {what} from '{source}': fetch {CHECKPOINTS[0]} and {MED_CONFIG} from "
         f"https://huggingface.co/{HUB_ID} and vocab.txt from https://huggingface.co/{TOKENIZER} into one folder, "
-        f"and give --image-reward FOLDER ({reason})"
+        f"and give the folder as image_reward ({reason})"
     )
 
 
@@ -173,7 +178,7 @@ def _vision_config(weights: dict[str, Tensor], heads: int | None) -> BlipVisionC
 
     part = PARTS["vision"]
     width, _, patch, _ = weights[part + "patch_embed.proj.weight"].shape
-    patches = weights[part + "pos_embed"].shape[1] - 1  # the other one is [CLS]'s
+    patches = weights[part + "pos_embed"].shape[1] - 1  # without the one of [CLS]
     return BlipVisionConfig(
         hidden_size=width,
         intermediate_size=len(weights[part + "blocks.0.mlp.fc1.weight"]),
@@ -212,7 +217,7 @@ def _text_config(weights: dict[str, Tensor], settings: dict) -> BlipTextConfig:
 
 
 def _mlp(weights: dict[str, Tensor]) -> nn.Sequential:
-    """Linear layers under the checkpoint's numbers; what it leaves out is dropout."""
+    """Return the linear layers under the checkpoint's numbers. The numbers that are left out are dropout."""
     shapes = {}
     for name in weights:
         if found := re.fullmatch(re.escape(PARTS["mlp"]) + r"(\d+)\.weight", name):
@@ -228,6 +233,6 @@ def _layers(weights: dict[str, Tensor], prefix: str) -> int:
 def _published(name: str) -> str:
     part, _, rest = name.partition(".")
     if part == "vision":
-        for own, published in VISION_NAMES:
-            rest = rest.replace(own, published)
+        for ours, published in VISION_NAMES:
+            rest = rest.replace(ours, published)
     return PARTS[part] + rest

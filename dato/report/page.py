@@ -22,9 +22,9 @@ from plotly.offline import get_plotlyjs
 from dato.errors import DatoError
 from dato.evaluation.baselines import family_of
 from dato.front import Front
-from dato.metrics.registry import METRICS, shown
+from dato.metrics import METRICS, label_of, shown
 from dato.point import Point
-from dato.report.tables import forecast_of, label_of, mean_ratio
+from dato.report.tables import forecast_of, mean_ratio
 from dato.samplers import SAMPLERS
 from dato.schedule import Schedule
 from dato.search.hypervolume import Scale, by_evaluation
@@ -74,10 +74,7 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
     """
     names = list(dict.fromkeys(name for run in runs for name in _metrics(run.front)))
     return {
-        "metrics": [
-            {"name": name, "label": label_of(name), "lower": name in METRICS and METRICS[name].lower_is_better}
-            for name in names
-        ],
+        "metrics": [{"name": name, "label": label_of(name), "lower": shown(name, 1) < 0} for name in names],
         "runs": [_run(run, volume) for run, volume in zip(runs, _volumes(runs), strict=True)],
     }
 
@@ -177,7 +174,7 @@ def _use(run: Run, point: Point, place: int | str) -> dict[str, Any]:
     if pick:
         name, value = next(iter(pick.items()))
         # The command line takes qualities with the field's sign, `Front.pick` with the sign that makes more better.
-        value = _shown(_quality(front), value) if name == "quality" else value
+        value = shown(_quality(front), value) if name == "quality" else value
         words = ["python", "scripts/generate.py", "--strategy", run.strategy, "--pick", f"{name}={value:.12g}"]
         shell = shlex.join([*words, *(["--"] if prompt.startswith("-") else []), prompt])
     source = f"dato.load_front({_quoted(run.strategy)})"
@@ -217,7 +214,7 @@ def _volumes(runs: Sequence[Run]) -> list[dict[str, Any] | None]:
             continue
         scale = scales[metric]
         values = by_evaluation(run.history, scale)
-        bounds = {"worst": _shown(metric, scale.worst), "best": _shown(metric, scale.best)}
+        bounds = {"worst": shown(metric, scale.worst), "best": shown(metric, scale.best)}
         volumes.append({"values": [round(value, 6) for value in values], **bounds})
     return volumes
 
@@ -258,7 +255,7 @@ def _metrics(front: Front) -> list[str]:
 
 def _values(front: Front, point: Point) -> dict[str, float | None]:
     values = {**point.metrics, _quality(front): point.quality}
-    return {name: _finite(_shown(name, values[name])) for name in _metrics(front) if name in values}
+    return {name: _finite(shown(name, values[name])) for name in _metrics(front) if name in values}
 
 
 def _sample(run: Run, schedule: Schedule) -> dict[str, Any] | None:
@@ -268,10 +265,6 @@ def _sample(run: Run, schedule: Schedule) -> dict[str, Any] | None:
         return None
     uri = f"data:{strip.get_format_mimetype()};base64,{base64.b64encode(run.samples[schedule]).decode()}"
     return {"uri": uri, "width": strip.width, "height": strip.height, "count": run.images_in(strip)}
-
-
-def _shown(metric: str, value: float) -> float:
-    return shown(METRICS[metric], value) if metric in METRICS else value
 
 
 def _finite(value: float) -> float | None:

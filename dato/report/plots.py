@@ -14,9 +14,9 @@ from torch import Tensor
 from dato.errors import DatoError
 from dato.evaluation.baselines import family_of
 from dato.front import Front
-from dato.metrics.registry import METRICS
+from dato.metrics import label_of, shown
 from dato.point import Point
-from dato.report.tables import image_grid, label_of
+from dato.report.tables import image_grid
 from dato.search.run_record import Run
 from dato.utils.files import save_figure
 
@@ -39,7 +39,7 @@ def front_picture(runs: Sequence[Run], path: str | Path) -> None:
     if len(metrics) != 1:
         raise DatoError(f"a picture of fronts needs runs of one quality metric, not {sorted(metrics) or 'none'}")
     metric = metrics.pop()
-    sign = -1 if metric in METRICS and METRICS[metric].lower_is_better else 1
+    sign = shown(metric, 1)
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     first = runs[0].front

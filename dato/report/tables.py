@@ -13,29 +13,12 @@ from rich.table import Table
 from torch import Tensor
 
 from dato.front import Front
-from dato.metrics.registry import METRICS, shown
+from dato.metrics import METRICS, label_of, shown, text_of
 from dato.point import Point
 from dato.schedule import Schedule
 from dato.utils.files import save_figure
 
 FULL, NOTHING = "█", "·"
-# As papers write them.
-_LABELS = {
-    "clip-score": "CLIP score",
-    "psnr": "PSNR (dB)",
-    "ssim": "SSIM",
-    "lpips": "LPIPS",
-    "frechet": "Fréchet distance",
-    "fid": "FID",
-    "kid": "KID x 1000",
-    "image-reward": "ImageReward",
-    "pick-score": "PickScore",
-}
-
-
-def label_of(metric: str) -> str:
-    """What a quality metric is called on an axis: as papers write it, else by its own name."""
-    return _LABELS.get(metric, metric)
 
 
 def strip(schedule: Schedule) -> str:
@@ -81,7 +64,7 @@ def front_table(front: Front) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("depth by call", overflow="fold")
     for style, name, point in rows:
-        values = [_shown(metric, point.metrics.get(metric)) for metric in names]
+        values = [text_of(metric, point.metrics[metric]) if metric in point.metrics else "" for metric in names]
         share = [f"{mean_ratio(point.schedule):.0%}"] if pruned else []
         count = ["" if point.steps is None else f"{point.steps}"] if steps else []
         speed = [f"{point.speedup:.2f}x", f"{point.latency_ms:.0f}"]
@@ -111,19 +94,20 @@ def quality_plot(
         for number, (name, points) in enumerate(families.items()):
             points = sorted(points, key=lambda p: p.latency_ms)
             shares = [point.latency_ms / stock.latency_ms for point in points]
-            values = [shown(METRICS[metric], point.metrics[metric]) for point in points]
+            values = [shown(metric, point.metrics[metric]) for point in points]
             line = "-" if len(points) > 2 else ""
             panel.plot(
                 shares, values, line, marker=markers[number % len(markers)], markersize=5, linewidth=1.2, label=name
             )
-        if metric != "psnr":
-            panel.axhline(shown(METRICS[metric], stock.metrics[metric]), color="grey", linewidth=0.8, linestyle=":")
+        against_stock = METRICS[metric].against_stock
+        if not against_stock:
+            panel.axhline(shown(metric, stock.metrics[metric]), color="grey", linewidth=0.8, linestyle=":")
         ticks = [0.05, 0.1, 0.2, 0.3, 0.5, 1]
         panel.set_xscale("log")
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panel.minorticks_off()
         panel.grid(alpha=0.25)
-        label = {"psnr": "PSNR to stock's image (dB)", "clip-score": "CLIP score (dotted: stock)"}.get(metric, metric)
+        label = label_of(metric) + (", to stock's image" if against_stock else ", dotted: stock")
         panel.set(xlabel=f"share of stock's time ({stock.steps} steps)", ylabel=label)
     panels[0].legend(fontsize=8)
     save_figure(figure, path)
@@ -198,10 +182,3 @@ def _rows(front: Front) -> Iterator[tuple[str, str, Point]]:
     rows += [("dim", name, point) for name, point in front.references.items() if point.schedule not in found]
     rows.append(("dim", "stock", front.baseline))
     yield from sorted(rows, key=lambda row: row[2].latency_ms)
-
-
-def _shown(metric: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    value = shown(METRICS[metric], value)
-    return f"{value:.4f}" if abs(value) <= 1 else f"{value:.2f}"

@@ -19,7 +19,7 @@ from dato.evaluation.evaluator import precision_errors
 from dato.evaluation.pool import Facts, Recipe
 from dato.evaluation.ray_pool import make_pool
 from dato.front import Front
-from dato.metrics.registry import METRICS, shown
+from dato.metrics import shown
 from dato.point import Point, competing
 from dato.prediction.latency_table import is_stock
 from dato.pruning import Pruning
@@ -235,7 +235,7 @@ def _search(
             finished, rounds = False, 0
             baseline, points = study.retime(again, rounds, advance)
     if order.floor is not None and found[-1].quality < order.floor:
-        best_quality = shown(METRICS[order.recipe.metrics[0]], found[-1].quality)
+        best_quality = shown(order.recipe.metrics[0], found[-1].quality)
         display.note(f"warning: no schedule reached --min-quality; the best has {best_quality:g}")
     if rounds and order.timing == "table":
         display.note(f"{check_of(baseline, points)}")

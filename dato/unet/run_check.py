@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from dato import emoji_sd
-from dato.hub.card import CACHED
+from dato.hub.names import cached_repository
 from dato.point import Point
 from dato.samplers import SAMPLERS, sampler_name
 
@@ -52,7 +52,6 @@ def _name(model: str | None) -> str | None:
     model = str(model)
     if model == str(emoji_sd.PIPE):
         return "emoji-sd"
-    cached = CACHED.search(model)
-    if cached:
-        return cached[1].replace("--", "/")
+    if cached := cached_repository(model):
+        return cached
     return os.path.basename(model.rstrip("/\\")) if os.path.isabs(model) or os.path.exists(model) else model

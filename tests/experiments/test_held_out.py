@@ -13,8 +13,7 @@ from dato.experiments.held_out import fill, rows, settings_of
 from dato.experiments.image_store import STOCK, Batch, Gallery
 from dato.experiments.method_families import METHODS, known_methods, methods
 from dato.experiments.sito_ablations import ABLATIONS
-from dato.metrics.base import Setup
-from dato.metrics.registry import load_metric
+from dato.metrics import Setup, load_metric
 from dato.utils.images import read_image
 
 RECIPE = replace(toy_recipe(4, 3, 2, "psnr", "clip-score", "frechet"), prompts=tuple(PROMPTS))

@@ -22,8 +22,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError, LocalTokenNotFoundEr
 import dato
 import dato.hub.repository
 from dato import DatoError, Front, Point, Schedule, load_front
-from dato.hub.card import card_in, front_card, without_places
-from dato.hub.repository import is_name
+from dato.hub import card_in, front_card, is_name
+from dato.hub.paths import without_paths
 
 SD = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 CONDITIONS = {
@@ -52,6 +52,14 @@ def front_of(**conditions):
     points = point(-20, 20, 0), point(-3.5, 25), point(-2, 60, 5, steps=3, scheduler="dpm++2m")
     stock = Point(Schedule.full(3), 0.0, 100.0, 1.0, {})
     return Front(points, stock, {"N=2 d=1": point(-30, 50)}, CONDITIONS | conditions)
+
+
+def card_of(front, name):
+    return front_card(front.to_dict(), front.points.index(front.knee()), name)
+
+
+def without_places(front):
+    return replace(front, conditions=without_paths(front.conditions))
 
 
 @pytest.fixture
@@ -287,7 +295,7 @@ class Recorder:
 @pytest.mark.parametrize("pick", ["knee()", "points[0]", "points[-1]"])
 def test_the_cards_python_runs(name, pick, pipe):
     front, recorder = load_front(name), Recorder(pipe)
-    code = re.search(r"```python\n(.*?)```", front_card(front, name), re.DOTALL)[1].replace("knee()", pick)
+    code = re.search(r"```python\n(.*?)```", card_of(front, name), re.DOTALL)[1].replace("knee()", pick)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the sampler is the point's
         exec(code, {"pipe": recorder})
@@ -298,11 +306,11 @@ def test_the_cards_python_runs(name, pick, pipe):
 
 
 def test_little_is_known_of_some_fronts():
-    text = front_card(replace(front_of(), conditions={"calls": 3, "quality": "mine"}), "x")
+    text = card_of(replace(front_of(), conditions={"calls": 3, "quality": "mine"}), "x")
     assert "base_model" not in text and "for a UNet" in text and "| 0 | 5.00x | -20 |  |  |" in text
     assert 'pipe("a prompt", **point.kwargs)' in text and "None" not in text
     odd = front_of(model="a: [b\n---\nlicense: mit", hardware="x\n---\ny")
-    assert "license" not in ModelCard(front_card(odd, "x")).data.to_dict()
+    assert "license" not in ModelCard(card_of(odd, "x")).data.to_dict()
 
 
 PLACES = [
@@ -525,7 +533,7 @@ def test_what_the_hub_has_is_read_strictly(front, hub, monkeypatch):
     unet = tiny_unet()
     dato.apply_patch(unet, "user/name")  # that is no front, and runs
     assert dato.current_schedule(unet) == Schedule.full(3)
-    monkeypatch.setattr(dato.hub.repository, "MOST", 1000)
+    monkeypatch.setattr(dato.hub.repository, "MAX_BYTES", 1000)
     files["pareto.json"] = json.dumps(good).encode()
     refused("that is no front", load_front, "user/name")
 

@@ -11,9 +11,10 @@ from pytorch_fid import inception as pytorch_fid
 from torchmetrics.image.kid import poly_mmd
 
 from dato import DatoError
-from dato.metrics.base import Setup
-from dato.metrics.fid import Fid, Kid, folder_features
+from dato.metrics import Setup
+from dato.metrics.fid import INCEPTION, REAL, Fid, Kid, inception_model
 from dato.metrics.inception import FEATURES, Inception
+from dato.metrics.real_pictures import folder_features
 from dato.utils.images import read_image
 
 
@@ -66,7 +67,7 @@ def test_fid_is_the_number_of_pytorch_fid_on_the_same_folders(setup, weights, im
     save_pictures(made, images)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(weights.parent.parent))
     # One at a time: its loader cannot put pictures of several sizes into one batch.
-    expected = fid_score.calculate_fid_given_paths([str(made), str(setup.real)], 1, "cpu", FEATURES, num_workers=0)
+    expected = fid_score.calculate_fid_given_paths([str(made), str(setup.get(REAL))], 1, "cpu", FEATURES, num_workers=0)
     assert expected > 1e-3
     assert -value == pytest.approx(expected, rel=1e-4)
 
@@ -76,12 +77,12 @@ def test_statistics_of_pytorch_fid_stand_for_the_folder(setup, fid, images, valu
     np.savez(tmp_path / "real.npz", mu=mean, sigma=covariance)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        own = Fid(Setup(inception=setup.inception, real=tmp_path / "real.npz"))
+        own = Fid(Setup(inception=setup.get(INCEPTION), real=tmp_path / "real.npz"))
         assert own.real[0] == pytest.approx(mean) and own.real[1] == pytest.approx(covariance)
 
 
 def test_features_do_not_depend_on_batches_order_or_neighbours(setup, images):
-    inception = setup.inception_model
+    inception = inception_model(setup)
     whole = inception.features(images)
     single = torch.cat([inception.features(image[None]) for image in images])
     assert whole.shape == (9, FEATURES) and torch.allclose(whole, single, atol=1e-5)
@@ -89,10 +90,21 @@ def test_features_do_not_depend_on_batches_order_or_neighbours(setup, images):
     assert inception.features(images[:0]).shape == (0, FEATURES)
 
 
+def test_the_network_is_pytorch_fids(weights, images):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.hub, "get_dir", lambda: str(weights.parent.parent))
+        theirs = pytorch_fid.InceptionV3().eval()
+        from_cache = Inception()
+    pixels = (images * 255).round().clamp(0, 255) / 255
+    expected = theirs(pixels)[0].flatten(1)
+    for inception in (from_cache, Inception(weights)):
+        assert torch.equal(inception.features(images), expected)
+
+
 def test_folders_are_read_in_the_order_of_names_whatever_the_sizes(setup):
-    found = folder_features(setup.real, setup.inception_model)
-    paths = sorted(setup.real.iterdir())
-    own = torch.cat([setup.inception_model.features(read_image(path)[None]) for path in paths])
+    found = folder_features(setup.get(REAL), inception_model(setup))
+    paths = sorted(setup.get(REAL).iterdir())
+    own = torch.cat([inception_model(setup).features(read_image(path)[None]) for path in paths])
     assert len(found) == 12 and torch.allclose(found, own, atol=1e-5)
 
 
@@ -116,7 +128,7 @@ def test_what_is_no_number_has_no_distance(setup, fid):
 
 def test_what_cannot_be_had_is_named(setup, fid, weights, tmp_path, monkeypatch):
     for metric in (Fid, Kid):
-        with pytest.raises(DatoError, match="give --real"):
+        with pytest.raises(DatoError, match="compares with real pictures: give real"):
             metric(Setup(inception=weights))
         with pytest.raises(DatoError, match="no such folder or file"):
             metric(Setup(inception=weights, real=tmp_path / "none"))
@@ -144,6 +156,7 @@ def test_what_cannot_be_had_is_named(setup, fid, weights, tmp_path, monkeypatch)
     def offline(*_, **__):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(pytorch_fid, "load_state_dict_from_url", offline)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(DatoError, match=r"fetch https://.*pt_inception.* and put it into .*checkpoints"):
         Inception()

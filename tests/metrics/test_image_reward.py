@@ -5,8 +5,6 @@ scripts/make_image_reward_fixture.py made the small random model, the pictures a
 
 import json
 import shutil
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +13,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import dato.metrics.image_reward
+import dato.metrics.image_reward_model
 import dato.metrics.image_reward_weights
 from dato import DatoError
-from dato.metrics.base import Setup
-from dato.metrics.image_reward import ImageRewardModel, load_image_reward
-from dato.metrics.registry import load_metric
+from dato.metrics import Setup, load_metric
+from dato.metrics.image_reward import IMAGE_REWARD
+from dato.metrics.image_reward_model import ImageRewardModel
 
 FOLDER = Path(__file__).parents[1] / "data" / "image_reward"
 EXPECTED = json.loads((FOLDER / "expected.json").read_text(encoding="utf-8"))
@@ -86,7 +84,7 @@ def test_what_no_file_tells_counts(model, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(dato.metrics.image_reward_weights, "VISION_EPS", 1e-5)
         assert largest_error(ImageRewardModel(FOLDER)) > 0.1
-    monkeypatch.setattr(dato.metrics.image_reward, "MAX_TOKENS", 34)
+    monkeypatch.setattr(dato.metrics.image_reward_model, "MAX_TOKENS", 34)
     assert largest_error(model) > 0.1
 
 
@@ -207,39 +205,25 @@ def test_wrong_settings_and_vocabulary_are_named(folder):
 
 def test_what_is_not_there_is_named_with_what_to_fetch(folder, monkeypatch):
     # The hub is offline in tests, so the default is as unknown as a folder that does not exist.
-    advice = r"ImageReward\.pt and med_config\.json .*/THUDM/ImageReward .*vocab\.txt .*--image-reward FOLDER"
+    advice = r"ImageReward\.pt and med_config\.json .*/THUDM/ImageReward .*vocab\.txt .*give the folder as image_reward"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "cache"))
     (folder / "empty").mkdir()
-    for source in (Setup().image_reward, folder / "nowhere", folder / "empty"):
+    for source in (IMAGE_REWARD.default, folder / "nowhere", folder / "empty"):
         with pytest.raises(DatoError, match=f"cannot load ImageReward from .*{advice}") as error:
             load_metric("image-reward", Setup(image_reward=source))
         assert "\n" not in str(error.value)
     (folder / "vocab.txt").unlink()
     monkeypatch.setattr("dato.metrics.image_reward_weights.TOKENIZER", str(folder / "no-tokenizer"))
-    with pytest.raises(DatoError, match=r"cannot load ImageReward's tokenizer from .*--image-reward FOLDER"):
+    with pytest.raises(DatoError, match=r"cannot load ImageReward's tokenizer from .*give the folder as image_reward"):
         ImageRewardModel(folder)
 
 
-def test_the_authors_package_can_be_used_where_it_imports(folder, monkeypatch):
-    """A stand-in for the package: it is not beside this transformers, and that is named, too."""
-    monkeypatch.setitem(sys.modules, "ImageReward", None)
-    with pytest.raises(DatoError, match="the package image-reward does not import here"):
+def test_the_only_backend_is_transformers(folder):
+    """Old journals may hold the other one, which ran the authors' package."""
+    with pytest.raises(DatoError, match=r"the backend 'package' of ImageReward is gone.*: use 'transformers'") as error:
         load_metric("image-reward", Setup(image_reward=folder, image_reward_backend="package"))
-    with pytest.raises(DatoError, match="unknown backend 'jax' of ImageReward; known are transformers, package"):
-        load_image_reward(folder, backend="jax")
-
-    asked = []
-
-    def load(name, device, med_config):
-        asked.append((name, device, med_config))
-        return types.SimpleNamespace(score=lambda prompt, image: len(prompt) + image.width / 1000)
-
-    monkeypatch.setitem(sys.modules, "ImageReward", types.SimpleNamespace(load=load))
-    package = load_image_reward(folder, backend="package")
-    images = torch.rand(2, 3, 8, 20)
-    assert package.score(images, ["a", "bcd"]).tolist() == pytest.approx([1.02, 3.02])
-    assert asked == [(str(folder / "ImageReward.pt"), "cpu", str(folder / "med_config.json"))]
-    assert package.precision_error(images, ["a", "b"]) == 0
-    images[0, 0, 0, 0] = torch.inf
-    with pytest.raises(DatoError, match=r"values in \[0, 1\]"):
-        package.score(images, ["a", "b"])
+    assert "\n" not in str(error.value)
+    with pytest.raises(DatoError, match="unknown backend 'jax' of ImageReward; the only one is 'transformers'"):
+        load_metric("image-reward", Setup(image_reward=folder, image_reward_backend="jax"))
+    named = load_metric("image-reward", Setup(image_reward=folder, image_reward_backend="transformers"))
+    assert largest_error(named.model) < 1e-4

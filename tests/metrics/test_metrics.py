@@ -10,9 +10,8 @@ from torchvision.models import AlexNet_Weights, alexnet
 
 from dato import DatoError, emoji_sd
 from dato.generation.sampling import Sampling, generate
-from dato.metrics.base import Setup
-from dato.metrics.clip import FrechetDistance, PickScore
-from dato.metrics.registry import METRICS, load_metric
+from dato.metrics import METRICS, Setup, load_metric
+from dato.metrics.clip import FrechetDistance, PickScore, clip_model
 
 PROMPTS = ["red apple on a white background", "dog face on a blue background", "rose on a yellow background"]
 
@@ -59,7 +58,7 @@ def test_psnr_is_the_mean_over_images_of_its_definition(setup, images):
 def test_frechet_distance_is_pytorch_fids_on_clip_features(setup, images):
     metric = load_metric("frechet", setup)
     value = metric(images, PROMPTS, images)
-    features = setup.clip_model.image_features(images).double().numpy()
+    features = clip_model(setup).image_features(images).double().numpy()
     real = load_file(emoji_sd.STATISTICS)
     distance = calculate_frechet_distance(
         features.mean(0),
@@ -72,7 +71,7 @@ def test_frechet_distance_is_pytorch_fids_on_clip_features(setup, images):
 
 
 def test_frechet_distance_to_itself_is_zero(setup, images, tmp_path):
-    features = setup.clip_model.image_features(images).double()
+    features = clip_model(setup).image_features(images).double()
     path = tmp_path / "own.safetensors"
     save_file({"mean": features.mean(0), "covariance": torch.cov(features.T).contiguous()}, path)
     assert FrechetDistance(Setup(statistics=path))(images, PROMPTS, images) == pytest.approx(0, abs=1e-3)
@@ -104,7 +103,7 @@ def test_images_of_any_size_and_prompts_of_any_length_are_measured(name, size):
 
 def test_pick_score_is_the_cosine_in_the_models_own_scale(setup, images, tmp_path, monkeypatch):
     score = load_metric("pick-score", Setup(pick_score=emoji_sd.CLIP))
-    clip = setup.clip_model
+    clip = clip_model(setup)
     expected = clip.model.logit_scale.exp() * (clip.image_features(images) * clip.text_features(PROMPTS)).sum(1)
     assert torch.allclose(score.measure(images, PROMPTS, images), expected, atol=1e-4)
     assert score(images, PROMPTS, images) > score(images, PROMPTS[1:] + PROMPTS[:1], images)
@@ -149,13 +148,13 @@ def offline(*_, **__):
 
 
 def test_the_clip_model_is_loaded_once(setup):
-    assert setup.clip_model is setup.clip_model
+    assert clip_model(setup) is clip_model(setup)
 
 
 def test_what_cannot_be_had_is_named(setup, tmp_path, images):
     with pytest.raises(DatoError, match=f"unknown quality metric 'beauty'; known are {', '.join(METRICS)}"):
         load_metric("beauty", setup)
-    with pytest.raises(DatoError, match="give --statistics"):
+    with pytest.raises(DatoError, match="needs statistics of real pictures: give statistics"):
         load_metric("frechet", Setup(statistics=None))
     (tmp_path / "bad.safetensors").write_text("no")
     for path in (tmp_path / "missing.safetensors", tmp_path / "bad.safetensors"):

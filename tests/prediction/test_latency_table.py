@@ -24,8 +24,7 @@ from dato.evaluation.baselines import all_baselines
 from dato.evaluation.evaluator import Evaluator
 from dato.generation.prompts import read_prompts
 from dato.generation.sampling import Sampling
-from dato.metrics.base import Setup
-from dato.metrics.registry import load_metric
+from dato.metrics import Setup, load_metric
 from dato.prediction.latency_check import Pair, TableCheck, check_table, measurer, random_schedules
 from dato.prediction.latency_measure import BEGIN, fixed_parts, measure_table, probes, typical
 from dato.prediction.latency_table import CallKind, LatencyTable, call_kinds

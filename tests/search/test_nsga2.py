@@ -17,8 +17,7 @@ from dato.evaluation.methods import tomesd_method
 from dato.evaluation.side_by_side import retime
 from dato.generation.prompts import read_prompts
 from dato.generation.sampling import Sampling, generate
-from dato.metrics.base import Setup
-from dato.metrics.registry import load_metric
+from dato.metrics import Setup, load_metric
 from dato.point import non_dominated
 from dato.samplers import SAMPLERS, num_calls, sampler_name, set_scheduler
 from dato.search.nsga2 import search
