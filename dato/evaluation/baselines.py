@@ -68,7 +68,7 @@ def seeds(
     kinds = [(3, 0), (3, 1), (2, 1), (5, 0), (5, 1), (2, 3), (10, 0)]
     kinds = kinds[: max(3, count // (len(lengths) * len(orders)))]
     return [
-        Schedule.uniform(calls, n, d, order, rungs=rungs, forecast=forecast if order else "polynomial")
+        Schedule.uniform(calls, n, d, order, rungs=rungs, forecast=forecast).canonical()
         for order in sorted(orders, reverse=True)
         for n, d in kinds
         for calls in lengths

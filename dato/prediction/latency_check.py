@@ -150,8 +150,7 @@ def random_schedules(
         chosen = [rungs if rng.random() < whole else rng.choice(list(depths)) for _ in range(rng.choice(lengths) - 1)]
         drawn = [rng.choice(list(ratios)) if depth else 0.0 for depth in (rungs, *chosen)]
         order = rng.choice(list(orders))
-        rule = forecast if order else "polynomial"
-        found[Schedule((rungs, *chosen), drawn, order, rungs, pruning or Pruning(), rule)] = None
+        found[Schedule((rungs, *chosen), drawn, order, rungs, pruning or Pruning(), forecast).canonical()] = None
     if len(found) < count:
         raise DatoError(f"there are no {count} different schedules of these lengths, depths and ratios")
     return list(found)
