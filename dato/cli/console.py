@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import typer
 from rich.console import Console
@@ -38,6 +39,14 @@ def progress() -> Progress:
         TimeRemainingColumn(),
         console=err,
     )
+
+
+@contextlib.contextmanager
+def show_progress(description: str) -> Iterator[Callable[[float, float], None]]:
+    """Show a bar within a `with` block. It yields a function to be called with what is done and what there is to do."""
+    with progress() as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _quiet_libraries() -> None:

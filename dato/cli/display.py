@@ -17,7 +17,7 @@ from rich.table import Table
 from dato.cli.console import err
 from dato.metrics import shown
 from dato.point import Point
-from dato.report.tables import strip
+from dato.report.schedule_text import strip
 
 ROWS = 8  # of the best points so far
 

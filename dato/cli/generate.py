@@ -17,7 +17,7 @@ from dato.front import Front
 from dato.generation.pipelines import load_pipeline
 from dato.generation.protocols import usual_guidance
 from dato.generation.sampling import Generated, Sampling, generate
-from dato.report.tables import strip
+from dato.report.schedule_text import strip
 from dato.strategies import load_strategy
 from dato.unet.patch import apply_patch, remove_patch
 from dato.utils.files import write_atomic

@@ -9,7 +9,6 @@ import typer
 
 from dato.cli.console import out
 from dato.report.page import write_page
-from dato.report.plots import front_picture, samples_picture, schedules_picture
 from dato.search.run_folder import Folder
 from dato.search.run_record import Run
 
@@ -28,16 +27,23 @@ def report(
 ) -> None:
     """Write report.html: the front to choose from, each schedule, its images, and how to use it. It works offline."""
     loaded = [Run.load(run) for run in runs]
-    single = Path(runs[0])
-    page = out_file or (Folder(single).report if len(runs) == 1 and single.is_dir() else Path("report.html"))
+    folder = Path(runs[0])
+    page = out_file or (Folder(folder).report if len(runs) == 1 and folder.is_dir() else Path("report.html"))
     write_page(loaded, page)
-    written = [page]
-    if pictures is not None:
-        front_picture(loaded, pictures / "front.png")
-        schedules_picture(loaded[0].front, pictures / "schedules.png")
-        written += [pictures / "front.png", pictures / "schedules.png"]
-        if loaded[0].samples:
-            samples_picture(loaded[0], pictures / "images.png")
-            written.append(pictures / "images.png")
+    written = [page, *([] if pictures is None else _draw(loaded, pictures))]
     for path in written:
         out.print(f"written to {path}", highlight=False, soft_wrap=True)
+
+
+def _draw(runs: list[Run], folder: Path) -> list[Path]:
+    """Write the pictures of runs to a folder, and return their paths."""
+    # The page alone needs neither matplotlib nor torch.
+    from dato.report import front_picture, samples_picture, schedules_picture
+
+    front_picture(runs, folder / "front.png")
+    schedules_picture(runs[0].front, folder / "schedules.png")
+    written = [folder / "front.png", folder / "schedules.png"]
+    if runs[0].samples:
+        samples_picture(runs[0], folder / "images.png")
+        written.append(folder / "images.png")
+    return written

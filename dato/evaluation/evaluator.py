@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from dato.errors import DatoError
-from dato.evaluation.flaws import check_stock, flaw
+from dato.evaluation.flaws import OUT_OF_MEMORY, check_stock, flaw
 from dato.evaluation.judgement import Judgement, failed
 from dato.evaluation.methods import Method, as_method, stock_method
 from dato.evaluation.racing import Rival, expected_if_beaten, rival_for
@@ -142,7 +142,7 @@ class Evaluator:
         stock, images = self.stock, self.images
         with survive_out_of_memory(self.pipe.unet.device):
             return self._judge(method, stock, rivals)
-        return failed(method.schedule, "out of memory", self.images - images)
+        return failed(method.schedule, OUT_OF_MEMORY, self.images - images)
 
     def _judge(self, method: Method, stock: Stock, rivals: Sequence[Rival]) -> Judgement:
         trial, expected = _Trial(self._probe()), None

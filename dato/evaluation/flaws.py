@@ -6,6 +6,7 @@ from torch import Tensor
 
 from dato.errors import DatoError
 
+OUT_OF_MEMORY = "out of memory"  # the failure of a method that ran out of it
 BLACK = 1 / 255  # an image is black if no value reaches this
 
 

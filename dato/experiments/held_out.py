@@ -1,8 +1,8 @@
-"""Many methods on many prompts: images, measurements and times, batch by batch, each on the disk before it counts.
+"""Many methods on many prompts: images, measurements and times, batch by batch.
 
-A batch of prompts is generated with stock and with every method in turn, by one worker, so that times are ratios of the
-same minute, and every image is measured beside stock's from the same noise before it is rounded to 8 bits. What is on
-the disk is not generated again.
+One worker generates a batch of prompts with stock and then with every method, so speed-ups are ratios of times of the
+same minute. Every image is measured beside stock's image from the same noise, before both are rounded to 8 bits. Each
+batch is written to an image store, and what the store holds is not generated again.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from torch import Tensor
 from dato import emoji_sd
 from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError
-from dato.evaluation.evaluator import Evaluator, flaw, is_out_of_memory
-from dato.evaluation.pool import Facts, Judges, Recipe
-from dato.experiments.image_store import STOCK, Batch, Gallery
-from dato.experiments.method_families import Contender
+from dato.evaluation.evaluator import Evaluator
+from dato.evaluation.flaws import OUT_OF_MEMORY, check_stock, flaw
+from dato.evaluation.methods import Method, stock_method
+from dato.evaluation.pool import Facts, Pool, Recipe
+from dato.experiments.image_store import Batch, ImageStore
+from dato.generation.sampling import Sampling
+from dato.schedule import Schedule
 from dato.utils.images import png
-from dato.utils.memory import peak_memory
+from dato.utils.memory import peak_memory, survive_out_of_memory
 
 
 def settings_of(recipe: Recipe, facts: Facts) -> dict[str, Any]:
-    """What images and measurements depend on, apart from prompts, methods and metrics."""
+    """Return what images and measurements depend on, apart from prompts, methods and metrics."""
     sampling, setup = recipe.sampling, recipe.setup
     return {
         "model": recipe.model,
@@ -42,7 +45,7 @@ def settings_of(recipe: Recipe, facts: Facts) -> dict[str, Any]:
         "seed": sampling.seed,
         "batch_size": sampling.batch_size,
         "hardware": facts.hardware,
-        # By name: where the package lies says nothing.
+        # By name: the folder that dato is installed in makes no difference.
         "clip": EMBEDDED if setup.clip == emoji_sd.CLIP else str(setup.clip),
         "image_reward": str(setup.image_reward),
         "image_reward_backend": setup.image_reward_backend,
@@ -51,78 +54,103 @@ def settings_of(recipe: Recipe, facts: Facts) -> dict[str, Any]:
     }
 
 
-def fill(gallery: Gallery, judges: Judges, batch_size: int, memory: bool = True) -> Iterator[tuple[int, int]]:
-    """Make what the gallery lacks; yields (batches that are there, batches in all) after each.
+def stock_of(facts: Facts) -> Method:
+    """Return the unchanged pipeline, with the reference's number of steps."""
+    return stock_method(Schedule.full(facts.calls, rungs=facts.rungs))
+
+
+def fill(store: ImageStore, pool: Pool, batch_size: int, memory: bool = True) -> Iterator[tuple[int, int]]:
+    """Generate what an image store lacks. Yield (batches that are there, batches in all) first and after each batch.
 
     Args:
-        gallery: Where to; its methods are what is made.
-        judges: Whose prompts are the gallery's.
+        store: The store. Its methods are what is generated.
+        pool: What generates. Its prompts are the store's.
         batch_size: Prompts for each generation.
-        memory: Measure peak memory, too, in one generation more of the first image.
+        memory: Whether to measure peak memory, too, in an additional generation of the first image.
 
     Raises:
-        DatoError: stock runs out of memory, or gives images that are not finite.
+        DatoError: if stock runs out of memory, or gives images that are not finite.
     """
-    spans = gallery.spans(batch_size)
-    names = judges.ask(_metric_names)
-    lacking = {span: [name for name in gallery.methods if not gallery.has(name, *span, names)] for span in spans}
-    lacking = {span: missing for span, missing in lacking.items() if missing}
+    spans = store.spans(batch_size)
+    metrics = pool.ask(_metric_names)
+    lacking = {
+        span: [method for name, method in store.methods.items() if not store.has(name, *span, metrics)]
+        for span in spans
+    }
+    lacking = {span: methods for span, methods in lacking.items() if methods}
     there = len(spans) - len(lacking)
     yield there, len(spans)
-    tasks = [(gallery.methods, *span, missing, memory) for span, missing in lacking.items()]
-    for number, batches in judges.each(assess, tasks):
-        start, stop = tasks[number][1:3]
+    tasks = [(store.stock, methods, *span, memory) for span, methods in lacking.items()]
+    for index, batches in pool.each(measure_batch, tasks):
+        _, _, start, stop, _ = tasks[index]
         for name, batch in batches.items():
-            gallery.put(name, start, stop, batch)
+            store.put(name, start, stop, batch)
         there += 1
         yield there, len(spans)
 
 
-def assess(
-    evaluator: Evaluator,
-    methods: Mapping[str, Contender | None],
-    start: int,
-    stop: int,
-    missing: Sequence[str],
-    memory: bool,
+def measure_batch(
+    evaluator: Evaluator, stock: Method, methods: Sequence[Method], start: int, stop: int, memory: bool
 ) -> dict[str, Batch]:
-    """Generate prompts `start` to `stop` with stock and with the missing methods, and measure what comes out."""
+    """Generate prompts `start` to `stop` with stock and with some methods, and measure the images.
+
+    Args:
+        evaluator: What generates.
+        stock: The unchanged pipeline. It always runs, as the reference.
+        methods: Of these a batch is returned. Stock may be one of them.
+        start: Index of the first prompt.
+        stop: Index after the last prompt.
+        memory: Whether to measure peak memory, too. It is measured with the very first prompt only.
+
+    Returns:
+        The name of each method -> its batch.
+
+    Raises:
+        DatoError: if stock runs out of memory, or gives images that are not finite.
+    """
     evaluator.warm_up()
     prompts = evaluator.prompts[start:stop]
     sampling = replace(evaluator.sampling, seed=evaluator.sampling.seed + start)
-    found: dict[str, Batch] = {}
-    references, stock_ms = torch.zeros(0), 0.0
-    for name in dict.fromkeys([STOCK, *missing]):
-        try:
-            peak = None
-            if memory and start == 0:
-                # Without the VAE, whose decoder holds more than any UNet and is everybody's. On a CPU it takes minutes.
-                with peak_memory(evaluator.pipe.unet.device) as held:
-                    evaluator.generate(methods[name], prompts[:1], sampling, decode=False)
-                peak = held.bytes
-            result = evaluator.generate(methods[name], prompts, sampling)
-            if name == STOCK:
-                references, stock_ms = result.images, median(result.latency_ms)
-                if not references.isfinite().all():
-                    raise DatoError("stock's images are not finite numbers: give --dtype float32 or bfloat16")
-            measured = {m.name: m.measure(result.images, prompts, references) for m in evaluator.metrics}
-        except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if name == STOCK:
-                raise DatoError(f"stock is out of memory with {len(prompts)} images: lower --batch-size") from None
-            found[name] = Batch(failure="out of memory")
-            continue
-        found[name] = Batch(
-            measured,
-            median(result.latency_ms),
-            median(result.unet_ms),
-            stock_ms,
-            peak,
-            flaw(result.images, references),
-            tuple(map(png, result.images)),
-        )
-    return {name: found[name] for name in missing}
+    batches: dict[str, Batch] = {}
+    reference: _Reference | None = None
+    for method in dict.fromkeys([stock, *methods]):
+        batches[method.name] = Batch(failure=OUT_OF_MEMORY)  # stays if memory runs out
+        with survive_out_of_memory(evaluator.pipe.unet.device):
+            peak = _peak_bytes(evaluator, method, prompts[:1], sampling) if memory and start == 0 else None
+            result = evaluator.generate(method, prompts, sampling)
+            if reference is None:
+                check_stock(result.images)
+                reference = _Reference(result.images, median(result.latency_ms))
+            batches[method.name] = Batch(
+                {m.name: m.measure(result.images, prompts, reference.images) for m in evaluator.metrics},
+                median(result.latency_ms),
+                median(result.unet_ms),
+                reference.latency_ms,
+                peak,
+                flaw(result.images, reference.images),
+                tuple(map(png, result.images)),
+            )
+        if batches[stock.name].failure == OUT_OF_MEMORY:
+            raise DatoError(f"stock is out of memory with {len(prompts)} images: lower the batch size")
+    return {method.name: batches[method.name] for method in methods}
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """Stock's images (n, 3, H, W) of a batch, and its milliseconds per image."""
+
+    images: Tensor
+    latency_ms: float
+
+
+def _peak_bytes(evaluator: Evaluator, method: Method, prompts: Sequence[str], sampling: Sampling) -> int:
+    """Return the peak memory of a generation without the VAE.
+
+    The VAE's decoder holds more than any UNet, and all methods need it alike. On a CPU it takes minutes.
+    """
+    with peak_memory(evaluator.pipe.unet.device) as peak:
+        evaluator.generate(method, prompts, sampling, decode=False)
+    return peak.bytes
 
 
 def _metric_names(evaluator: Evaluator) -> list[str]:
@@ -131,15 +159,15 @@ def _metric_names(evaluator: Evaluator) -> list[str]:
 
 @dataclass(frozen=True)
 class Row:
-    """What there is to say of one method.
+    """The results of one method over all prompts.
 
     Attributes:
-        metrics: By name, higher is better.
+        metrics: Metric -> value. Higher is better.
         latency_ms: Milliseconds per image, the median over whole batches.
-        unet_ms: The same of the UNet's calls.
-        speedup: The median over whole batches of stock's time, in that batch's turn, over the method's.
-        peak_bytes: The most memory for one image, beyond the model's own and without the VAE; None: not measured.
-        failure: What was wrong with its images; None: nothing.
+        unet_ms: Milliseconds per image of the UNet's calls, the median over whole batches.
+        speedup: The median over whole batches of stock's time in the same turn, divided by the method's time.
+        peak_bytes: The most memory for one image, without the model's own and without the VAE. None: not measured.
+        failure: What was wrong with its images. None: nothing.
     """
 
     metrics: dict[str, float]
@@ -150,37 +178,50 @@ class Row:
     failure: str | None = None
 
 
-def rows(gallery: Gallery, judges: Judges, batch_size: int) -> tuple[dict[str, Row], dict[str, str]]:
-    """All methods of a gallery that has everything: rows, and of those that gave no images why.
+def rows(store: ImageStore, pool: Pool, batch_size: int) -> tuple[dict[str, Row], dict[str, str]]:
+    """Return the results of all methods of a store that lacks nothing.
 
-    Warns of what the metrics warn of.
+    The warnings of the metrics are given as warnings.
+
+    Args:
+        store: The store, filled.
+        pool: What has the metrics.
+        batch_size: Prompts of each batch.
+
+    Returns:
+        Name of a method -> its row; and name of a method that gave no images -> why.
     """
-    names, found, failed = judges.ask(_metric_names), {}, {}
-    for name in gallery.methods:
-        batches = [gallery.get(name, *span) for span in gallery.spans(batch_size)]
-        failures = [batch.failure for batch in batches if batch.failure]
+    names = pool.ask(_metric_names)
+    results: dict[str, Row] = {}
+    failures: dict[str, str] = {}
+    for name in store.methods:
+        batches = [store.get(name, *span) for span in store.spans(batch_size)]
+        reasons = [batch.failure for batch in batches if batch.failure]
         if any(not batch.measured for batch in batches):
-            failed[name] = failures[0]
+            failures[name] = reasons[0]
             continue
         measured = {metric: torch.cat([batch.measured[metric] for batch in batches]) for metric in names}
-        values, cautions = judges.ask(summarised, measured)
+        values, cautions = pool.ask(summarised, measured)
         for caution in cautions:
             warnings.warn(caution, stacklevel=2)
-        # The last one may be smaller, and takes another time for each image.
-        timed = batches[: len(gallery.prompts) // batch_size] or batches
-        found[name] = Row(
+        # The last batch may be smaller, and then takes another time per image.
+        timed = batches[: len(store.prompts) // batch_size] or batches
+        results[name] = Row(
             values,
             median(batch.latency_ms for batch in timed),
             median(batch.unet_ms for batch in timed),
             median(batch.stock_ms / batch.latency_ms for batch in timed),
             max((batch.peak_bytes for batch in batches if batch.peak_bytes), default=None),
-            failures[0] if failures else None,
+            reasons[0] if reasons else None,
         )
-    return found, failed
+    return results, failures
 
 
 def summarised(evaluator: Evaluator, measured: Mapping[str, Tensor]) -> tuple[dict[str, float], list[str]]:
-    """Each metric of all images, and what it warns of (a worker's own warnings would be seen by nobody)."""
+    """Return each metric's value over all images, and the metrics' warnings.
+
+    A worker's own warnings would be printed in its process, where nobody sees them.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         values = {metric.name: metric.summary(measured[metric.name]) for metric in evaluator.metrics}

@@ -1,4 +1,4 @@
-"""A folder of many methods' images and measurements, to which later visits add."""
+"""An image store: a folder of many methods' images and measurements, to which later runs add."""
 
 from __future__ import annotations
 
@@ -17,12 +17,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dato.errors import DatoError
-from dato.experiments.method_families import Contender
-from dato.schedule import Schedule
+from dato.evaluation.methods import Method
 from dato.utils.files import dumps, read_json, read_text, write_atomic
 from dato.utils.images import read_image
-
-STOCK = "stock"
 
 
 @dataclass(frozen=True)
@@ -30,12 +27,12 @@ class Batch:
     """What one method gave for one batch of n prompts.
 
     Attributes:
-        measured: Metric -> (n,) or (n, F), see `dato.metrics.base.Metric.measure`; empty if there are no images.
+        measured: Metric -> (n,) or (n, F), see `dato.metrics.base.Metric.measure`. Empty if there are no images.
         latency_ms: Milliseconds per image, end to end.
-        unet_ms: Milliseconds per image, of the UNet's calls.
+        unet_ms: Milliseconds per image of the UNet's calls.
         stock_ms: Stock's `latency_ms` in the same turn.
-        peak_bytes: The most memory that one image held beyond what was there before; None: it was not measured.
-        failure: What is wrong with the images, or why there are none; None: nothing.
+        peak_bytes: The most memory that generating one image held beyond what was held before. None: not measured.
+        failure: What is wrong with the images, or why there are none. None: nothing.
         pictures: n PNG files.
     """
 
@@ -48,66 +45,68 @@ class Batch:
     pictures: tuple[bytes, ...] = ()
 
 
-class Gallery:
+class ImageStore:
     """The folder: `settings.json`, `prompts.txt`, and for each method a folder of images and of measurements.
 
-    A method's folder is found by its name and by what it is, so that another schedule of the same name is another one.
+    A method's folder is found by the method's name and content, so another schedule of the same name is another method.
 
     Args:
-        folder: Where it is.
-        settings: What must not change between two visits.
-        prompts: One image each. Later visits may bring more, or fewer.
-        methods: By name; stock (None) comes by itself.
+        folder: The folder. It is made if it does not exist.
+        settings: What must not change between two runs, as JSON values.
+        prompts: One image is stored for each. A later run may bring more, or fewer.
+        stock: The unchanged pipeline, with which all methods are compared.
+        methods: The methods. Each has its own name.
 
     Attributes:
         prompts: As above.
-        methods: As above, stock first.
+        stock: As above.
+        methods: Name -> method, stock first.
 
     Raises:
         DatoError: if the folder holds images of other settings or prompts, or cannot be written to.
     """
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, Any], prompts: Sequence[str], methods: Mapping[str, Contender]
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        prompts: Sequence[str],
+        stock: Method,
+        methods: Sequence[Method],
     ) -> None:
-        if STOCK in methods:
-            raise DatoError(f"a strategy cannot be called {STOCK!r}, for that is what all are compared with: rename it")
-        self.folder, self.prompts = folder, list(prompts)
-        self.methods: dict[str, Contender | None] = {STOCK: None, **methods}
-        listed, before = folder / "prompts.txt", folder / "settings.json"
-        settings = json.loads(dumps(settings))  # as it will be read
+        if any(method.name == stock.name for method in methods):
+            raise DatoError(
+                f"a strategy cannot be called {stock.name!r}, the name of the unchanged pipeline: rename it"
+            )
+        self.folder, self.prompts, self.stock = folder, list(prompts), stock
+        self.methods = {method.name: method for method in (stock, *methods)}
+        settings = json.loads(dumps(settings))  # as it will be read back
+        settings_file, prompts_file = folder / "settings.json", folder / "prompts.txt"
         text = "".join(f"{prompt}\n" for prompt in prompts)
-        if before.exists():
-            known = read_json(before)
-            differing = [name for name in {**known, **settings} if known.get(name) != settings.get(name)]
-            if differing:
-                name = differing[0]
-                raise DatoError(
-                    f"{folder} holds images of other settings: {', '.join(differing)} ({name} was {known.get(name)!r} "
-                    f"and is {settings.get(name)!r}): give another --out"
-                )
-            old = read_text(listed) if listed.exists() else ""
+        if settings_file.exists():
+            _check_settings(folder, read_json(settings_file), settings)
+            old = read_text(prompts_file) if prompts_file.exists() else ""
             if not (old.startswith(text) or text.startswith(old)):
-                raise DatoError(f"{folder} holds images of other prompts: give another --out")
+                raise DatoError(f"{folder} holds images of other prompts: choose another folder")
             text = max(old, text, key=len)
-        write_atomic(before, dumps(settings) + "\n")
-        write_atomic(listed, text)
+        write_atomic(settings_file, dumps(settings) + "\n")
+        write_atomic(prompts_file, text)
 
     def spans(self, size: int) -> list[tuple[int, int]]:
-        """The prompts in batches, from and to."""
+        """Return the ranges of prompts, (start, stop), of batches of this size."""
         count = len(self.prompts)
         return [(start, min(start + size, count)) for start in range(0, count, size)]
 
     def path(self, method: str, index: int) -> Path:
-        """The image of a prompt."""
-        return self._of(method) / f"{index:05}.png"
+        """Return the file of a method's image of a prompt."""
+        return self._folder_of(method) / f"{index:05}.png"
 
     def images(self, method: str, count: int) -> Tensor:
-        """The first images (n, 3, H, W), at most `count`, as they are on the disk."""
+        """Return a method's first images (n, 3, H, W), at most `count`, as they are on the disk."""
         return torch.stack([read_image(self.path(method, index)) for index in range(min(count, len(self.prompts)))])
 
     def has(self, method: str, start: int, stop: int, metrics: Sequence[str]) -> bool:
-        """Whether these prompts' images are there, with these measurements."""
+        """Return whether these prompts' images are there, with measurements by these metrics."""
         path = self._measurements(method, start, stop)
         if not path.exists():
             return False
@@ -116,7 +115,7 @@ class Gallery:
         return set(metrics) <= names or not names
 
     def put(self, method: str, start: int, stop: int, batch: Batch) -> None:
-        """Keep the images of these prompts; the measurements come last, and make the batch count."""
+        """Store a batch. The measurements are written last, and only they make it count."""
         for index, picture in enumerate(batch.pictures, start=start):
             write_atomic(self.path(method, index), picture)
         notes = {
@@ -130,20 +129,37 @@ class Gallery:
         write_atomic(self._measurements(method, start, stop), save(tensors, {"notes": json.dumps(notes)}))
 
     def get(self, method: str, start: int, stop: int) -> Batch:
-        """What was kept of a batch, without its pictures. Raises DatoError if its file is damaged."""
+        """Return a stored batch without its pictures. Raises DatoError if its file is damaged."""
         with _opened(self._measurements(method, start, stop)) as file:
             notes = json.loads(file.metadata()["notes"])
             measured = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             return Batch(measured, **notes)
 
-    def _of(self, method: str) -> Path:
-        slug = re.sub(r"[^a-z0-9]+", "-", method.lower()).strip("-")
-        contender = self.methods[method]
-        content = contender.to_json() if isinstance(contender, Schedule) else getattr(contender, "version", "")
-        return self.folder / f"{slug}-{hashlib.sha256(f'{method} {content}'.encode()).hexdigest()[:8]}"
+    def _folder_of(self, name: str) -> Path:
+        method = self.methods[name]
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        # Folders made by earlier versions must be found: what is hashed may not change.
+        if method is self.stock:
+            content = ""
+        elif method.version is None:
+            content = method.schedule.to_json()
+        else:
+            content = method.version
+        return self.folder / f"{slug}-{hashlib.sha256(f'{name} {content}'.encode()).hexdigest()[:8]}"
 
     def _measurements(self, method: str, start: int, stop: int) -> Path:
-        return self._of(method) / f"{start:05}-{stop:05}.safetensors"
+        return self._folder_of(method) / f"{start:05}-{stop:05}.safetensors"
+
+
+def _check_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise DatoError if the settings of a folder are others than those that are wanted now."""
+    differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if differing:
+        name = differing[0]
+        raise DatoError(
+            f"{folder} holds images of other settings: {', '.join(differing)} ({name} was {old.get(name)!r} "
+            f"and is {new.get(name)!r}): choose another folder"
+        )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""Methods to set side by side, as families of named contenders: what the papers compare, and fronts of ours."""
+"""Methods to compare, as named families: what the papers compare, and points of fronts.
+
+To add a family, write a function from `Facts` to a list of `Method`s and enter it in `FAMILIES`.
+"""
 
 from __future__ import annotations
 
@@ -8,68 +11,79 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 from dato.errors import DatoError
-from dato.evaluation import baselines as references
-from dato.evaluation.methods import Peer, tomesd_peer
+from dato.evaluation import baselines
+from dato.evaluation.methods import Method, schedule_method, tomesd_method
 from dato.evaluation.pool import Facts
-from dato.experiments import sito_ablations as ablations
+from dato.experiments import sito_ablations
 from dato.front import Front
 from dato.point import Point
 from dato.pruning import PAPER_PRUNING, PAPER_RATIOS
 from dato.schedule import Schedule
 from dato.strategies import load_strategy
 
-Contender = Schedule | Peer
-Families = dict[str, dict[str, Contender]]
+Families = dict[str, list[Method]]  # title -> methods
+DEFAULT_FAMILIES = ("steps", "deepcache", "sito", "spectrum")  # and tomesd, if it is installed
 SHARES = ((2, 1.0), (3, 1.0), (2, 0.5), (3, 0.5), (2, 0.3), (2, 0.2), (2, 0.16))  # (interval, share of the steps)
 
 
-def fewer_steps(facts: Facts) -> dict[str, Contender]:
-    """Stock with fewer steps."""
-    return dict(references.stock(facts.steps_of, facts.calls, facts.rungs))
+def _named(schedules: Mapping[str, Schedule]) -> list[Method]:
+    return [schedule_method(schedule, name) for name, schedule in schedules.items()]
 
 
-def deepcache(facts: Facts) -> dict[str, Contender]:
-    """Uniform schedules, DeepCache's (Ma et al., CVPR 2024)."""
-    return {f"DeepCache {name}": s for name, s in references.uniform(facts.calls, facts.rungs).items()}
+def fewer_steps(facts: Facts) -> list[Method]:
+    """Return stock with fewer steps."""
+    return _named(baselines.stock(facts.steps_of, facts.calls, facts.rungs))
 
 
-def dato_vector(facts: Facts) -> dict[str, Contender]:
-    """The vector in the DaTo authors' code."""
-    return {"DaTo's vector": load_strategy("dato-published").resampled(facts.calls).for_rungs(facts.rungs)}
+def deepcache(facts: Facts) -> list[Method]:
+    """Return uniform schedules, DeepCache's (Ma et al., CVPR 2024)."""
+    uniform = baselines.uniform(facts.calls, facts.rungs)
+    return _named({f"DeepCache {name}": schedule for name, schedule in uniform.items()})
 
 
-def sito(facts: Facts) -> dict[str, Contender]:
-    """SiTo a to e (table 1): every call whole and pruned, every block with its own choice of tokens."""
+def dato_vector(facts: Facts) -> list[Method]:
+    """Return the vector in the DaTo authors' code."""
+    return _named({"DaTo's vector": load_strategy("dato-published").resampled(facts.calls).for_rungs(facts.rungs)})
+
+
+def sito(facts: Facts) -> list[Method]:
+    """Return SiTo a to e (table 1): every call whole and pruned, each block with its own choice of tokens."""
     whole = replace(Schedule.full(facts.calls, rungs=facts.rungs), pruning=PAPER_PRUNING)
-    return {f"SiTo-{letter} {ratio:.0%}": whole.with_ratios(ratio) for letter, ratio in PAPER_RATIOS.items()}
+    return _named({f"SiTo-{letter} {ratio:.0%}": whole.with_ratios(ratio) for letter, ratio in PAPER_RATIOS.items()})
 
 
-def tomesd(facts: Facts) -> dict[str, Contender]:
-    """ToMeSD at the same ratios, by its package."""
+def tomesd(facts: Facts) -> list[Method]:
+    """Return ToMeSD at SiTo's ratios, run by its package. Raises DatoError if that is not installed."""
     whole = Schedule.full(facts.calls, rungs=facts.rungs)
-    peers = {letter: tomesd_peer(ratio, whole) for letter, ratio in PAPER_RATIOS.items()}
-    return {f"ToMeSD-{letter} {PAPER_RATIOS[letter]:.0%}": peer for letter, peer in peers.items()}
+    methods = []
+    for letter, ratio in PAPER_RATIOS.items():
+        method = tomesd_method(ratio, whole)
+        if method is None:
+            raise DatoError("the method tomesd needs its package: pip install tomesd")
+        methods.append(replace(method, name=f"ToMeSD-{letter} {ratio:.0%}"))
+    return methods
 
 
-def spectrum(facts: Facts) -> dict[str, Contender]:
-    """Spectrum (Han et al., CVPR 2026)."""
-    return dict(references.spectrum(facts.calls, facts.rungs))
+def spectrum(facts: Facts) -> list[Method]:
+    """Return Spectrum (Han et al., CVPR 2026)."""
+    return _named(baselines.spectrum(facts.calls, facts.rungs))
 
 
-def regular(facts: Facts, order: int, forecast: str = "polynomial") -> dict[str, Contender]:
-    """Regular schedules of ours: fewer steps and shallow calls together, with one order of forecast."""
+def regular(facts: Facts, order: int, forecast: str = "polynomial") -> list[Method]:
+    """Return regular schedules of ours: fewer steps and shallow calls together, with one order of forecast."""
     kind = forecast if forecast == "aligned" else f"order {order}"
-    found: dict[str, Contender] = {}
+    methods = []
     for interval, share in SHARES:
         steps = max(2, round(share * facts.steps_of[facts.calls]))
         if steps not in facts.calls_of:
-            continue  # of a short reference
+            continue  # the reference is too short for this share
         schedule = Schedule.uniform(facts.calls_of[steps], interval, 1, order, rungs=facts.rungs, forecast=forecast)
-        found[f"{kind}: {steps} steps, N={interval} d=1"] = schedule
-    return found
+        methods.append(schedule_method(schedule, f"{kind}: {steps} steps, N={interval} d=1"))
+    return methods
 
 
-METHODS: dict[str, tuple[str, Callable[[Facts], dict[str, Contender]]]] = {
+# Name on the command line -> (title, function that lists the methods).
+FAMILIES: dict[str, tuple[str, Callable[[Facts], list[Method]]]] = {
     "steps": ("fewer steps", fewer_steps),
     "deepcache": ("DeepCache", deepcache),
     "dato": ("DaTo's vector", dato_vector),
@@ -80,58 +94,67 @@ METHODS: dict[str, tuple[str, Callable[[Facts], dict[str, Contender]]]] = {
     "order1": ("ours, regular, order 1", lambda facts: regular(facts, 1)),
     "aligned": ("ours, regular, aligned", lambda facts: regular(facts, 1, "aligned")),
     "order2": ("ours, regular, order 2", lambda facts: regular(facts, 2)),
-} | {name: (name, make) for name, make in ablations.ABLATIONS.items()}
+} | {
+    name: (name, lambda facts, ablation=ablation: _named(ablation(facts)))
+    for name, ablation in sito_ablations.ABLATIONS.items()
+}
 
 
-def known_methods(chosen: Sequence[str]) -> list[str]:
-    """These names. Raises DatoError for an unknown one, or one whose package is not installed."""
-    for name in chosen:
-        if name not in METHODS:
-            raise DatoError(f"--methods: unknown method {name!r}; known are {', '.join(METHODS)}")
+def check_families(names: Sequence[str]) -> None:
+    """Raise DatoError if a name is not in `FAMILIES`, or the package it needs is not installed."""
+    for name in names:
+        if name not in FAMILIES:
+            raise DatoError(f"unknown method {name!r}; known are {', '.join(FAMILIES)}")
         if name == "tomesd" and not has_tomesd():
-            raise DatoError("--methods tomesd: the package is not installed: pip install tomesd")
-    return list(chosen)
+            raise DatoError("the method tomesd needs its package: pip install tomesd")
 
 
 def has_tomesd() -> bool:
-    """Whether the package ToMeSD is installed."""
+    """Return whether the package ToMeSD is installed."""
     return find_spec("tomesd") is not None
 
 
-def methods(chosen: Sequence[str], facts: Facts) -> Families:
-    """The methods of these names, {family: {row: contender}}."""
-    return {METHODS[name][0]: METHODS[name][1](facts) for name in chosen}
+def families_of(names: Sequence[str], facts: Facts) -> Families:
+    """Return the families of these names, with their titles as keys."""
+    return {title: list_methods(facts) for title, list_methods in (FAMILIES[name] for name in names)}
 
 
-def own_steps(point: Point, front: Front, reference: int) -> int:
-    """A point's number of steps where the reference has `reference` of them, in the proportion of its search."""
-    known = front.conditions.get("steps", len(point.schedule))
-    return max(1, round((point.steps or known) * reference / known))
+def steps_of_point(point: Point, front: Front, reference: int) -> int:
+    """Return a point's number of steps if the reference has `reference` steps, in the proportion of its search."""
+    searched = front.conditions.get("steps", len(point.schedule))
+    return max(1, round((point.steps or searched) * reference / searched))
 
 
-def of_front(front: Front, label: str, facts: Facts, points: Mapping[int, Point]) -> dict[str, Contender]:
-    """Points of a front by their numbers; one whose steps make another number of calls here is resampled."""
-    found: dict[str, Contender] = {}
-    for number, point in points.items():
-        steps = own_steps(point, front, facts.steps_of[facts.calls])
-        found |= fitted(f"{label} {number}", point.schedule, facts.calls_of[steps], facts)
-    return found
+def of_front(front: Front, label: str, facts: Facts, points: Mapping[int, Point]) -> list[Method]:
+    """Return points of a front as methods. One whose steps make another number of calls here is resampled.
+
+    Args:
+        front: The front.
+        label: What names of its methods begin with.
+        facts: The facts of the pipeline.
+        points: Number on the front -> point.
+    """
+    reference = facts.steps_of[facts.calls]
+    return [
+        fitted(f"{label} {number}", point.schedule, facts.calls_of[steps_of_point(point, front, reference)], facts)
+        for number, point in points.items()
+    ]
 
 
-def of_schedule(schedule: Schedule, label: str, facts: Facts) -> dict[str, Contender]:
-    """One schedule, resampled if there is no generation of so many calls."""
+def of_schedule(schedule: Schedule, label: str, facts: Facts) -> Method:
+    """Return a schedule as a method. It is resampled if there is no generation of so many calls."""
     return fitted(label, schedule, len(schedule) if len(schedule) in facts.steps_of else facts.calls, facts)
 
 
-def fitted(title: str, schedule: Schedule, calls: int, facts: Facts) -> dict[str, Contender]:
-    """A schedule for so many calls of this UNet, and a title that says if it was resampled."""
+def fitted(name: str, schedule: Schedule, calls: int, facts: Facts) -> Method:
+    """Return a schedule as a method of `calls` calls of this UNet. Its name says if it was resampled."""
     if calls != len(schedule):
-        title, schedule = f"{title} ({len(schedule)} calls resampled)", schedule.resampled(calls)
-    return {title: schedule.for_rungs(facts.rungs)}
+        name, schedule = f"{name} ({len(schedule)} calls resampled)", schedule.resampled(calls)
+    return schedule_method(schedule.for_rungs(facts.rungs), name)
 
 
 def thinned(front: Front, most: int | None) -> dict[int, Point]:
-    """At most so many points of a front by number: those nearest to even steps of the speed-up's logarithm."""
+    """Return at most so many points of a front, by number, spread evenly over the logarithm of the speed-up."""
     numbered = dict(enumerate(front.points))
     if most is None or len(front) <= most:
         return numbered

@@ -1,6 +1,6 @@
-"""The ablations of the SiTo paper (Zhang et al., AAAI 2025), each a family of schedules to set side by side.
+"""The ablations of the SiTo paper (Zhang et al., AAAI 2025), each a family of named schedules.
 
-All calls run the whole UNet, with SiTo's settings but for the one that is varied.
+All calls run the whole UNet with SiTo's settings, except for the one setting that is varied.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dato.evaluation.pool import Facts
 from dato.pruning import PAPER_PRUNING, PAPER_RATIOS
 from dato.schedule import Schedule
 
-RATIO = 0.5  # where the ratio is not what is varied
+RATIO = 0.5  # in all ablations but the one of the ratio
 LAYERS = {
     "self-attention": (True, False, False),
     "cross-attention": (False, True, False),
@@ -41,18 +41,18 @@ def _whole(facts: Facts, ratio: float = RATIO, steps: int | None = None, **setti
 
 
 def layers(facts: Facts) -> dict[str, Schedule]:
-    """Table 2: which layers of a transformer block leave tokens out."""
+    """Return table 2: which layers of a transformer block leave tokens out."""
     keys = ("self_attention", "cross_attention", "feed_forward")
     return {f"pruned: {name}": _whole(facts, **dict(zip(keys, flags, strict=True))) for name, flags in LAYERS.items()}
 
 
 def base_tokens(facts: Facts) -> dict[str, Schedule]:
-    """Table 3: how base tokens are chosen, methods I to VI."""
+    """Return table 3: how base tokens are chosen, methods I to VI."""
     return {f"base tokens {row}: {what}": _whole(facts, score=row) for row, what in BASE_TOKENS.items()}
 
 
 def reduction(facts: Facts) -> dict[str, Schedule]:
-    """Figure 5a: tokens pruned, or merged into their base tokens."""
+    """Return figure 5a: tokens pruned, or merged into their base tokens."""
     return {
         f"{name} {ratio:.0%}": _whole(facts, ratio, reduction=name)
         for name in ("prune", "merge")
@@ -61,26 +61,26 @@ def reduction(facts: Facts) -> dict[str, Schedule]:
 
 
 def patch_size(facts: Facts) -> dict[str, Schedule]:
-    """Figure 5b: the size of the patches that give one base token each; larger ones leave fewer base tokens."""
-    # A patch of two tokens leaves half of them to be pruned, and no more.
+    """Return figure 5b: the size of the patches that give one base token each. Larger ones leave fewer base tokens."""
+    # With patches of two tokens half of all tokens are base tokens, so no more than half can be pruned.
     return {f"patch {sy} x {sx}": _whole(facts, RATIO, sy=sy, sx=sx) for sy, sx in PATCHES}
 
 
 def fewer_steps(facts: Facts) -> dict[str, Schedule]:
-    """Figure 6: fewer steps, with and without pruning."""
+    """Return figure 6: fewer steps, with and without pruning."""
     reference = facts.steps_of[facts.calls]
-    found = {}
+    schedules = {}
     for steps in (round(share * reference) for share in STEPS):
         if steps not in facts.calls_of:
-            continue  # of a short reference
+            continue  # the reference is too short for this share
         if steps != reference:
-            found[f"{steps} steps"] = Schedule.full(facts.calls_of[steps], rungs=facts.rungs)
-        found[f"{steps} steps, {RATIO:.0%} pruned"] = _whole(facts, steps=steps)
-    return found
+            schedules[f"{steps} steps"] = Schedule.full(facts.calls_of[steps], rungs=facts.rungs)
+        schedules[f"{steps} steps, {RATIO:.0%} pruned"] = _whole(facts, steps=steps)
+    return schedules
 
 
 def deeper_blocks(facts: Facts) -> dict[str, Schedule]:
-    """Figure 7: blocks at a lower resolution prune, too."""
+    """Return figure 7: blocks at lower resolutions prune, too."""
     return {f"pruned to downsampling {factor}": _whole(facts, max_downsample=factor) for factor in facts.downsamplings}
 
 

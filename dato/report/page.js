@@ -1,18 +1,18 @@
-// The page's behaviour: charts, and one chosen point that everything else describes. Data only ever becomes text.
+// The page's behaviour: charts, and one chosen point that the rest of the page describes. Data is shown as text only.
 (() => {
   "use strict";
   const data = JSON.parse(document.getElementById("data").textContent);
   const runs = data.runs, several = runs.length > 1;
   const at = (id) => document.getElementById(id);
 
-  // A run keeps its shape, dash and colour everywhere: any one of them tells it apart.
+  // A run has the same shape, dashes and colour everywhere. Each of these alone tells runs apart.
   const SHAPES = ["circle", "square", "diamond", "triangle-up", "cross", "star"];
   const OUTLINES = { circle: "M8 2a6 6 0 1 0 .01 0z", square: "M2 2h12v12H2z", diamond: "M8 1l7 7-7 7-7-7z",
     "triangle-up": "M8 1l7 13H1z", cross: "M6 1h4v5h5v4h-5v5H6v-5H1V6h5z",
     star: "M8 .8l2.2 4.9 5.3.5-4 3.6 1.2 5.3L8 12.3l-4.700 2.800 1.200-5.300-4-3.600 5.300-.5z" };
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
   const FAMILIES = { "stock, fewer steps": "triangle-down-open", "uniform schedules": "square-open", "other methods": "x-open" };
-  // Under a finger a drag scrolls the page; it must not zoom the chart.
+  // On a touch screen a drag scrolls the page, so it must not zoom the chart.
   const COARSE = matchMedia("(pointer: coarse)").matches;
   const NARROW = "(max-width: 600px)";
   const shapeOf = (r) => SHAPES[r % SHAPES.length];
@@ -20,9 +20,10 @@
 
   const labels = Object.fromEntries(data.metrics.map((m) => [m.name, m.label]));
   const lower = Object.fromEntries(data.metrics.map((m) => [m.name, m.lower]));
-  // plotly.js reads tags and entities in its texts.
+  // plotly.js takes tags and entities in its texts for markup.
   const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-  const value = (v) => v == null ? "–" : Math.abs(v) <= 1 ? v.toFixed(4) : v.toFixed(2);
+  const digits = Object.fromEntries(data.metrics.map((m) => [m.name, m.digits]));
+  const value = (v, name) => v == null ? "–" : v.toFixed(name in digits ? digits[name] : Math.abs(v) <= 1 ? 4 : 2);
   const times = (v) => `${v.toFixed(2)}×`;
   const milliseconds = (v) => v >= 10000 ? `${(v / 1000).toFixed(1)} s` : `${v.toFixed(v < 10 ? 2 : 0)} ms`;
   const share = (v) => `${(100 / v).toFixed(1)}%`;
@@ -47,7 +48,7 @@
     el("thead", {}, el("tr", {}, ...heads)), el("tbody", {}, ...rows));
   const head = (text, kind) => el("th", { scope: "col", class: kind || null }, text);
 
-  // What can be chosen: by run, fastest first, with the references and stock among the front's points.
+  // The points that can be chosen, by run, fastest first: the front, the references and stock.
   const everything = runs.map((run) => [...run.points, ...run.references, run.stock]
     .sort((a, b) => a.latency - b.latency));
   const state = { run: 0, point: runs[0].points.find((p) => p.knee), axis: "speedup", metric: runs[0].quality };
@@ -57,7 +58,7 @@
   // ---------------------------------------------------------------- the front
   const horizontal = (p) => state.axis === "speedup" ? p.speedup : 1 / p.speedup;
   const summary = (name, p) => [plain(name), `${times(p.speedup)}, ${share(p.speedup)} of stock's time`,
-    ...data.metrics.filter((m) => p.values[m.name] != null).map((m) => `${plain(m.label)} ${value(p.values[m.name])}`)]
+    ...data.metrics.filter((m) => p.values[m.name] != null).map((m) => `${plain(m.label)} ${value(p.values[m.name], m.name)}`)]
     .join("<br>");
   const naming = (r, p) => `${several ? `${runs[r].name}: ` : ""}${p.label}${p.also ? ` (${p.also})` : ""}`;
 
@@ -69,13 +70,13 @@
   }
 
   function traces() {
-    const own = run(), grey = colour("faint"), result = [];
-    if (own.candidates.length) {
-      result.push(trace("other candidates", own.candidates, own.candidates.map((p) => summary("Candidate", p)), null,
+    const chosen = run(), grey = colour("faint"), result = [];
+    if (chosen.candidates.length) {
+      result.push(trace("other candidates", chosen.candidates, chosen.candidates.map((p) => summary("Candidate", p)), null,
         { marker: { symbol: "circle", size: 5, color: grey, opacity: .35 } }));
     }
     for (const [family, symbol] of Object.entries(FAMILIES)) {
-      const points = own.references.filter((p) => p.family === family);
+      const points = chosen.references.filter((p) => p.family === family);
       if (points.length) {
         result.push(trace(family, points, points.map((p) => summary(p.label, p)),
           points.map((p) => [state.run, everything[state.run].indexOf(p)]),
@@ -89,9 +90,9 @@
         { mode: "lines+markers", line: { color: tone, width: 1.5, dash: DASHES[r % DASHES.length] },
           marker: { symbol: shapeOf(r), size: 9, color: tone, line: { color: colour("ground"), width: 1 } } }));
     });
-    if (!stockIsFar() && hasMetric(own.stock)) {
-      result.push(trace("stock", [own.stock], [summary("Stock", own.stock)],
-        [[state.run, everything[state.run].indexOf(own.stock)]],
+    if (!stockIsFar() && hasMetric(chosen.stock)) {
+      result.push(trace("stock", [chosen.stock], [summary("Stock", chosen.stock)],
+        [[state.run, everything[state.run].indexOf(chosen.stock)]],
         { marker: { symbol: "star", size: 14, color: colour("ink") } }));
     }
     if (hasMetric(state.point) && !(state.point.kind === "stock" && stockIsFar())) {
@@ -101,20 +102,20 @@
     return result;
   }
 
-  const known = () => runs.flatMap((each, r) => [...each.points, ...(r === state.run ? each.references : [])])
+  const drawnPoints = () => runs.flatMap((each, r) => [...each.points, ...(r === state.run ? each.references : [])])
     .filter(hasMetric);
   function extent(values) {
     const low = Math.min(...values), high = Math.max(...values);
     return [low, high, high - low || Math.abs(high) || 1];
   }
-  // Fidelity to stock's own images has no bound, and 100 dB on the axis would squeeze all that matters.
+  // Fidelity of stock to itself is 100 dB. An axis up to there would squeeze the front.
   function stockIsFar() {
-    const v = run().stock.values[state.metric], [low, high, spread] = extent(known().map((p) => p.values[state.metric]));
+    const v = run().stock.values[state.metric], [low, high, spread] = extent(drawnPoints().map((p) => p.values[state.metric]));
     return v != null && (v > high + spread / 2 || v < low - spread / 2);
   }
 
   function layout() {
-    const points = known(), narrow = matchMedia(NARROW).matches;
+    const points = drawnPoints(), narrow = matchMedia(NARROW).matches;
     const stock = hasMetric(run().stock) && !stockIsFar() ? [run().stock.values[state.metric]] : [];
     const [bottom, top, spread] = extent([...points.map((p) => p.values[state.metric]), ...stock]);
     const [left, right, width] = extent([...points.map(horizontal), 1].map(Math.log10));
@@ -123,7 +124,7 @@
       .filter((t) => !narrow || !/[37]/.test(String(t)));
     const font = { family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("muted") };
     const axis = { gridcolor: colour("grid"), zeroline: false, linecolor: colour("line"), tickfont: font };
-    const stockText = stockIsFar() ? `stock: ${value(run().stock.values[state.metric])} ↑` : "stock's time";
+    const stockText = stockIsFar() ? `stock: ${value(run().stock.values[state.metric], state.metric)} ↑` : "stock's time";
     const chosen = state.point, annotations = [{ x: 0, y: 0, yref: "paper", yanchor: "bottom", showarrow: false, font,
       text: stockText, xanchor: state.axis === "speedup" ? "left" : "right", xshift: state.axis === "speedup" ? 6 : -6 }];
     if (hasMetric(chosen) && !(chosen.kind === "stock" && stockIsFar())) {
@@ -170,22 +171,22 @@
       p.also ? `the same as ${p.also}` : null, p.kind === "reference" ? p.family : null,
       p.steps ? `${p.steps} steps` : null, p.scheduler];
     at("point-note").textContent = notes.filter(Boolean).join(" · ");
-    const row = (name, own, other, id) => el("tr", {}, el("th", { scope: "row" }, name),
-      el("td", { class: "number", "data-value": id }, own), el("td", { class: "number" }, other));
+    const row = (name, text, stockText, id) => el("tr", {}, el("th", { scope: "row" }, name),
+      el("td", { class: "number", "data-value": id }, text), el("td", { class: "number" }, stockText));
     const rows = [row("speed-up", times(p.speedup), times(stock.speedup), "speedup"),
       row("time per image", milliseconds(p.latency), milliseconds(stock.latency), "latency"),
       row("share of stock's time", share(p.speedup), share(stock.speedup), "share"),
       ...data.metrics.filter((m) => m.name in p.values).map((m) =>
-        row(m.label + (m.lower ? " ↓" : " ↑"), value(p.values[m.name]), value(stock.values[m.name]), m.name)),
+        row(m.label + (m.lower ? " ↓" : " ↑"), value(p.values[m.name], m.name), value(stock.values[m.name], m.name), m.name)),
       ...Object.entries(p.others).map(([name, v]) => row(nice(name), value(v), value(stock.others[name]), name))];
     at("point-values").replaceChildren(
       table([head(""), head(p.kind === "stock" ? "stock" : "this point", "number"), head("stock", "number")], rows, "What was measured"),
       el("p", { class: "hint" }, "↑ higher is better", data.metrics.some((m) => m.lower) ? ", ↓ lower is better" : ""));
-    at("live").textContent = `${naming(state.run, p)}: ${times(p.speedup)}, ${labels[run().quality]} ${value(p.values[run().quality])}`;
-    const own = run().points.indexOf(p);
+    at("live").textContent = `${naming(state.run, p)}: ${times(p.speedup)}, ${labels[run().quality]} ${value(p.values[run().quality], run().quality)}`;
+    const index = run().points.indexOf(p);
     for (const [id, to] of [["left", -right()], ["right", right()]]) {
       at(id).setAttribute("aria-label", to < 0 ? "Next faster point" : "Next slower point");
-      at(id).disabled = own === (to < 0 ? 0 : run().points.length - 1);
+      at(id).disabled = index === (to < 0 ? 0 : run().points.length - 1);
     }
   }
 
@@ -197,8 +198,8 @@
       d === p.rungs ? `${n} run the whole UNet` : d === 0 ? `${n} run nothing` : `${n} run to depth ${d}`);
     at("schedule-heading").textContent = `Schedule · ${p.label}`;
     const words = `${calls} ${calls === 1 ? "call" : "calls"}: ${kinds.join(", ")}.`
-      + (p.order ? ` What is cached is forecast with order ${p.order}.`
-        : counts.size > 1 ? " What is cached is handed back as it is." : "")
+      + (p.order ? ` Cached values are forecast with order ${p.order}.`
+        : counts.size > 1 ? " Cached values are used as they are." : "")
       + (p.ratios ? ` Attention leaves out ${(100 * p.ratio).toFixed(0)}% of the tokens on average.` : "");
     at("schedule-words").textContent = words;
     at("schedule-strip").replaceChildren(el("div", { class: "calls", role: "img", "aria-label": words },
@@ -213,8 +214,8 @@
           p.orders ? el("i", {}, part ? `o${p.orders[i]}` : " ") : null,
           p.ratios ? el("i", {}, d ? String(ratio).replace(/^0\./, ".") : " ") : null);
       })));
-    at("schedule-key").textContent = `One column a call, in order. Height and number: the depth, ${p.rungs} is the whole UNet, · runs nothing and takes the prediction from the cache.`
-      + (p.orders ? " o: the order of the forecast." : "") + (p.ratios ? " Hatched, and last line: the share of tokens left out." : "");
+    at("schedule-key").textContent = `One column a call, in order. The height and the number show the depth. ${p.rungs} is the whole UNet. · runs nothing and uses the previous prediction again.`
+      + (p.orders ? " o shows the order of the forecast." : "") + (p.ratios ? " The hatching and the last line show the share of tokens left out." : "");
     const vectors = [["depths", p.depths], ["orders", p.orders], ["ratios", p.ratios]].filter(([, v]) => v);
     at("schedule-vectors").replaceChildren(...vectors.flatMap(([name, v]) => [el("dt", {}, name), el("dd", {}, v.join(" "))]));
   }
@@ -224,10 +225,10 @@
     const strips = shown.filter((each) => each.sample);
     at("images-heading").textContent = `Images · ${p.label}`;
     at("images").hidden = ![...run().points, stock].some((each) => each.sample);
-    if (!strips.length) return at("image-strips").replaceChildren(el("p", { class: "muted" }, "No images of this one were kept."));
+    if (!strips.length) return at("image-strips").replaceChildren(el("p", { class: "muted" }, "No images of this point were kept."));
     const prompts = run().prompts.slice(0, Math.max(...strips.map((each) => each.sample.count)));
     at("image-strips").replaceChildren(
-      p.sample ? "" : el("p", { class: "muted" }, "No images of this one were kept; stock's are these."),
+      p.sample ? "" : el("p", { class: "muted" }, "No images of this point were kept. These are stock's."),
       el("div", { class: "strips" }, ...strips.map((each) => el("figure", {},
         el("figcaption", {}, each === p ? `${each.label}, ${times(each.speedup)}` : "Stock, from the same noise"),
         el("img", { src: each.sample.uri, width: each.sample.width, height: each.sample.height,
@@ -239,7 +240,7 @@
   async function copy(text, button) {
     let done = true;
     try { await navigator.clipboard.writeText(text); } catch {
-      // Some browsers give a file no clipboard; the old way works there.
+      // Some browsers deny the clipboard to a page from a file. There the old command works.
       const area = el("textarea", { class: "unseen", "aria-hidden": "true" });
       area.value = text;
       document.body.append(area);
@@ -260,7 +261,7 @@
       el("pre", { tabindex: "0", "aria-label": name }, el("code", {}, text)));
     at("use-heading").textContent = `Use it · ${p.label}`;
     at("use").replaceChildren(...(p.kind === "stock"
-      ? [el("p", { class: "muted" }, "Stock is the pipeline as it comes; dato.remove_patch(pipe) takes a schedule off again.")]
+      ? [el("p", { class: "muted" }, "Stock is the unchanged pipeline. dato.remove_patch(pipe) removes a schedule.")]
       : [p.shell ? block("Shell", p.shell) : "", block("Python (pipe: your pipeline)", p.python)]));
   }
 
@@ -272,19 +273,13 @@
     return el("svg", { class: "spark", width, height: 18, viewBox: `0 0 ${width} 18`, "aria-hidden": "true" }, el("path", { d }));
   }
 
+  // The columns and their texts are those of the tables in the terminal (columns.py).
   function drawPoints() {
-    const names = data.metrics.filter((m) => run().stock.values[m.name] != null || run().points.some((p) => p.values[m.name] != null));
-    const pruned = everything[state.run].some((p) => p.ratios);
-    const heads = [head("point"), head("speed-up", "number"), ...names.map((m) => head(m.label, "number")), head("time", "number"),
-      head("steps", "number"), head("order"), ...(pruned ? [head("left out", "number")] : []), head("depth by call")];
+    const heads = [head("point"), ...run().columns.map((name) => head(name, "number")), head("depth by call")];
     const rows = everything[state.run].map((p) => el("tr", { class: p.kind === "front" ? null : "other" },
       el("th", { scope: "row" }, el("button", { type: "button", onclick: () => choose(state.run, p) },
         el("span", { class: p.kind === "front" ? "keep" : null }, `${p.knee ? "★ " : ""}${p.label}`), p.also ? ` (${p.also})` : null)),
-      el("td", { class: "number" }, times(p.speedup)),
-      ...names.map((m) => el("td", { class: "number" }, value(p.values[m.name]))),
-      el("td", { class: "number" }, milliseconds(p.latency)),
-      el("td", { class: "number" }, p.steps == null ? "" : String(p.steps)), el("td", {}, p.order),
-      pruned ? el("td", { class: "number" }, p.ratios ? `${(100 * p.ratio).toFixed(0)}%` : "") : null, el("td", {}, spark(p))));
+      ...p.cells.map((text) => el("td", { class: "number" }, text.replace(/^([\d.]+)x$/, "$1×"))), el("td", {}, spark(p))));
     at("points").replaceChildren(table(heads, rows, `All points of ${run().name}, fastest first`));
   }
   function markRow() {
@@ -293,7 +288,7 @@
       row.classList.toggle("chosen", chosen);
       const button = row.querySelector("button");
       if (chosen) button.setAttribute("aria-current", "true"); else button.removeAttribute("aria-current");
-      // The table scrolls, the page stays where it is.
+      // Scroll the table only, not the page.
       const box = at("points");
       const hidden = row.offsetTop < box.scrollTop + 40 || row.offsetTop + row.offsetHeight > box.scrollTop + box.clientHeight;
       if (chosen && hidden) box.scrollTop = row.offsetTop - box.clientHeight / 2;
@@ -322,8 +317,8 @@
       return `${several ? `${each.name}: ` : ""}${last.toFixed(4)} after ${values.length} candidates, 99% of it after ${values.findIndex((v) => v >= .99 * last) + 1}`;
     });
     const scales = new Map(kept.map(([each]) => [each.quality,
-      `${labels[each.quality]} between the worst and the best seen${several ? " in these runs" : ""} (${value(each.volume.worst)} and ${value(each.volume.best)})`]));
-    const words = `Hypervolume of what was found so far: ${ends.join("; ")}. Time counts as a share of stock's, quality as ${[...scales.values()].join("; ")}; the reference point is stock's time at the worst quality seen.`;
+      `${labels[each.quality]} between the worst and the best seen${several ? " in these runs" : ""} (${value(each.volume.worst, each.quality)} and ${value(each.volume.best, each.quality)})`]));
+    const words = `Hypervolume of the front so far: ${ends.join("; ")}. Time counts as a share of stock's time. Quality counts as ${[...scales.values()].join("; ")}. The reference point is stock's time at the worst quality seen.`;
     at("volume").setAttribute("aria-label", `Hypervolume by candidate. ${ends.join("; ")}`);
     at("volume-words").textContent = words;
   }
@@ -334,7 +329,7 @@
     const find = (each, name) => each.settings.flatMap(([, rows]) => rows).filter(([key]) => key === name).map(([, v]) => v)[0];
     const model = [...new Set(runs.map((each) => find(each, "model")))], hardware = [...new Set(runs.map((each) => find(each, "hardware")))];
     at("subtitle").textContent = [...model, runs[0].stock.scheduler, ...hardware].filter(Boolean).join(" · ");
-    const at2 = (each, p) => [times(p.speedup), `${labels[each.quality]} ${value(p.values[each.quality])}`];
+    const at2 = (each, p) => [times(p.speedup), `${labels[each.quality]} ${value(p.values[each.quality], each.quality)}`];
     const ends = (each) => [["fastest", each.points[0]], ["knee", each.points.find((p) => p.knee)], ["best", each.points[each.points.length - 1]]];
     if (!several) {
       const card = (name, big, small) => el("div", {}, el("dt", {}, name), el("dd", {}, String(big), small ? el("small", {}, small) : null));
@@ -348,7 +343,7 @@
       table([head("run"), head("metric"), head("fastest"), head("knee"), head("best"), head("hypervolume", "number"),
         head("candidates", "number"), head("images", "number"), head("failures", "number")],
       runs.map((each, r) => el("tr", {}, el("th", { scope: "row" }, marker(r), each.name), el("td", {}, labels[each.quality]),
-        ...ends(each).map(([, p]) => el("td", {}, `${times(p.speedup)} at ${value(p.values[each.quality])}`)),
+        ...ends(each).map(([, p]) => el("td", {}, `${times(p.speedup)} at ${value(p.values[each.quality], each.quality)}`)),
         el("td", { class: "number" }, each.volume ? each.volume.values[each.volume.values.length - 1].toFixed(4) : "–"),
         ...["candidates", "images", "failures"].map((key) => el("td", { class: "number" }, count(each.counts[key] ?? "–"))))), "The runs")));
   }
@@ -365,15 +360,15 @@
       picker("Across", "pick-axis", [["speedup", "speed-up"], ["share", "share of stock's time"]], state.axis, (v) => { state.axis = v; drawPlot(); drawPoint(); }),
       data.metrics.length > 1 ? picker("Up", "pick-metric", data.metrics.map((m) => [m.name, m.label]), state.metric, (v) => { state.metric = v; drawPlot(); }) : "");
     at("controls").addEventListener("submit", (event) => event.preventDefault());
-    at("plot-hint").textContent = "Click a point, or focus the chart and step with the arrow keys (Home and End: its ends"
-      + (several ? "; up and down: the next run" : "") + "). Double-click shows everything."
-      + (several ? " Grey: what the chosen run was compared with." : "");
+    at("plot-hint").textContent = "Click a point, or focus the chart and use the arrow keys (Home and End go to the ends"
+      + (several ? ", up and down to the next run" : "") + "). Double-click shows everything."
+      + (several ? " Grey points are the references of the chosen run." : "");
   }
 
   function drawSettings() {
     const groups = [...new Set(runs.flatMap((each) => each.settings.map(([name]) => name)))];
     const rowsOf = (each, group) => new Map((each.settings.find(([name]) => name === group) || [0, []])[1]);
-    at("settings").replaceChildren(several ? el("p", { class: "hint", style: "margin-bottom:16px" }, "≠ and bold: the runs differ.") : "", el("div", { class: several ? "groups wide" : "groups" }, ...groups.map((group) => {
+    at("settings").replaceChildren(several ? el("p", { class: "hint", style: "margin-bottom:16px" }, "Rows with ≠ differ between the runs.") : "", el("div", { class: several ? "groups wide" : "groups" }, ...groups.map((group) => {
       const own = runs.map((each) => rowsOf(each, group)), keys = [...new Set(own.flatMap((rows) => [...rows.keys()]))];
       const grid = table([head(""), ...(several ? runs.map((each) => head(each.name)) : [head("value")])],
         keys.map((key) => {
@@ -402,9 +397,9 @@
     drawUse();
     markRow();
   }
-  // One step to the right in the chart: faster where it shows the speed-up, slower where it shows the time.
+  // One step to the right in the chart is faster if the axis is the speed-up, and slower if it is the time.
   const right = () => state.axis === "speedup" ? -1 : 1;
-  // Along the front, from wherever the choice is now.
+  // Go along the front, starting at the chosen point, whatever its kind.
   function step(slower) {
     const points = run().points, here = points.indexOf(state.point);
     const next = here >= 0 ? points[here + slower]

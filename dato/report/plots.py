@@ -1,39 +1,34 @@
-"""A run's pictures for papers: the front, the schedules on it, and images. Plain PNGs, readable without colours."""
+"""Charts as PNG files: fronts, curves of searches, quality of methods, bars of speed. Readable without colours."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import fill
+from typing import Any
 
-import numpy as np
-import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from dato.errors import DatoError
-from dato.evaluation.baselines import family_of
-from dato.front import Front
-from dato.metrics import label_of, shown
+from dato.evaluation.baselines import OTHER_FAMILY, STOCK_FAMILY, UNIFORM_FAMILY, family_of
+from dato.metrics import METRICS, label_of, shown
 from dato.point import Point
-from dato.report.tables import image_grid
 from dato.search.run_record import Run
 from dato.utils.files import save_figure
 
-# One of each for every run: shape, line and colour each tell runs apart.
+# Runs differ in marker, line and colour. Each of these alone tells them apart.
 _MARKERS, _LINES = "osD^Pv", ("-", "--", ":", "-.")
-_REFERENCES = {"stock, fewer steps": "v", "uniform schedules": "s", "other methods": "X"}
+_REFERENCES = {STOCK_FAMILY: "v", UNIFORM_FAMILY: "s", OTHER_FAMILY: "X"}
 
 
 def front_picture(runs: Sequence[Run], path: str | Path) -> None:
-    """Write a PNG: quality against speed-up, the front of each run, and what the first one was compared with.
+    """Write a PNG: quality against speed-up, the front of each run, and the references of the first run.
 
     Args:
         runs: All searched with the same quality metric.
-        path: Where to.
+        path: The file.
 
     Raises:
-        DatoError: if there is no run, the metrics differ, or the place cannot be written to.
+        DatoError: if there is no run, the metrics differ, or the file cannot be written.
     """
     metrics = {run.front.conditions.get("quality", "quality") for run in runs}
     if len(metrics) != 1:
@@ -43,9 +38,9 @@ def front_picture(runs: Sequence[Run], path: str | Path) -> None:
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     first = runs[0].front
-    found = {point.schedule for run in runs for point in run.front.points}
+    on_front = {point.schedule for run in runs for point in run.front.points}
     for family, marker in _REFERENCES.items():
-        points = [p for p in first.references.values() if family_of(p.schedule) == family and p.schedule not in found]
+        points = [p for p in first.references.values() if family_of(p.schedule) == family and p.schedule not in on_front]
         if points:
             style = {"marker": marker, "s": 26, "facecolors": "none", "edgecolors": "dimgrey", "linewidths": 0.9}
             axes.scatter([p.speedup for p in points], [sign * p.quality for p in points], label=family, **style)
@@ -67,7 +62,7 @@ def front_picture(runs: Sequence[Run], path: str | Path) -> None:
     if min(values) - spread / 2 <= stock <= max(values) + spread / 2:
         axes.plot([1], [sign * stock], "k*", markersize=10, label="stock", linestyle="")
     else:
-        # 100 dB on the axis would squeeze all that matters.
+        # Fidelity of stock to itself is 100 dB. An axis up to there would squeeze the front.
         text = {"xy": (1, 1), "xycoords": ("data", "axes fraction"), "xytext": (4, -10), "textcoords": "offset points"}
         axes.annotate(f"stock: {sign * stock:g} ↑", fontsize=8, color="dimgrey", **text)
     if sign < 0:
@@ -85,93 +80,19 @@ def front_picture(runs: Sequence[Run], path: str | Path) -> None:
     save_figure(figure, path, dpi=200)
 
 
-def schedules_picture(front: Front, path: str | Path) -> None:
-    """Write a PNG: a row for each point of the front, slowest at the top, with a cell for each call.
-
-    The picture says itself what its marks mean.
-
-    Raises:
-        DatoError: if the place cannot be written to.
-    """
-    points = front.points[::-1]
-    calls = max(len(point.schedule) for point in points)
-    figure = Figure(figsize=(min(14, 2.6 + 0.17 * calls), 0.25 * len(points) + 1.5), layout="constrained")
-    axes = figure.subplots()
-    grid = np.full((len(points), calls), np.nan)
-    forecast = []
-    for row, point in enumerate(points):
-        for call, (depth, ratio, order) in enumerate(point.schedule.entries):
-            whole = depth == point.schedule.rungs
-            # The shallowest must still stand out from paper, and the deepest partial call from a whole one.
-            grid[row, call] = 1 if whole else 0.18 + 0.5 * depth / point.schedule.rungs if depth else 0.04
-            if not whole:
-                axes.text(call, row + 0.05, f"{depth or '–'}", fontsize=6, ha="center", va="center", color="black")
-            if order and not whole:
-                forecast.append((call, row - 0.34))
-            if ratio and depth:
-                axes.plot([call - 0.4, call - 0.4 + 0.8 * ratio], [row + 0.36] * 2, color="tab:orange", linewidth=2)
-    axes.imshow(grid, cmap="Greys", vmin=0, vmax=1.15, aspect="auto", interpolation="none")
-    if forecast:
-        axes.plot(*zip(*forecast, strict=True), "o", color="tab:blue", markersize=2)
-    axes.set_xticks(np.arange(-0.5, calls), minor=True)
-    axes.set_yticks(np.arange(-0.5, len(points)), minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.2)
-    axes.tick_params(which="both", length=0)
-    axes.spines[:].set_visible(False)
-    numbers = len(points) - 1 - np.arange(len(points))
-    names = [f"{number}   {point.speedup:5.2f}x" for number, point in zip(numbers, points, strict=True)]
-    axes.set_yticks(range(len(points)), names, fontsize=8)
-    axes.set_xticks([call for call in range(calls) if call == 0 or (call + 1) % 5 == 0])
-    axes.set_xticklabels([f"{int(tick) + 1}" for tick in axes.get_xticks()], fontsize=8)
-    marks = ["black: the whole UNet", "number: the depth", "–: nothing runs"]
-    marks += ["dot: what is cached is forecast"] if forecast else []
-    marks += ["bar: the share of tokens left out"] if any(any(point.schedule.ratios) for point in points) else []
-    axes.set_xlabel(fill(f"call of the UNet; {'; '.join(marks)}", max(40, 3 * calls)), fontsize=8)
-    save_figure(figure, path, dpi=200)
-
-
-def samples_picture(run: Run, path: str | Path, most: int = 5) -> None:
-    """Write a PNG: stock's images, and below them those of up to `most` points of the front, slowest first.
-
-    Raises:
-        DatoError: if the run has no samples of its front, one is no image, or the place cannot be written to.
-    """
-    kept = [(number, p) for number, p in enumerate(run.front.points) if p.schedule in run.samples][::-1]
-    if not kept:
-        raise DatoError(f"run {run.name}: no sample images of its front were kept")
-    spread = np.linspace(0, len(kept) - 1, min(most, len(kept))).round().astype(int)
-    rows: dict[str, Tensor] = {}
-    if run.front.baseline.schedule in run.samples:
-        rows["stock"] = _images(run, run.front.baseline)
-    for number, point in (kept[i] for i in dict.fromkeys(spread.tolist())):
-        rows[f"{number}: {point.speedup:.2f}x"] = _images(run, point)
-    count = min(len(images) for images in rows.values())
-    prompts = [str(prompt) for prompt in run.front.conditions.get("prompts", [])][:count]
-    prompts += [""] * (count - len(prompts))
-    image_grid({name: images[:count] for name, images in rows.items()}, prompts, path)
-
-
-def _images(run: Run, point: Point) -> Tensor:
-    """A strip cut into its images, (n, 3, H, W) in [0, 1]."""
-    strip = run.strip(point.schedule)
-    assert strip is not None
-    pixels = torch.from_numpy(np.array(strip.convert("RGB"))).permute(2, 0, 1) / 255
-    return torch.stack(torch.tensor_split(pixels, run.images_in(strip), dim=2))
-
-
 def curves_picture(
     curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]], across: str, up: str, path: str | Path
 ) -> None:
-    """Write a PNG of curves, several runs of each name as thin lines, each name with a dash of its own.
+    """Write a PNG of curves. The runs of one name are thin lines with the same dashes.
 
     Args:
         curves: Name -> runs -> (x, y).
-        across: What x is; its axis is logarithmic.
-        up: What y is.
-        path: Where to.
+        across: Label of the x axis, which is logarithmic.
+        up: Label of the y axis.
+        path: The file.
 
     Raises:
-        DatoError: if the place cannot be written to.
+        DatoError: if the file cannot be written.
     """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
@@ -184,3 +105,82 @@ def curves_picture(
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
     save_figure(figure, path, dpi=200)
+
+
+def quality_plot(
+    families: Mapping[str, Sequence[Point]], stock: Point, metrics: Sequence[str], path: str | Path
+) -> None:
+    """Write a PNG: quality against the share of stock's time, one line or cloud for each family of methods.
+
+    Args:
+        families: Name of a family -> points. The last one is drawn on top.
+        stock: The reference, at a share of 1.
+        metrics: Names of `METRICS`, one panel each.
+        path: The file.
+
+    Raises:
+        DatoError: if the file cannot be written.
+    """
+    figure = Figure(figsize=(6.2 * len(metrics), 5), layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    markers = "osD^vP*X<>"
+    for panel, metric in zip(panels, metrics, strict=True):
+        for number, (name, points) in enumerate(families.items()):
+            points = sorted(points, key=lambda p: p.latency_ms)
+            shares = [point.latency_ms / stock.latency_ms for point in points]
+            values = [shown(metric, point.metrics[metric]) for point in points]
+            line = "-" if len(points) > 2 else ""
+            panel.plot(
+                shares, values, line, marker=markers[number % len(markers)], markersize=5, linewidth=1.2, label=name
+            )
+        against_stock = METRICS[metric].against_stock
+        if not against_stock:
+            panel.axhline(shown(metric, stock.metrics[metric]), color="grey", linewidth=0.8, linestyle=":")
+        ticks = [0.05, 0.1, 0.2, 0.3, 0.5, 1]
+        panel.set_xscale("log")
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        panel.minorticks_off()
+        panel.grid(alpha=0.25)
+        label = label_of(metric) + (", to stock's image" if against_stock else ", dotted: stock")
+        panel.set(xlabel=f"share of stock's time ({stock.steps} steps)", ylabel=label)
+    panels[0].legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def speed_chart(rows: Sequence[Mapping[str, Any]], title: str, path: str | Path) -> None:
+    """Write a PNG: a bar for each method's speed-up over stock, and a mark at the speed-up that its FLOPs allow.
+
+    Args:
+        rows: As `dato.experiments.speed.time_images` returns, each with its `batch`. One panel for each batch size.
+        title: What was measured on what.
+        path: The file.
+
+    Raises:
+        DatoError: if the file cannot be written.
+    """
+    batches = sorted({row["batch"] for row in rows})
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    size = 6.5 * len(batches) + 1.5, 0.34 * len(names) + 1.4
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(batches), squeeze=False, sharey=True)[0]
+    figure.suptitle(title, fontsize=9)
+    for panel, batch in zip(panels, batches, strict=True):
+        batch_rows = [row for row in rows if row["batch"] == batch]
+        places = [names.index(row["method"]) for row in batch_rows]
+        has_flops = [row["allowed"] is not None for row in batch_rows]
+        colours = ["tab:blue" if known else "tab:grey" for known in has_flops]
+        panel.barh(places, [row["loop_speedup"] for row in batch_rows], color=colours, alpha=0.85)
+        for row, place in zip(batch_rows, places, strict=True):
+            end = max(row["loop_speedup"], row["allowed"] or 0)
+            label = f"{row['loop_speedup']:.2f}x"
+            panel.annotate(label, (end, place), (5, 0), textcoords="offset points", va="center", fontsize=7)
+        marks = [(row["allowed"], place) for row, place in zip(batch_rows, places, strict=True) if row["allowed"] is not None]
+        panel.plot(*zip(*marks, strict=True), "k|", markersize=11, label="what the remaining FLOPs allow")
+        panel.axvline(1, color="grey", linewidth=0.8, linestyle=":")
+        panel.set(xlabel=f"speed-up of UNet and sampler over stock, batch {batch}")
+        panel.grid(axis="x", alpha=0.25)
+        panel.margins(x=0.12)
+    panels[0].set_yticks(range(len(names)), names, fontsize=8)
+    panels[0].invert_yaxis()
+    panels[-1].legend(fontsize=7, loc="lower right")
+    save_figure(figure, path)

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from conftest import PROMPTS, tiny_unet
 
 import dato
 from dato import Schedule
-from dato.experiments import speed as bench
+from dato.evaluation.methods import schedule_method, stock_method
+from dato.experiments import speed
 from dato.experiments.controlnet_speed import time_control
+from dato.experiments.selection_speed import time_selection
 from dato.generation.sampling import Sampling
 from dato.prediction.flops import schedule_flops
 from dato.unet.compiled import CompiledCalls
@@ -22,18 +25,18 @@ def test_images_are_timed_in_turn_and_compared_with_stock(pipe):
     turns = []
 
     def method(name, schedule):
-        ours = bench.ours(name, 4, schedule)
+        ours = schedule_method(schedule, name, steps=4)
 
         def apply(pipe):
             turns.append(name)
             return ours.apply(pipe)
 
-        return bench.Method(name, 4, schedule, apply)
+        return replace(ours, apply=apply)
 
     whole, shallow = Schedule.full(4), Schedule.uniform(4, 4, 1)
     dato.set_scheduler(pipe, "dpm++2m")
     methods = [method("stock", whole), method("ours", shallow)]
-    rows = bench.time_images(pipe, methods, PROMPTS[:1], Sampling(4, 3.0), 2)
+    rows = speed.time_images(pipe, methods, PROMPTS[:1], Sampling(4, 3.0), 2)
     assert turns == ["stock", "ours"] * 4  # once to warm up, twice to be timed, once for memory
     stock, ours = rows
     assert stock["speedup"] == stock["loop_speedup"] == stock["allowed"] == stock["efficiency"] == 1
@@ -58,7 +61,7 @@ def test_calls_run_at_the_depth_and_ratio_that_they_are_timed_for(pipe):
         handles.append(part.register_forward_hook(lambda *_, name=name: seen[-1].append(name)))
     attention = pipe.unet.up_blocks[3].attentions[2].transformer_blocks[0].attn1
     handles.append(attention.register_forward_hook(lambda m, args, out: seen[-1].append(args[0].shape[1])))
-    rows = bench.time_calls(pipe, [0, 1, 12], [0.0, 0.5], Sampling(), 1)
+    rows = speed.time_calls(pipe, [0, 1, 12], [0.0, 0.5], Sampling(), 1)
     for handle in handles:
         handle.remove()
     kinds = [(row["method"], row["depth"], row["ratio"]) for row in rows]
@@ -73,7 +76,7 @@ def test_calls_run_at_the_depth_and_ratio_that_they_are_timed_for(pipe):
 
 
 def test_choosing_tokens_is_compared_with_the_plain_steps():
-    rows = bench.time_selection(torch.device("cpu"), torch.float32, 1, size=32, channels=16, batches=(1, 2))
+    rows = time_selection(torch.device("cpu"), torch.float32, 1, size=32, channels=16, batches=(1, 2))
     assert [row["batch"] for row in rows] == sorted(row["batch"] for row in rows)
     for batch in (1, 2):
         own = {row["method"]: row for row in rows if row["batch"] == batch}
@@ -98,12 +101,12 @@ def test_a_control_net_is_timed_whole_and_following():
 
 def test_stock_and_ours_compiled(pipe):
     eager = {"backend": "eager"}
-    forward, steps = bench.compiled_forward(pipe.unet, **eager), CompiledCalls(pipe.unet, **eager)
-    with torch.no_grad(), bench.stock("stock", 2, Schedule.full(2), forward).apply(pipe):
+    forward, compiled = speed.compiled_forward(pipe.unet, **eager), CompiledCalls(pipe.unet, **eager)
+    with torch.no_grad(), stock_method(Schedule.full(2), forward=forward).apply(pipe):
         assert pipe.unet.forward is forward
     assert "forward" not in pipe.unet.__dict__
-    rows = bench.time_calls(pipe, [1], [0.0], Sampling(), 1, steps=steps, forward=forward)
-    assert [row["method"] for row in rows] == ["stock", "dato"] and steps.count == 2
+    rows = speed.time_calls(pipe, [1], [0.0], Sampling(), 1, compiled=compiled, forward=forward)
+    assert [row["method"] for row in rows] == ["stock", "dato"] and compiled.count == 2
 
 
 def test_the_command_writes_tables_json_and_a_chart(run, tmp_path):

@@ -19,8 +19,11 @@ from dato.errors import DatoError
 from dato.evaluation.baselines import family_of
 from dato.front import Front
 from dato.point import non_dominated
-from dato.report.page import page_data, pick_of, write_page
-from dato.report.plots import front_picture, samples_picture, schedules_picture
+from dato.report.page import write_page
+from dato.report.page_data import page_data
+from dato.report.pictures import samples_picture, schedules_picture
+from dato.report.plots import front_picture
+from dato.report.usage import pick_of
 from dato.schedule import Schedule
 from dato.search.hypervolume import Scale, by_evaluation
 from dato.search.run_record import Run
@@ -116,7 +119,7 @@ def test_a_distance_has_the_fields_sign():
     points = tuple(replace(p, quality=p.quality - 100) for p in front.points)
     front = replace(front, points=points, baseline=replace(front.baseline, quality=-1.0))
     data = page_data([Run("fid", front, points)])
-    assert data["metrics"][0] == {"name": "frechet", "label": "Fréchet distance", "lower": True}
+    assert data["metrics"][0] == {"name": "frechet", "label": "Fréchet distance", "lower": True, "digits": 2}
     shown = data["runs"][0]["points"][0]
     assert shown["values"]["frechet"] == pytest.approx(-points[0].quality) and points[0].quality < 0
     same_speed = Front((points[1], replace(points[2], speedup=points[1].speedup)), front.baseline, {}, front.conditions)

@@ -1,0 +1,29 @@
+"""How long experiments tell how far they are."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+Update = Callable[[float, float], None]  # called with what is done and what there is to do
+Progress = Callable[[str], AbstractContextManager[Update]]  # called with what is done now, for the `with` block
+
+
+@contextlib.contextmanager
+def silent(description: str) -> Iterator[Update]:
+    """Show nothing. This is the default of every experiment."""
+    yield lambda done, total: None
+
+
+def counting(update: Update, total: int) -> Callable[[], None]:
+    """Return a function that tells `update` of one more piece of work, of `total`, each time it is called."""
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        update(done, total)
+
+    update(0, total)
+    return advance
