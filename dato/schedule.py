@@ -1,4 +1,7 @@
-"""A schedule: for each call of the UNet the depth to run at, the ratio of tokens to prune, the forecast's order."""
+"""A schedule: for each call of the UNet the depth to run at, the ratio of tokens to prune, the order of the forecast.
+
+This module needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -10,36 +13,41 @@ from functools import cached_property
 from numbers import Integral, Real
 from typing import Any
 
+from dato.call import Call, describe_calls
 from dato.errors import DatoError
+from dato.forecast_rule import FORECASTS, POLYNOMIAL, RULES, ForecastRule
 from dato.pruning import Pruning
 
 FORMAT = "dato.schedule"
 VERSION = 1
-FORECASTS = ("polynomial", "aligned", "chebyshev")
 SD_RUNGS = 12  # Stable Diffusion 1.x and 2.x; SDXL has 9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Schedule:
-    """What each UNet call of one generation computes. Immutable; equality and hash are by content.
+    """What each UNet call of one generation computes. Immutable.
 
-    A *call* is one forward of the UNet. At depth `rungs` the whole UNet runs. At a depth d between, only rungs
+    A *call* is one forward of the UNet. At depth `rungs` the whole UNet runs. At a depth d in between, only rungs
     0..d-1 run, and what arrives at rung d-1 from below comes from the cache (DeepCache's `cache_branch_id` is
     d - 1; Ma et al., CVPR 2024). At depth 0 nothing runs, and the prediction itself comes from the cache.
+
+    Two schedules are equal if their canonical spellings are equal, and so are their hashes (see `canonical`). A
+    schedule keeps the spelling that it was made with: `to_json` of a loaded schedule writes what was loaded. So files
+    and the names of files, which are hashes of that text, stay valid.
 
     Attributes:
         depths: One entry per call, each from 0 to `rungs`; the first is `rungs`.
         ratios: One entry per call, 0 <= ratio < 1: the share of tokens that transformer blocks leave out
             (Zhang et al., SiTo, AAAI 2025). A single number stands for all calls; None for no pruning.
         orders: One entry per call, 0, 1 or 2: how a cached value is brought to the present. 0 hands back the
-            last one (DeepCache); o > 0 forecasts it by the polynomial of degree o, in the timestep, through the last
+            last value (DeepCache). o > 0 forecasts it by the polynomial of degree o, in the timestep, through the last
             o + 1 values that were computed at different timesteps. A single number stands for all calls.
-        rungs: The number of rungs of the UNet for which the depths are meant. Patching a UNet of another height
-            keeps whole calls whole.
+        rungs: The number of rungs of the UNet that the depths are meant for. If a UNet of another height is patched,
+            whole calls stay whole.
         pruning: The settings that the ratios are meant with.
-        forecast: What orders above 0 mean: "polynomial"; "aligned", where a value of order 1 at a depth between
-            continues as the skip connection beside it has continued; "chebyshev", Spectrum's rule (see
-            `dato.unet.forecast`).
+        forecast: What orders above 0 mean, one of `FORECASTS`: "polynomial"; "aligned", by which a value of order 1 at
+            a depth between 0 and `rungs` continues as the skip connection beside it has continued; "chebyshev",
+            Spectrum's rule (see `dato.unet.forecast`).
 
     Raises:
         DatoError: if lengths differ or a value is out of range.
@@ -50,6 +58,8 @@ class Schedule:
         (1, 0.5, 1)
         >>> Schedule.from_json(schedule.to_json()) == schedule
         True
+        >>> Schedule([12, 1, 12], orders=1) == Schedule([12, 1, 12], orders=[0, 1, 0])  # whole calls read nothing
+        True
     """
 
     depths: tuple[int, ...]
@@ -57,33 +67,17 @@ class Schedule:
     orders: tuple[int, ...] = 0  # type: ignore[assignment]
     rungs: int = SD_RUNGS
     pruning: Pruning = Pruning()
-    forecast: str = "polynomial"
+    forecast: str = POLYNOMIAL.name
 
     def __post_init__(self) -> None:
-        if not _is_int(self.rungs) or self.rungs < 1:
-            raise DatoError(f"schedule: rungs must be a whole number of at least 1, not {self.rungs!r}")
+        _check_at_least_one("rungs", self.rungs)
         depths = tuple(_sequence("depths", self.depths))
         if not depths:
             raise DatoError("schedule: depths is empty; it needs one entry for each UNet call")
-        calls = len(depths)
-        ratios = _per_call("ratios", 0.0 if self.ratios is None else self.ratios, calls)
-        orders = _per_call("orders", self.orders, calls)
-        for call, depth in enumerate(depths):
-            if not _is_int(depth) or not 0 <= depth <= self.rungs:
-                raise DatoError(
-                    f"schedule: depth {depth!r} of call {call} is not a whole number from 0 to {self.rungs}"
-                )
-        if depths[0] != self.rungs:
-            raise DatoError(
-                f"schedule: the first call must run the whole UNet (depth {self.rungs}), not depth {depths[0]}: "
-                "there is no cache yet"
-            )
-        for call, ratio in enumerate(ratios):
-            if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 <= ratio < 1:
-                raise DatoError(f"schedule: ratio {ratio!r} of call {call} is not a number from 0 to below 1")
-        for call, order in enumerate(orders):
-            if not _is_int(order) or order not in (0, 1, 2):
-                raise DatoError(f"schedule: order {order!r} of call {call} is not 0, 1 or 2")
+        ratios = _per_call("ratios", 0.0 if self.ratios is None else self.ratios, len(depths))
+        orders = _per_call("orders", self.orders, len(depths))
+        _check_depths(depths, self.rungs)
+        _check_ratios_and_orders(ratios, orders)
         if not isinstance(self.pruning, Pruning):
             raise DatoError(f"schedule: pruning must be a dato.Pruning, not {type(self.pruning).__name__}")
         if self.forecast not in FORECASTS:
@@ -92,13 +86,77 @@ class Schedule:
         object.__setattr__(self, "ratios", tuple(float(r) for r in ratios))
         object.__setattr__(self, "orders", tuple(int(o) for o in orders))
 
+    @cached_property
+    def _canonical_fields(self) -> tuple[Any, ...]:
+        """The fields of `canonical`, in their order."""
+        highest = max((o for d, o in zip(self.depths, self.orders, strict=True) if d < self.rungs), default=0)
+        orders = tuple(o if d < self.rungs else highest for d, o in zip(self.depths, self.orders, strict=True))
+        forecast = self.forecast if highest else POLYNOMIAL.name
+        return self.depths, self.ratios, orders, self.rungs, self.pruning, forecast
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the canonical spellings are equal."""
+        if not isinstance(other, Schedule):
+            return NotImplemented
+        return self._canonical_fields == other._canonical_fields
+
+    def __hash__(self) -> int:
+        """The hash of the canonical spelling."""
+        return hash(self._canonical_fields)
+
+    def canonical(self) -> Schedule:
+        """Return the same schedule in the one spelling that a search uses.
+
+        Some entries make no difference, and the canonical spelling sets them:
+
+        - A whole call reads nothing from the cache, so its order is the highest order of the other calls. Thus one
+          number for all calls (`orders=1`) is canonical.
+        - If no call forecasts anything, `forecast` is "polynomial".
+
+        Searches have always written this spelling, so the files that they made are canonical.
+
+        Example:
+            >>> canonical = Schedule([12, 0, 12], orders=[0, 0, 1], forecast="aligned").canonical()
+            >>> canonical.orders, canonical.forecast
+            ((0, 0, 0), 'polynomial')
+        """
+        names = ("depths", "ratios", "orders", "rungs", "pruning", "forecast")
+        if self._canonical_fields == tuple(getattr(self, name) for name in names):
+            return self
+        return Schedule(*self._canonical_fields)
+
+    @property
+    def rule(self) -> ForecastRule:
+        """The rule that orders above 0 mean; the polynomial if no call forecasts anything."""
+        return RULES[self._canonical_fields[-1]]
+
+    def calls(self, times: Sequence[float] | None = None) -> tuple[Call, ...]:
+        """Describe each call: what it computes, what it reads, and what has to be kept after it.
+
+        Args:
+            times: The timestep of each call, because a second value at the same timestep replaces the first. None:
+                all timesteps are different.
+
+        Raises:
+            DatoError: if there are not as many timesteps as calls.
+
+        Example:
+            >>> call = Schedule([12, 12, 2, 1], orders=1).calls()[3]
+            >>> call.reads, call.sources, call.order  # rung 0, of which call 2 computed a value, too
+            (0, (1, 2), 1)
+        """
+        if times is not None and len(times) != len(self):
+            raise DatoError(f"schedule: it has {len(self)} calls, and there are {len(times)} timesteps")
+        depths, ratios, orders, rungs, _, forecast = self._canonical_fields
+        return describe_calls(depths, ratios, orders, rungs, forecast, None if times is None else tuple(times))
+
     def __len__(self) -> int:
         """The number of calls."""
         return len(self.depths)
 
     @classmethod
     def full(cls, calls: int, *, rungs: int = SD_RUNGS) -> Schedule:
-        """The stock pipeline: every one of `calls` calls runs the whole UNet."""
+        """Return the stock pipeline's schedule: each of `calls` calls runs the whole UNet."""
         return cls.uniform(calls, 1, 0, rungs=rungs)
 
     @classmethod
@@ -111,18 +169,18 @@ class Schedule:
         *,
         ratio: float = 0.0,
         rungs: int = SD_RUNGS,
-        forecast: str = "polynomial",
+        forecast: str = POLYNOMIAL.name,
     ) -> Schedule:
-        """Every `interval`-th call whole, the others at `depth`: DeepCache with `cache_branch_id = depth - 1`.
+        """Return DeepCache's schedule: every `interval`-th call whole, the others at `depth`.
+
+        DeepCache's `cache_branch_id` is `depth - 1`.
 
         Example:
             >>> Schedule.uniform(7, 3, 1).depths
             (12, 1, 1, 12, 1, 1, 12)
         """
-        if not _is_int(calls) or calls < 1:
-            raise DatoError(f"schedule: calls must be a whole number of at least 1, not {calls!r}")
-        if not _is_int(interval) or interval < 1:
-            raise DatoError(f"schedule: interval must be a whole number of at least 1, not {interval!r}")
+        _check_at_least_one("calls", calls)
+        _check_at_least_one("interval", interval)
         depths = tuple(rungs if call % interval == 0 else depth for call in range(calls))
         return cls(depths, ratio, order, rungs=rungs, forecast=forecast)  # type: ignore[arg-type]
 
@@ -137,19 +195,23 @@ class Schedule:
         window: float = 2.0,
         growth: float = 0.75,
         rungs: int = SD_RUNGS,
-        forecast: str = "polynomial",
+        forecast: str = POLYNOMIAL.name,
     ) -> Schedule:
-        """Whole calls ever farther apart: `warmup` of them, then one at the end of each window, the others at `depth`.
+        """Return a schedule whose whole calls are ever farther apart.
 
-        The windows are `window` calls long (rounded down) and grow by `growth` with each (Han et al., Spectrum, CVPR
-        2026). With `forecast="chebyshev"` the whole of it is Spectrum; `growth=3` is its faster setting.
+        The first `warmup` calls are whole. After them come windows, and the last call of each window is whole. All
+        other calls run at `depth`. The first window is `window` calls long (rounded down), and each window is `growth`
+        calls longer than the one before it (Han et al., Spectrum, CVPR 2026). With `forecast="chebyshev"` this is
+        Spectrum; `growth=3` is its faster setting.
+
+        Raises:
+            DatoError: if `warmup` or `window` is below 1, or `growth` is below 0.
 
         Example:
             >>> Schedule.growing(12, warmup=2, growth=1).depths
             (12, 12, 0, 12, 0, 0, 12, 0, 0, 0, 12, 0)
         """
-        if not _is_int(calls) or calls < 1:
-            raise DatoError(f"schedule: calls must be a whole number of at least 1, not {calls!r}")
+        _check_at_least_one("calls", calls)
         if window < 1 or growth < 0 or warmup < 1:
             raise DatoError("schedule: growing windows need warmup >= 1, window >= 1 and growth >= 0")
         depths, waited = [], 0
@@ -170,22 +232,22 @@ class Schedule:
         return tuple(zip(self.depths, self.ratios, self.orders, strict=True))
 
     def with_ratios(self, ratios: float | Sequence[float]) -> Schedule:
-        """The same depths and orders with other prune ratios."""
+        """Return the schedule with other prune ratios: one for each call, or one for all."""
         return replace(self, ratios=ratios)
 
     def resampled(self, calls: int) -> Schedule:
-        """The schedule stretched or squeezed to another number of calls.
+        """Return the schedule stretched or squeezed to another number of calls.
 
-        Each new call covers a stretch of old ones and takes the entry to which most is still owed (error
-        diffusion), so that every kind of call keeps its share and its place in time; picking the nearest old call
-        instead would turn "every second call" into all or nothing. The first call stays whole.
+        Each new call covers a stretch of old ones. It takes the entry of which the new calls so far hold the least,
+        compared with the old ones (error diffusion). So every kind of call keeps its share and its place in time. To
+        take the nearest old call instead would turn "every second call" into all or nothing. The first call stays
+        whole.
 
         Example:
             >>> Schedule.uniform(8, 2, 1).resampled(4).depths
             (12, 1, 12, 1)
         """
-        if not _is_int(calls) or calls < 1:
-            raise DatoError(f"schedule: calls must be a whole number of at least 1, not {calls!r}")
+        _check_at_least_one("calls", calls)
         if calls == len(self):
             return self
         old, span = self.entries, len(self) / calls
@@ -203,10 +265,10 @@ class Schedule:
         return replace(self, depths=depths, ratios=ratios, orders=orders)
 
     def for_rungs(self, rungs: int) -> Schedule:
-        """The schedule for a UNet of another height: whole calls stay whole, other depths stay what they are.
+        """Return the schedule for a UNet of another height: whole calls stay whole, other depths stay as they are.
 
         Raises:
-            DatoError: if a depth of a partial call does not exist there.
+            DatoError: if that UNet does not have the depth of a partial call.
         """
         if rungs == self.rungs:
             return self
@@ -218,7 +280,7 @@ class Schedule:
         return replace(self, depths=tuple(rungs if d == self.rungs else d for d in self.depths), rungs=rungs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, with format name and version."""
+        """Return plain JSON values, with format name and version, in the spelling that the schedule was made with."""
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -227,32 +289,32 @@ class Schedule:
             "ratios": list(self.ratios),
             "orders": list(self.orders),
             "pruning": self.pruning.to_dict(),
-            **({} if self.forecast == "polynomial" else {"forecast": self.forecast}),
+            **({} if self.forecast == POLYNOMIAL.name else {"forecast": self.forecast}),
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Schedule:
-        """The inverse of `to_dict`. Raises DatoError if the format, version or a value is not valid."""
+        """Make a schedule of what `to_dict` returned. Raise DatoError if something in it is not valid."""
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise DatoError(f'schedule: not a schedule: "format" is not "{FORMAT}"')
         check_version(data, FORMAT, VERSION)
-        known = {"format", "version", "rungs", "depths", "ratios", "orders", "pruning", "forecast", "name", "source"}
-        unknown = sorted(set(data) - known)
+        keys = {"format", "version", "rungs", "depths", "ratios", "orders", "pruning", "forecast", "name", "source"}
+        unknown = sorted(set(data) - keys)
         if unknown:
             raise DatoError(f"schedule: unknown key {unknown[0]!r}")
         if "depths" not in data:
             raise DatoError('schedule: "depths" is missing')
         pruning = Pruning.from_dict(data.get("pruning", {}))
-        rungs, forecast = data.get("rungs", SD_RUNGS), data.get("forecast", "polynomial")
+        rungs, forecast = data.get("rungs", SD_RUNGS), data.get("forecast", POLYNOMIAL.name)
         return cls(data["depths"], data.get("ratios"), data.get("orders", 0), rungs, pruning, forecast)
 
     def to_json(self) -> str:
-        """One line of JSON text."""
+        """Return one line of JSON text."""
         return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> Schedule:
-        """The inverse of `to_json`. Raises DatoError if `text` is not a valid schedule."""
+        """Make a schedule of what `to_json` returned. Raise DatoError if `text` is not a valid schedule."""
         try:
             data = json.loads(text)
         except ValueError as error:
@@ -261,7 +323,7 @@ class Schedule:
 
 
 def check_version(data: dict[str, Any], name: str, newest: int) -> None:
-    """Raise DatoError unless `data["version"]` is one that this dato reads."""
+    """Raise DatoError unless `data["version"]` is a version that this dato reads."""
     version = data.get("version")
     if not _is_int(version) or not 1 <= version <= newest:
         raise DatoError(f"{name}: version {version!r} is not known here (newest: {newest}); a newer dato may read it")
@@ -269,6 +331,31 @@ def check_version(data: dict[str, Any], name: str, newest: int) -> None:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _check_at_least_one(name: str, value: object) -> None:
+    if not _is_int(value) or value < 1:
+        raise DatoError(f"schedule: {name} must be a whole number of at least 1, not {value!r}")
+
+
+def _check_depths(depths: tuple[Any, ...], rungs: int) -> None:
+    for call, depth in enumerate(depths):
+        if not _is_int(depth) or not 0 <= depth <= rungs:
+            raise DatoError(f"schedule: depth {depth!r} of call {call} is not a whole number from 0 to {rungs}")
+    if depths[0] != rungs:
+        raise DatoError(
+            f"schedule: the first call must run the whole UNet (depth {rungs}), not depth {depths[0]}: "
+            "there is no cache yet"
+        )
+
+
+def _check_ratios_and_orders(ratios: tuple[Any, ...], orders: tuple[Any, ...]) -> None:
+    for call, ratio in enumerate(ratios):
+        if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 <= ratio < 1:
+            raise DatoError(f"schedule: ratio {ratio!r} of call {call} is not a number from 0 to below 1")
+    for call, order in enumerate(orders):
+        if not _is_int(order) or order not in (0, 1, 2):
+            raise DatoError(f"schedule: order {order!r} of call {call} is not 0, 1 or 2")
 
 
 def _sequence(name: str, value: object) -> Iterable[Any]:

@@ -1,11 +1,14 @@
 """Schedules: what is valid, what is equal, what resampling keeps."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dato import DatoError, Pruning, Schedule
+from dato.strategies import load_strategy
 
 
 @st.composite
@@ -111,3 +114,56 @@ def test_bad_input_is_named_in_one_line(make, message):
     with pytest.raises(DatoError, match=message) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def shipped_schedules():
+    """Every schedule of every shipped file, by where it is."""
+    found = {}
+    for path in sorted((Path(__file__).parent.parent / "strategies").glob("*.json")):
+        front = load_strategy(path)
+        if isinstance(front, Schedule):
+            found[path.name] = front
+            continue
+        points = [*front.points, front.baseline, *front.references.values()]
+        found |= {f"{path.name} {number}": point.schedule for number, point in enumerate(points)}
+    return found
+
+
+def test_what_makes_no_difference_makes_no_other_schedule():
+    base = Schedule([12, 1, 12, 0], [0, 0.5, 0, 0], 1, forecast="aligned")
+    same = Schedule(base.depths, base.ratios, [0, 1, 2, 1], forecast="aligned")  # whole calls read nothing
+    assert same == base and hash(same) == hash(base) and len({same, base}) == 1
+    assert same.orders == (0, 1, 2, 1) and same.to_json() != base.to_json()  # what is written stays what was given
+    assert same.canonical().to_json() == base.to_json() and base.canonical() is base
+    reuse = Schedule([12, 1, 12, 0], orders=0, forecast="chebyshev")
+    assert reuse == Schedule([12, 1, 12, 0]) and reuse.canonical().forecast == "polynomial"
+    assert reuse.rule.name == "polynomial" and base.rule.name == "aligned"
+    assert Schedule.full(4) == Schedule([12] * 4, orders=2, forecast="aligned")
+    assert Schedule([12] * 4, orders=2, forecast="aligned").canonical().to_json() == Schedule.full(4).to_json()
+    for other in (
+        Schedule(base.depths, base.ratios, [1, 0, 1, 1], forecast="aligned"),
+        Schedule(base.depths, base.ratios, 1),
+        Schedule(base.depths, base.ratios, 1, pruning=Pruning(sx=4), forecast="aligned"),
+        base.with_ratios(0.5),
+        "a string",
+    ):
+        assert base != other
+
+
+@settings(max_examples=100, deadline=None)
+@given(schedules(), st.sampled_from(["polynomial", "aligned", "chebyshev"]), st.data())
+def test_the_canonical_spelling_describes_the_same_calls(schedule, forecast, data):
+    orders = data.draw(st.lists(st.integers(0, 2), min_size=len(schedule), max_size=len(schedule)))
+    spelt = Schedule(schedule.depths, schedule.ratios, orders, schedule.rungs, schedule.pruning, forecast)
+    canonical = spelt.canonical()
+    assert canonical == spelt and canonical.canonical() is canonical and canonical.calls() == spelt.calls()
+    assert canonical.depths == spelt.depths and canonical.ratios == spelt.ratios
+    partial = [call for call, depth in enumerate(spelt.depths) if depth < spelt.rungs]
+    assert [canonical.orders[call] for call in partial] == [spelt.orders[call] for call in partial]
+    assert Schedule.from_json(spelt.to_json()).to_json() == spelt.to_json()
+
+
+@pytest.mark.parametrize("where", shipped_schedules())
+def test_shipped_schedules_are_canonical_already(where):
+    schedule = shipped_schedules()[where]
+    assert schedule.canonical() is schedule

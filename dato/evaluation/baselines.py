@@ -84,7 +84,7 @@ def seeds(
     settings = [(3, 0), (3, 1), (2, 1), (5, 0), (5, 1), (2, 3), (10, 0)]  # (interval, depth)
     settings = settings[: max(3, count // (len(lengths) * len(orders)))]
     return [
-        Schedule.uniform(calls, interval, depth, order, rungs=rungs, forecast=forecast if order else "polynomial")
+        Schedule.uniform(calls, interval, depth, order, rungs=rungs, forecast=forecast).canonical()
         for order in sorted(orders, reverse=True)
         for interval, depth in settings
         for calls in lengths

@@ -1,7 +1,7 @@
-"""Measuring a sensitivity model: stock, call by call, with partial and pruned calls on the side.
+"""Measure an error model from two generations.
 
-A second generation mostly runs nothing, so that its latents stray from stock's; its whole calls show how the network
-answers that.
+The first one is stock, and after each of its calls the partial and pruned calls are run as well. The second one mostly
+runs nothing, so its latents stray from stock's. Its whole calls show how the network answers that.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 
+from dato.call import Call, place_read
 from dato.errors import DatoError
 from dato.generation.sampling import Sampling, generate
 from dato.prediction.error_model import Sensitivity
@@ -27,13 +28,17 @@ from dato.prediction.sampler_response import VALUES, effective_weights, sampler_
 from dato.pruning import Pruning
 from dato.samplers import num_calls
 from dato.schedule import Schedule
-from dato.unet.cache import Cache, Present
+from dato.unet.cache import Cache
 from dato.unet.ladder import Ladder
-from dato.unet.patch import Patch, patched, remove_patch
+from dato.unet.patch import patched, remove_patch
+from dato.unet.unet_patch import Patch
 from dato.utils.timing import Stopwatch
 
 AGES = (1, 3, 10)  # five ages rank schedules no better
-LENGTH = 128  # of a projection: squares of lengths come out with a relative deviation of (2 / LENGTH)^(1/2)
+LENGTH = 128  # of a projection; the square of its length has a relative deviation of (2 / LENGTH)^(1/2)
+
+# Each call's latents, as the network gets them, and guided prediction, each (images, C, h, w).
+Recording = list[tuple[Tensor, Tensor]]
 
 
 def measure_sensitivity(
@@ -46,116 +51,179 @@ def measure_sensitivity(
     pruning: Pruning | None = None,
     ages: Sequence[int] = AGES,
 ) -> Sensitivity:
-    """Measure the sensitivity model of a pipeline; any patch on it is taken off.
+    """Measure the error model of a pipeline, and remove any patch from it.
 
-    It takes a stock generation in which every call is followed by its partial ones, one for each depth and age, and a
-    generation that mostly runs nothing, which shows how the network answers errors in the latent. Forecasts cost
-    nothing more.
+    This takes a stock generation in which every call is followed by its partial calls, one for each depth and age, and
+    a generation that mostly runs nothing, which shows how the network answers errors in the latent. Forecasts need no
+    measurements of their own.
 
     Args:
         pipe: The pipeline, on its device, with its sampler.
-        prompts: One image each. They need not be those that schedules are judged by.
-        sampling: How, as schedules are judged.
-        depths: The depths to know; 0 and the whole UNet are known always.
-        ratios: The prune ratios to know, at every one of these depths and the whole UNet.
-        pruning: What these are meant with; None: the defaults.
-        ages: The ages at which partial calls are measured; between them errors are interpolated.
+        prompts: One image each. They can be other prompts than those that schedules are judged by.
+        sampling: How to generate, as schedules are judged.
+        depths: The depths to measure. Depth 0 and the whole UNet need no measurement.
+        ratios: The prune ratios to measure, at each of these depths and the whole UNet.
+        pruning: The settings that the ratios are meant with; None: the defaults.
+        ages: The ages at which partial calls are measured. Between them errors are interpolated.
 
     Raises:
-        DatoError: if a depth does not exist, or ages are not whole numbers above 0.
+        DatoError: if a depth does not exist, ages are not whole numbers above 0, or there is no prompt.
     """
     remove_patch(pipe)
     rungs, calls = len(Ladder(pipe.unet)), num_calls(pipe, sampling.steps)
+    _check(prompts, depths, ages, rungs)
+    partial = tuple(sorted({*depths} - {0, rungs}))
+    ages = tuple(sorted({min(int(age), calls) for age in ages}))
+    pruning, ratios = pruning or Pruning(), sorted({*ratios} - {0})
+
+    # Most calls return an earlier prediction, so the latents stray. The whole calls in between show the answer.
+    straying = Schedule.uniform(calls, max(2, calls // 8), 0, rungs=rungs)
+    feedback = _Feedback(straying)
+    probing = Schedule.full(calls, rungs=rungs).with_ratios(max(ratios, default=0.0))
+    probe = _Probe(pipe, replace(probing, pruning=pruning), partial, ratios, ages)
+    final, path = _FinalLatent(pipe, sampling), None
+    for start, batch, seeded in _batches(prompts, sampling):
+        probe.begin(len(batch), sampling.guidance_scale, seed=start)
+        probe.attach()
+        try:
+            stock = _recorded(pipe, batch, seeded)
+        finally:
+            probe.detach()
+        with patched(pipe, straying):
+            feedback.add(stock, _recorded(pipe, batch, seeded))
+        final.add(stock, start)
+        path = path or _some_values(stock)
+
+    scales = sampler_response(pipe.scheduler, sampling.steps).scales
+    beginning, predicted = path[0][0] / scales[0], torch.stack([prediction for _, prediction in path])
+    response = sampler_response(pipe.scheduler, sampling.steps, beginning, predicted)
+    answers = feedback.read()
+    predictions, partial_errors, pruned = probe.projections()
+    return Sensitivity(
+        rungs=rungs,
+        times=response.times,
+        weights=effective_weights(response.latents, answers * response.scales),
+        feedback=answers,
+        final=final.read(),
+        ages=ages,
+        predictions=predictions,
+        partial=partial_errors,
+        pruned=pruned,
+        pruning=pruning,
+        unet_calls=probe.cost() + len(prompts) * len(feedback.whole),
+    )
+
+
+def final_latent(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling) -> np.ndarray:
+    """Return `Sensitivity.final`, (k,), of another number of steps, from a stock generation of the same prompts."""
+    remove_patch(pipe)
+    final = _FinalLatent(pipe, sampling)
+    for start, batch, seeded in _batches(prompts, sampling):
+        final.add(_recorded(pipe, batch, seeded), start)
+    return final.read()
+
+
+def _check(prompts: Sequence[str], depths: Sequence[int], ages: Sequence[int], rungs: int) -> None:
+    """Raise DatoError if a measurement is not possible."""
     if not all(0 <= depth <= rungs for depth in depths):
         raise DatoError(f"sensitivity: the depths of this UNet are 0 to {rungs}, not {sorted(set(depths))}")
     if not ages or any(int(age) != age or age < 1 for age in ages):
         raise DatoError(f"sensitivity: ages are whole numbers above 0, not {list(ages)}")
     if not prompts:
         raise DatoError("sensitivity: it takes at least one prompt")
-    between = tuple(sorted({*depths} - {0, rungs}))
-    ages = tuple(sorted({min(int(age), calls) for age in ages}))
-    pruning, ratios = pruning or Pruning(), sorted({*ratios} - {0})
 
-    # Most calls return an earlier prediction, so that the latents stray; the whole ones in between show the answer.
-    straying = Schedule.uniform(calls, max(2, calls // 8), 0, rungs=rungs)
-    whole = [call for call, depth in enumerate(straying.depths) if depth == rungs]
-    probing = Schedule.full(calls, rungs=rungs).with_ratios(max(ratios, default=0.0))
-    probe = _Probe(pipe, replace(probing, pruning=pruning), between, ratios, ages)
-    moved = np.zeros((2, calls))
-    images, values, final = 0, 0, 0.0
+
+def _batches(prompts: Sequence[str], sampling: Sampling) -> Iterator[tuple[int, list[str], Sampling]]:
+    """Yield the index of each batch's first prompt, its prompts, and its sampling."""
     for start in range(0, len(prompts), sampling.batch_size):
         batch = list(prompts[start : start + sampling.batch_size])
-        own = replace(sampling, seed=sampling.seed + start)
-        probe.begin(len(batch), sampling.guidance_scale, seed=start)
-        probe.attach()
-        try:
-            with _watched(pipe.unet, len(batch), sampling.guidance_scale) as stock:
-                generate(pipe, batch, own)
-        finally:
-            probe.detach()
-        with patched(pipe, straying), _watched(pipe.unet, len(batch), sampling.guidance_scale) as strayed:
-            generate(pipe, batch, own)
-        for call in whole:
-            way, change = ((b - a).double().flatten() for a, b in zip(stock[call], strayed[call], strict=True))
-            moved[:, call] += float(way @ change), float(way @ way)
-        values += stock[0][1].numel()
-        projection = _Projection(stock[0][1], seed=start)
-        final = final + projection(_replayed(pipe.scheduler, sampling.steps, stock))
-        if not images:
-            chosen = torch.randperm(stock[0][0][0].numel(), generator=torch.Generator().manual_seed(0))[:VALUES]
-            path = [(x[0].flatten().cpu()[chosen], p[0].flatten().cpu()[chosen]) for x, p in stock]
-        images += len(batch)
-
-    scales = sampler_response(pipe.scheduler, sampling.steps).scales
-    beginning, predicted = path[0][0] / scales[0], torch.stack([p for _, p in path])
-    response = sampler_response(pipe.scheduler, sampling.steps, beginning, predicted)
-    known = [call for call in whole if moved[1, call] > 1e-9 * moved[1].max()]
-    feedback = np.zeros(calls)
-    if known:
-        feedback = np.interp(range(calls), known, [moved[0, call] / moved[1, call] for call in known])
-    predictions, partial, pruned = probe.projections()
-    return Sensitivity(
-        rungs=rungs,
-        times=response.times,
-        weights=effective_weights(response.latents, feedback * response.scales),
-        feedback=feedback,
-        final=(final / values**0.5).cpu().numpy(),
-        ages=ages,
-        predictions=predictions,
-        partial=partial,
-        pruned=pruned,
-        pruning=pruning,
-        unet_calls=probe.cost() + images * len(whole),
-    )
+        yield start, batch, replace(sampling, seed=sampling.seed + start)
 
 
-def final_latent(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling) -> np.ndarray:
-    """(k,) `Sensitivity.final` of another number of steps: one stock generation of the same prompts."""
-    remove_patch(pipe)
-    values, final = 0, 0.0
-    for start in range(0, len(prompts), sampling.batch_size):
-        batch = list(prompts[start : start + sampling.batch_size])
-        with _watched(pipe.unet, len(batch), sampling.guidance_scale) as stock:
-            generate(pipe, batch, replace(sampling, seed=sampling.seed + start))
-        values += stock[0][1].numel()
-        final = final + _Projection(stock[0][1], seed=start)(_replayed(pipe.scheduler, sampling.steps, stock))
-    return (final / values**0.5).cpu().numpy()
+def _recorded(pipe: DiffusionPipeline, batch: list[str], sampling: Sampling) -> Recording:
+    """Generate a batch, and return what `_watched` has seen of it."""
+    with _watched(pipe.unet, len(batch), sampling.guidance_scale) as recording:
+        generate(pipe, batch, sampling)
+    return recording
 
 
-def _replayed(scheduler: SchedulerMixin, steps: int, seen: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """The final latent, (images, C, h, w): the sampler run again on the predictions that it got."""
-    own = copy.deepcopy(scheduler)
-    own.set_timesteps(steps, device=seen[0][0].device)
-    first = torch.ones(1, device=seen[0][0].device)
-    x = seen[0][0] / copy.deepcopy(own).scale_model_input(first, own.timesteps[0])
-    for (_, prediction), time in zip(seen, own.timesteps, strict=True):
-        own.scale_model_input(x, time)
-        x = own.step(prediction, time, x).prev_sample
+def _some_values(recording: Recording) -> Recording:
+    """Return a few values of the first image, always of the same positions: (VALUES,) tensors on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(recording[0][0][0].numel(), generator=generator)[:VALUES]
+    return [(x[0].flatten().cpu()[chosen], p[0].flatten().cpu()[chosen]) for x, p in recording]
+
+
+class _Feedback:
+    """Measures `Sensitivity.feedback` from a stock generation and one that strays from it.
+
+    Args:
+        straying: The schedule of the generation that strays.
+
+    Attributes:
+        whole: Its whole calls, at which the network's answer can be seen.
+    """
+
+    def __init__(self, straying: Schedule) -> None:
+        self.whole = [call for call, depth in enumerate(straying.depths) if depth == straying.rungs]
+        self._products = np.zeros((2, len(straying)))  # deviation * change of prediction, deviation^2; by call
+
+    def add(self, stock: Recording, strayed: Recording) -> None:
+        """Take in one batch."""
+        for call in self.whole:
+            pairs = zip(stock[call], strayed[call], strict=True)
+            deviation, change = ((after - before).double().flatten() for before, after in pairs)
+            self._products[:, call] += float(deviation @ change), float(deviation @ deviation)
+
+    def read(self) -> np.ndarray:
+        """Return (T,) the change of a prediction for a change of 1 in the latent, interpolated between whole calls."""
+        products, calls = self._products, self._products.shape[1]
+        deviating = [call for call in self.whole if products[1, call] > 1e-9 * products[1].max()]
+        if not deviating:
+            return np.zeros(calls)
+        return np.interp(range(calls), deviating, [products[0, call] / products[1, call] for call in deviating])
+
+
+class _FinalLatent:
+    """Measures `Sensitivity.final` from stock generations."""
+
+    def __init__(self, pipe: DiffusionPipeline, sampling: Sampling) -> None:
+        self._scheduler, self._steps = pipe.scheduler, sampling.steps
+        self._values, self._sum = 0, 0.0
+
+    def add(self, stock: Recording, seed: int) -> None:
+        """Take in one batch; `seed` fixes its projection."""
+        self._values += stock[0][1].numel()
+        projection = _Projection(stock[0][1], seed=seed)
+        self._sum = self._sum + projection(_replayed(self._scheduler, self._steps, stock))
+
+    def read(self) -> np.ndarray:
+        """Return (k,) the projection of the final latent, divided by the square root of its number of values."""
+        return (self._sum / self._values**0.5).cpu().numpy()
+
+
+def _replayed(scheduler: SchedulerMixin, steps: int, stock: Recording) -> Tensor:
+    """Return the final latent, (images, C, h, w), by running the sampler again on the predictions that it got."""
+    scheduler, device = copy.deepcopy(scheduler), stock[0][0].device
+    scheduler.set_timesteps(steps, device=device)
+    first = torch.ones(1, device=device)
+    x = stock[0][0] / copy.deepcopy(scheduler).scale_model_input(first, scheduler.timesteps[0])
+    for (_, prediction), time in zip(stock, scheduler.timesteps, strict=True):
+        scheduler.scale_model_input(x, time)
+        x = scheduler.step(prediction, time, x).prev_sample
     return x.float()
 
 
 class _Probe(Patch):
-    """Stock, call by call, with partial and pruned calls on the side."""
+    """Runs a stock generation, and after each of its calls the partial and pruned calls.
+
+    Args:
+        pipe: The pipeline.
+        schedule: Whole calls, as many as the generation has, with the settings of pruning.
+        depths: The partial depths to measure.
+        ratios: The ratios to measure.
+        ages: The ages to measure.
+    """
 
     def __init__(
         self,
@@ -173,16 +241,16 @@ class _Probe(Patch):
         self._values = 0
 
     def begin(self, images: int, guidance_scale: float, seed: int) -> None:
-        """A generation of so many images begins; `seed` fixes what it is projected on."""
+        """Begin a generation of so many images; `seed` fixes its projection."""
         self._images.append(images)
         self._guidance, self._seed = guidance_scale, seed
         self._past: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}  # call -> rung -> value and skip
         self._projection: _Projection | None = None
 
     def _run(self, depth: int, ratio: float, arguments: dict[str, Any]) -> Tensor:
-        call, full = self._cache.present.call, len(self.ladder)
-        kept = _Kept([depth - 1 for depth in self._depths])
-        stock = self._timed(full, 0.0, kept, arguments)
+        call = self._cache.call.index
+        kept = _Kept([place_read(depth, len(self.ladder)) for depth in self._depths])
+        stock = self._timed(len(self.ladder), 0.0, kept, arguments)
         self._past[call] = kept.values
         self._past.pop(call - max(self._ages) - 1, None)
         truth = _guided(stock, self._images[-1], self._guidance)
@@ -190,69 +258,75 @@ class _Probe(Patch):
             self._projection = _Projection(truth, seed=self._seed)
             self._values += truth.numel()
         self._add(("prediction", call), truth)
-        for depth in self._depths:
-            for age in sorted({min(age, call) for age in self._ages} - {0}):
-                result = self._timed(depth, 0.0, self._stale(call, call - age, depth), arguments)
-                self._add(("partial", call, depth, age), _guided(result, self._images[-1], self._guidance) - truth)
-        for depth in (*self._depths, full):
-            for ratio in self._ratios:
-                result = self._timed(depth, ratio, self._stale(call, call, depth), arguments)
-                self._add(("pruned", call, depth, ratio), _guided(result, self._images[-1], self._guidance) - truth)
+        self._measure_partial(call, truth, arguments)
+        self._measure_pruned(call, truth, arguments)
         if self.pruner is not None:
             self.pruner.observe(stock)
         return stock
 
+    def _measure_partial(self, call: int, truth: Tensor, arguments: dict[str, Any]) -> None:
+        for depth in self._depths:
+            for age in sorted({min(age, call) for age in self._ages} - {0}):
+                result = self._timed(depth, 0.0, self._stale_cache(call, call - age, depth), arguments)
+                self._add(("partial", call, depth, age), _guided(result, self._images[-1], self._guidance) - truth)
+
+    def _measure_pruned(self, call: int, truth: Tensor, arguments: dict[str, Any]) -> None:
+        for depth in (*self._depths, len(self.ladder)):
+            for ratio in self._ratios:
+                result = self._timed(depth, ratio, self._stale_cache(call, call, depth), arguments)
+                self._add(("pruned", call, depth, ratio), _guided(result, self._images[-1], self._guidance) - truth)
+
     def _timed(self, depth: int, ratio: float, cache: Cache, arguments: dict[str, Any]) -> Tensor:
         if self.pruner is not None:
-            self.pruner.prepare(ratio, arguments["sample"], self._cache.present.time)
+            self.pruner.prepare(ratio, arguments["sample"], self._cache.time)
         watch = self._watches[depth, ratio]
         watch.start()
         result = self.ladder.run(depth, cache, **arguments)
         watch.stop()
         return result
 
-    def _stale(self, call: int, source: int, depth: int) -> Cache:
-        """A cache in which the call finds what the source computed; it takes in nothing."""
+    def _stale_cache(self, call: int, source: int, depth: int) -> Cache:
+        """Return a cache in which a call finds what call `source` computed. It keeps nothing new."""
         cache = Cache()
-        if depth < len(self.ladder):
-            cache.begin(Present(source))
-            cache.store(depth - 1, *self._past[source][depth - 1])
-        cache.begin(Present(call, self._cache.present.time, 0, {}))
+        place = place_read(depth, len(self.ladder))
+        if place is not None:
+            cache.store(place, *self._past[source][place])
+        cache.begin(Call(call, keep={}), self._cache.time)
         return cache
 
     def _add(self, key: tuple, error: Tensor) -> None:
         self._sums[key] = self._sums.get(key, 0.0) + self._projection(error)
 
     def projections(self) -> tuple[np.ndarray, dict[int, np.ndarray], dict[tuple[int, float], np.ndarray]]:
-        """`Sensitivity.predictions`, `.partial` and `.pruned`."""
-        found = {key: (value / self._values**0.5).cpu().numpy() for key, value in self._sums.items()}
+        """Return `Sensitivity.predictions`, `.partial` and `.pruned`."""
+        sums = {key: (value / self._values**0.5).cpu().numpy() for key, value in self._sums.items()}
         calls = len(self.schedule)
-        predictions = np.stack([found["prediction", call] for call in range(calls)])
+        predictions = np.stack([sums["prediction", call] for call in range(calls)])
         partial = {
             depth: np.stack(
                 [
-                    [found.get(("partial", call, depth, min(age, call)), predictions[0] * 0) for age in self._ages]
+                    [sums.get(("partial", call, depth, min(age, call)), predictions[0] * 0) for age in self._ages]
                     for call in range(calls)
                 ]
             )
             for depth in self._depths
         }
         pruned = {
-            (depth, ratio): np.stack([found["pruned", call, depth, ratio] for call in range(calls)])
+            (depth, ratio): np.stack([sums["pruned", call, depth, ratio] for call in range(calls)])
             for depth in (*self._depths, len(self.ladder))
             for ratio in self._ratios
         }
         return predictions, partial, pruned
 
     def cost(self) -> float:
-        """What all calls took, in whole calls of one image."""
+        """Return what all calls took in time, in whole calls of one image."""
         times = {kind: watch.read() for kind, watch in self._watches.items()}
         whole = statistics.median(times[len(self.ladder), 0.0])
-        return statistics.mean(self._images) * sum(sum(each) for each in times.values()) / whole
+        return statistics.mean(self._images) * sum(sum(of_kind) for of_kind in times.values()) / whole
 
 
 class _Kept(Cache):
-    """A cache that keeps what arrives at some rungs aside."""
+    """A cache that only records what arrives at some rungs."""
 
     def __init__(self, rungs: Sequence[int]) -> None:
         super().__init__()
@@ -264,7 +338,7 @@ class _Kept(Cache):
 
 
 class _Projection:
-    """Random signs and sums: k numbers whose squared length is, in the mean, that of the tensor.
+    """A random projection of a tensor to k numbers, whose squared length is in the mean that of the tensor.
 
     Source: Charikar, Chen, Farach-Colton, "Finding frequent items in data streams" (2002), the count sketch.
     """
@@ -281,7 +355,7 @@ class _Projection:
 
 
 def _guided(prediction: Tensor, images: int, guidance_scale: float) -> Tensor:
-    """(images, C, h, w) float32: what the sampler gets of the UNet's output, with guidance or without."""
+    """Return what the sampler gets of the UNet's output, with guidance or without: (images, C, h, w) float32."""
     prediction = prediction.float()
     if prediction.shape[0] == images:
         return prediction
@@ -290,17 +364,17 @@ def _guided(prediction: Tensor, images: int, guidance_scale: float) -> Tensor:
 
 
 @contextlib.contextmanager
-def _watched(unet: UNet2DConditionModel, images: int, guidance_scale: float) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Take note of each call's latents, as the network gets them, and guided prediction, (images, C, h, w) each."""
-    seen: list[tuple[Tensor, Tensor]] = []
+def _watched(unet: UNet2DConditionModel, images: int, guidance_scale: float) -> Iterator[Recording]:
+    """Record each call of the UNet."""
+    recording: Recording = []
 
     def note(module: UNet2DConditionModel, args: tuple, kwargs: dict, output: Any) -> None:
         sample = args[0] if args else kwargs["sample"]
         prediction = _guided(output[0].detach(), images, guidance_scale)
-        seen.append((sample[:images, : prediction.shape[1]].float().clone(), prediction.clone()))
+        recording.append((sample[:images, : prediction.shape[1]].float().clone(), prediction.clone()))
 
     handle = unet.register_forward_hook(note, with_kwargs=True)
     try:
-        yield seen
+        yield recording
     finally:
         handle.remove()

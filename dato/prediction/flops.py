@@ -1,8 +1,9 @@
-"""FLOPs that remain: what a call or a whole schedule still computes, in floating-point operations.
+"""Count the FLOPs (floating-point operations) of a call or of a whole schedule.
 
-Counted by PyTorch's `FlopCounterMode` on a copy of the UNet that has shapes but no numbers, run through the ordinary
-patch: what is counted is what runs, the choice of tokens included. Counted are matrix products, convolutions and
-attention, two operations for each multiply-add; not counted are sums, norms, activations, gathers and forecasts.
+PyTorch's `FlopCounterMode` counts them on a copy of the UNet that has shapes but no numbers. The copy runs through the
+ordinary patch, so what is counted is what runs, the choice of tokens included. Counted are matrix products,
+convolutions and attention, two operations for each multiply-add. Not counted are sums, norms, activations, gathers and
+forecasts.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dato.errors import DatoError
+from dato.forecast_rule import RULES
 from dato.pruning import Pruning
 from dato.schedule import Schedule
 from dato.unet.ladder import Ladder
@@ -36,17 +38,17 @@ def call_flops(
     pruning: Pruning | None = None,
     text_tokens: int = 77,
 ) -> int:
-    """FLOPs of one call of a UNet.
+    """Return the FLOPs of one call of a UNet.
 
     Args:
-        unet: The model; only its configuration is read, so it may be on the meta device.
+        unet: The model. Only its configuration is read, so it may be on the meta device.
         depth: From 0 (nothing runs) to the number of rungs (the whole UNet).
-        ratio: Share of tokens that are pruned.
+        ratio: The share of tokens that are pruned.
         sample_shape: (B, C, H, W) of the UNet's input: latents, both halves of guidance.
-        pruning: What the ratio is meant with; None: the defaults. Choosing tokens once in a call, as the default is,
-            costs 0.3% of a whole call of SD 1.5 at 512 x 512; `shared=False` chooses five times there. A choice is
-            counted with every call, also where `choose_every` saves it.
-        text_tokens: Length of the text's hidden states.
+        pruning: The settings that the ratio is meant with; None: the defaults. By default tokens are chosen once in a
+            call, which costs 0.3% of a whole call of SD 1.5 at 512 x 512. `shared=False` chooses five times there. A
+            choice is counted with every call, also if `choose_every` saves it.
+        text_tokens: The length of the text's hidden states.
 
     Raises:
         DatoError: if the depth, ratio or shape does not fit the UNet.
@@ -63,7 +65,7 @@ def schedule_flops(
     sample_shape: tuple[int, int, int, int],
     text_tokens: int = 77,
 ) -> int:
-    """FLOPs of the UNet in a whole generation: `call_flops` of every call, summed up.
+    """Return the FLOPs of the UNet in a whole generation: the sum of `call_flops` of every call.
 
     Raises:
         DatoError: if the schedule or shape does not fit the UNet.
@@ -81,7 +83,7 @@ def flop_share(
     text_tokens: int = 77,
     calls: int | None = None,
 ) -> float:
-    """`schedule_flops` as a share of the stock UNet's in `calls` calls; None: in as many as the schedule has."""
+    """Return `schedule_flops` as a share of stock's FLOPs in `calls` calls; None: as many calls as the schedule has."""
     schedule = schedule.for_rungs(len(Ladder(unet)))
     stock = _counter(unet, schedule, sample_shape, text_tokens).count([(schedule.rungs, 0.0)])[0]
     remain = schedule_flops(unet, schedule, sample_shape=sample_shape, text_tokens=text_tokens)
@@ -89,37 +91,51 @@ def flop_share(
 
 
 class _Counter:
-    """Counts the calls of one UNet at one shape, each kind once."""
+    """Counts the calls of one UNet at one shape, each kind once.
 
-    def __init__(self, config: str, sample_shape: tuple[int, ...], text_tokens: int, settings: Schedule) -> None:
-        self._settings = settings
-        self._known: dict[tuple[int, float], int] = {}
+    Args:
+        config: The UNet's configuration as JSON.
+        sample_shape: (B, C, H, W) of its input.
+        text_tokens: The length of the text's hidden states.
+        rungs: The number of its rungs.
+        pruning: The settings that ratios are meant with.
+        forecast: The rule of forecasting. It counts only if the UNet's head runs at depth 0 by this rule.
+    """
+
+    def __init__(
+        self,
+        config: str,
+        sample_shape: tuple[int, ...],
+        text_tokens: int,
+        rungs: int,
+        pruning: Pruning,
+        forecast: str,
+    ) -> None:
+        self._rungs, self._pruning, self._forecast = rungs, pruning, forecast
+        self._counts: dict[tuple[int, float], int] = {}
         self._mode = FakeTensorMode()
         with self._mode:
             self._unet = UNet2DConditionModel.from_config(json.loads(config))
             self._inputs = example_inputs(self._unet, sample_shape, text_tokens)
 
     def count(self, calls: Iterable[tuple[int, float]]) -> list[int]:
-        """FLOPs of calls of (depth, ratio)."""
+        """Return the FLOPs of calls of (depth, ratio)."""
         calls = list(calls)
-        missing = [call for call in dict.fromkeys(calls) if call not in self._known]
+        missing = [call for call in dict.fromkeys(calls) if call not in self._counts]
         if missing:
             # A whole call comes first, to fill the cache.
-            first = (self._settings.rungs, 0.0)
+            first = (self._rungs, 0.0)
             run = [first, *(call for call in missing if call != first)]
-            schedule = Schedule(
-                *zip(*run, strict=True),
-                rungs=self._settings.rungs,
-                pruning=self._settings.pruning,
-                forecast=self._settings.forecast,
-            )
+            depths, ratios = zip(*run, strict=True)
+            order = int(RULES[self._forecast].caches_last_feature)
+            schedule = Schedule(depths, ratios, order, self._rungs, self._pruning, self._forecast)
             # Attention as two matrix products: not every PyTorch knows the operations of every fused kernel.
             with self._mode, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), patched(self._unet, schedule):
                 for number, call in enumerate(run):
                     with FlopCounterMode(display=False) as counter:
                         self._unet(timestep=len(run) - number, **self._inputs)
-                    self._known[call] = counter.get_total_flops()
-        return [self._known[call] for call in calls]
+                    self._counts[call] = counter.get_total_flops()
+        return [self._counts[call] for call in calls]
 
 
 def _counter(unet: UNet2DConditionModel, schedule: Schedule, sample_shape: Iterable[int], tokens: int) -> _Counter:
@@ -130,18 +146,18 @@ def _counter(unet: UNet2DConditionModel, schedule: Schedule, sample_shape: Itera
     if shape[1] != unet.config.in_channels:
         raise DatoError(f"sample_shape has {shape[1]} channels, but this UNet takes in {unet.config.in_channels}")
     pruning = replace(schedule.pruning, choose_every=1)
-    settings = Schedule((schedule.rungs,), rungs=schedule.rungs, pruning=pruning, forecast=schedule.forecast)
-    return _cached_counter(json.dumps(config, sort_keys=True), shape, tokens, settings)
+    text = json.dumps(config, sort_keys=True)
+    return _cached_counter(text, shape, tokens, schedule.rungs, pruning, schedule.rule.name)
 
 
 _cached_counter = lru_cache(maxsize=16)(_Counter)
 
 
 def example_inputs(unet: UNet2DConditionModel, sample_shape: tuple[int, ...], text_tokens: int = 77) -> dict[str, Any]:
-    """What the UNet takes in beside the timestep, drawn at random: latents of this shape, text, SDXL's sizes.
+    """Return random inputs of the UNet besides the timestep: latents of this shape, text, SDXL's sizes.
 
     Raises:
-        DatoError: if the UNet takes in more.
+        DatoError: if the UNet takes in more than these.
     """
     config, batch = unet.config, sample_shape[0]
     if config.class_embed_type or config.num_class_embeds or config.addition_embed_type not in (None, "text_time"):

@@ -1,4 +1,4 @@
-"""How far a latency table is from the clock."""
+"""Compare the predictions of a latency table with measurements."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from diffusers import DiffusionPipeline
 
 from dato.errors import DatoError
+from dato.forecast_rule import POLYNOMIAL
 from dato.generation.sampling import Sampling, generate
 from dato.prediction.latency_table import LatencyTable, is_stock
 from dato.pruning import Pruning
@@ -21,7 +22,7 @@ from dato.unet.patch import patched, remove_patch
 
 @dataclass(frozen=True)
 class Pair:
-    """A schedule's latency as predicted and as measured, end to end, in milliseconds per image."""
+    """A schedule's predicted and measured latency, end to end, in milliseconds per image."""
 
     predicted: float
     measured: float
@@ -32,8 +33,8 @@ class TableCheck:
     """Predictions against measurements.
 
     Attributes:
-        pairs: One for each schedule.
-        stock: Of the stock pipeline, measured in turn with them.
+        pairs: One pair for each schedule.
+        stock: The pair of the stock pipeline, measured in turn with the schedules.
     """
 
     pairs: tuple[Pair, ...]
@@ -41,12 +42,12 @@ class TableCheck:
 
     @property
     def errors(self) -> list[float]:
-        """|predicted / measured - 1| of each schedule's time."""
+        """|predicted / measured - 1| of each schedule's latency."""
         return [abs(p.predicted / p.measured - 1) for p in self.pairs]
 
     @property
     def speedup_errors(self) -> list[float]:
-        """The same of speed-ups over stock, which hold where the machine has become faster or slower since."""
+        """The same of speed-ups over stock, which do not change if the machine becomes faster or slower."""
         drift = self.stock.predicted / self.stock.measured
         return [abs(drift * p.measured / p.predicted - 1) for p in self.pairs]
 
@@ -69,18 +70,18 @@ def check_table(
     rounds: int = 3,
     progress: Callable[[], None] = lambda: None,
 ) -> TableCheck:
-    """Measure schedules in turn with stock, and set that beside what a table predicts.
+    """Measure schedules in turn with stock, and compare that with what a table predicts.
 
     Args:
         table: The table.
-        schedules: What to measure.
-        measure: Gives milliseconds per image of one generation with a schedule, end to end: see `measurer`.
-        stock: The schedule of stock's own length, all whole.
-        rounds: Each is measured so often, in turn; the medians count. Stock runs once before them to warm up.
-        progress: Called after each measurement.
+        schedules: The schedules to measure.
+        measure: Returns the milliseconds per image of one generation with a schedule, end to end: see `measurer`.
+        stock: The stock pipeline's schedule, all whole.
+        rounds: How often each schedule is measured, in turn; the medians count. Stock runs once before to warm up.
+        progress: Is called after each measurement.
 
     Raises:
-        DatoError: if the table does not know a call of a schedule.
+        DatoError: if a call of a schedule is not in the table.
     """
     turns = [stock, *schedules]
     predicted = [table.predict(schedule) for schedule in turns]
@@ -95,10 +96,10 @@ def check_table(
 
 
 def measurer(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling) -> Callable[[Schedule], float]:
-    """What measures a schedule, for `check_table`: a generation of the first batch of prompts.
+    """Return a function that measures a schedule, for `check_table`, by generating the first batch of prompts.
 
-    The number of steps is the one that makes as many calls as the schedule has; whole calls without a ratio run
-    without a patch. Raises DatoError where the sampler cannot make so many calls.
+    The number of steps is the one that makes as many calls as the schedule has. A stock schedule runs without a patch.
+    The function raises DatoError if the sampler cannot make so many calls.
     """
     remove_patch(pipe)
     batch = list(prompts[: sampling.batch_size])
@@ -119,39 +120,38 @@ def random_schedules(
     *,
     depths: Sequence[int],
     orders: Sequence[int] = (0,),
-    forecast: str = "polynomial",
+    forecast: str = POLYNOMIAL.name,
     ratios: Sequence[float] = (0.0,),
     pruning: Pruning | None = None,
     rungs: int = SD_RUNGS,
     seed: int = 0,
 ) -> list[Schedule]:
-    """Different random schedules, from mostly whole calls to almost none.
+    """Return different random schedules, from mostly whole calls to almost none.
 
     Args:
-        count: How many.
-        lengths: Numbers of UNet calls; each schedule has one of them.
-        depths: What calls that are not whole have.
-        orders: Each schedule has one of them.
+        count: The number of schedules.
+        lengths: Numbers of UNet calls to choose from.
+        depths: Depths to choose from for calls that are not whole.
+        orders: Orders to choose from; each schedule has one of them.
         forecast: What orders above 0 mean.
-        ratios: What calls have.
+        ratios: Ratios to choose from for each call.
         pruning: The settings that the ratios are meant with.
-        rungs: Rungs of the UNet.
+        rungs: The number of rungs of the UNet.
         seed: The same seed gives the same schedules.
 
     Raises:
         DatoError: if there are not so many.
     """
     rng = random.Random(seed)
-    found: dict[Schedule, None] = {}
+    schedules: dict[Schedule, None] = {}
     for _ in range(100 * count):
-        if len(found) == count:
+        if len(schedules) == count:
             break
         whole = rng.uniform(0.05, 0.8)
         chosen = [rungs if rng.random() < whole else rng.choice(list(depths)) for _ in range(rng.choice(lengths) - 1)]
         drawn = [rng.choice(list(ratios)) if depth else 0.0 for depth in (rungs, *chosen)]
         order = rng.choice(list(orders))
-        rule = forecast if order else "polynomial"
-        found[Schedule((rungs, *chosen), drawn, order, rungs, pruning or Pruning(), rule)] = None
-    if len(found) < count:
+        schedules[Schedule((rungs, *chosen), drawn, order, rungs, pruning or Pruning(), forecast).canonical()] = None
+    if len(schedules) < count:
         raise DatoError(f"there are no {count} different schedules of these lengths, depths and ratios")
-    return list(found)
+    return list(schedules)

@@ -1,8 +1,8 @@
-"""Measuring a latency table: generations in which every kind of call occurs several times, in random order.
+"""Measure a latency table by generations in which every kind of call occurs several times, in random order.
 
-What a call takes depends on its neighbours, by what they leave in processor caches and in the memory pool; so calls
-are timed among others, as in real schedules, and not one kind after the other. A short stock generation goes before
-each probe: speed-ups hang most on stock and patched calls being of one time of the machine.
+The time of a call depends on its neighbours, by what they leave in processor caches and in the memory pool. So calls
+are timed among other calls, as in real schedules, and not one kind after the other. A short stock generation goes
+before each such *probe*, because speed-ups are right only if the machine was equally fast for stock and patched calls.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from __future__ import annotations
 import random
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import combinations
+from typing import NamedTuple
 
 from diffusers import DiffusionPipeline
 
 from dato.errors import DatoError
+from dato.forecast_rule import POLYNOMIAL
 from dato.generation.sampling import Sampling, generate
 from dato.prediction.latency_table import CallKind, LatencyTable, call_kinds
 from dato.pruning import Pruning
@@ -28,8 +30,8 @@ from dato.unet.patch import patched, remove_patch
 from dato.utils.timing import forward_times
 
 CALLS = 56  # of a probe, at most
-BEGIN = 4  # whole calls first: three values to forecast from, where PLMS computes one of them twice
-SHORT = 5  # calls of a stock generation, whose length has to differ from the probes'
+BEGIN = 4  # whole calls at the start: three values to forecast from, also with PLMS, which computes one of them twice
+SHORT = 5  # calls of a stock generation; their number has to differ from the probes'
 
 
 def measure_table(
@@ -42,19 +44,18 @@ def measure_table(
     seed: int = 0,
     progress: Callable[[float, int], None] = lambda done, total: None,
 ) -> LatencyTable:
-    """Measure what each kind of call takes that these schedules consist of.
+    """Measure the time of each kind of call that these schedules consist of.
 
-    The table predicts every other schedule of such calls, too, of any length. A patch on the pipeline is taken off.
+    The table also predicts other schedules of such calls, of any length. Any patch on the pipeline is removed.
 
     Args:
         pipe: The pipeline, on its device, with its sampler.
         prompts: The first batch of them is generated.
-        sampling: How; steps do not matter.
-        schedules: What the table has to know the calls of. Those that prune must do so with the same settings.
-        rounds: Each probe runs so often, in turn, in another order of calls each time. A short round before them
-            warms up.
+        sampling: How to generate; the number of steps does not matter.
+        schedules: The schedules whose calls are measured. Those that prune must have the same settings.
+        rounds: How often each probe runs, with another order of calls each time. A short round before them warms up.
         seed: Fixes the order of calls.
-        progress: Called after each generation with how many rounds are done and how many there are.
+        progress: Is called after each generation with the numbers of rounds that are done and that there are.
 
     Raises:
         DatoError: if the settings of pruning differ, or a schedule does not fit the UNet.
@@ -62,51 +63,85 @@ def measure_table(
     remove_patch(pipe)
     rungs, batch = len(Ladder(pipe.unet)), list(prompts[: sampling.batch_size])
     schedules = [schedule.for_rungs(rungs) for schedule in schedules]
-    settings = {schedule.pruning for schedule in schedules if any(schedule.ratios)} or {Pruning()}
-    if len(settings) > 1:
-        raise DatoError("latency table: its schedules prune with different settings; measure a table for each")
-    if any(pruning.choose_every > 1 for pruning in settings):
-        raise DatoError("latency table: with choose_every above 1 a call does not take the same time everywhere")
-    pruning, kinds = settings.pop(), {kind for schedule in schedules for kind in call_kinds(schedule)}
+    pruning = _settings(schedules)
+    kinds = {kind for schedule in schedules for kind in call_kinds(schedule)}
     steps_of = lengths(pipe, CALLS)
-    repeats = min(4, max(2, 48 // max(1, len(kinds))))  # of many kinds each one's error weighs less in a sum
+    repeats = min(4, max(2, 48 // max(1, len(kinds))))  # with many kinds, the error of each weighs less in a sum
     rng = random.Random(seed)
 
-    generations: list[tuple[Sequence[CallKind | None], list[float], float]] = []  # kinds, their milliseconds, the whole
-    for turn in range(rounds + 1):
-        found = probes(kinds, rungs, pruning, max(steps_of), rng, repeats if turn else 1)
-        rng.shuffle(found)
-        turns = [part for probe in found for part in (None, probe)]  # None: stock
+    generations = []
+    for round_ in range(rounds + 1):
+        drawn = probes(kinds, rungs, pruning, max(steps_of), rng, repeats if round_ else 1)
+        rng.shuffle(drawn)
+        turns = [turn for probe in drawn for turn in (None, probe)]  # None: stock
         for number, probe in enumerate(turns):
-            wanted = SHORT if probe is None else len(probe)
-            length = next((n for n in steps_of if n >= wanted), max(steps_of))
-            if probe is not None:
-                probe = _padded(probe, length)
-            running = nullcontext() if probe is None else patched(pipe, probe)
-            with running, forward_times(pipe.unet) as watch:
-                result = generate(pipe, batch, replace(sampling, steps=steps_of[length]))
-                times = [ms / len(batch) for ms in watch.read()]
-            progress(turn + (number + 1) / len(turns), rounds + 1)
-            if turn:  # the first round warms up
-                run = [None] * length if probe is None else call_kinds(probe)  # None: a call of stock
-                generations.append((run, times, result.latency_ms[0]))
-
-    samples: defaultdict[CallKind | None, list[float]] = defaultdict(list)
-    for run, times, _ in generations:
-        for kind, ms in zip(run[1:], times[1:], strict=True):
-            samples[kind].append(ms)
-    calls = {kind: typical(each) for kind, each in samples.items()}
-    # What a generation's first call takes more than others of its kind, it takes once: it goes to the image.
-    outside = [(len(run), whole - sum(times[1:]) - calls[run[0]]) for run, times, whole in generations]
+            generation = _timed(pipe, batch, sampling, steps_of, probe)
+            progress(round_ + (number + 1) / len(turns), rounds + 1)
+            if round_:  # the first round warms up
+                generations.append(generation)
+    calls, outside = _summed_up(generations)
     stock = calls.pop(None)
     ordered = {kind: calls[kind] for kind in sorted(calls, key=_in_order)}
     return LatencyTable(rungs, ordered, stock, *fixed_parts(outside), pruning)
 
 
-def typical(times: Sequence[float]) -> float:
-    """The mean without the highest and the lowest tenth.
+class _Generation(NamedTuple):
+    """One generation that was timed; all times are milliseconds per image.
 
-    A schedule's time is a sum of calls, some of which are held up: a sum of medians falls short of it.
+    Attributes:
+        kinds: The kind of each call; None is a call of stock.
+        times: The time of each call.
+        whole: The time of the whole generation.
+    """
+
+    kinds: Sequence[CallKind | None]
+    times: Sequence[float]
+    whole: float
+
+
+def _settings(schedules: Sequence[Schedule]) -> Pruning:
+    """Return the settings that all these schedules prune with."""
+    settings = {schedule.pruning for schedule in schedules if any(schedule.ratios)} or {Pruning()}
+    if len(settings) > 1:
+        raise DatoError("latency table: its schedules prune with different settings; measure a table for each")
+    if any(pruning.choose_every > 1 for pruning in settings):
+        raise DatoError("latency table: with choose_every above 1 a call does not take the same time everywhere")
+    return settings.pop()
+
+
+def _timed(
+    pipe: DiffusionPipeline,
+    batch: list[str],
+    sampling: Sampling,
+    steps_of: Mapping[int, int],
+    probe: Schedule | None,
+) -> _Generation:
+    """Run and time a probe, or stock, in a number of calls that the sampler makes (`steps_of`: calls -> steps)."""
+    wanted = SHORT if probe is None else len(probe)
+    calls = next((n for n in steps_of if n >= wanted), max(steps_of))
+    probe = None if probe is None else _padded(probe, calls)
+    with nullcontext() if probe is None else patched(pipe, probe), forward_times(pipe.unet) as watch:
+        result = generate(pipe, batch, replace(sampling, steps=steps_of[calls]))
+        times = [ms / len(batch) for ms in watch.read()]
+    return _Generation([None] * calls if probe is None else call_kinds(probe), times, result.latency_ms[0])
+
+
+def _summed_up(generations: Sequence[_Generation]) -> tuple[dict[CallKind | None, float], list[tuple[int, float]]]:
+    """Return the time of each kind of call, and (calls, time outside the UNet) of each generation."""
+    samples: defaultdict[CallKind | None, list[float]] = defaultdict(list)
+    for kinds, times, _ in generations:
+        for kind, ms in zip(kinds[1:], times[1:], strict=True):
+            samples[kind].append(ms)
+    calls = {kind: typical(times) for kind, times in samples.items()}
+    # The first call of a generation takes longer than others of its kind. The difference counts as the image's.
+    outside = [(len(kinds), whole - sum(times[1:]) - calls[kinds[0]]) for kinds, times, whole in generations]
+    return calls, outside
+
+
+def typical(times: Sequence[float]) -> float:
+    """Return the mean without the highest and the lowest tenth.
+
+    A schedule's time is a sum of calls, some of which are delayed, so a sum of medians would be too low.
     """
     cut = min(-(-len(times) // 10), (len(times) - 1) // 2)
     return statistics.mean(sorted(times)[cut : len(times) - cut])
@@ -115,16 +150,24 @@ def typical(times: Sequence[float]) -> float:
 def probes(
     kinds: Collection[CallKind], rungs: int, pruning: Pruning, longest: int, rng: random.Random, repeats: int
 ) -> list[Schedule]:
-    """Schedules of at most `longest` calls in which each of these kinds occurs `repeats` times, in random order.
+    """Return schedules in which each of these kinds occurs `repeats` times, in random order.
 
-    Kinds that one schedule cannot hold, because it has one rule to forecast by and either prunes or does not, come in
-    different ones; whole calls are in all.
+    One schedule has one rule of forecasting, and either prunes or does not. So kinds of different rules come in
+    different schedules, and so do kinds with and without ratios. Whole calls are in all of them.
+
+    Args:
+        kinds: The kinds.
+        rungs: The number of rungs of the UNet.
+        pruning: The settings of pruning.
+        longest: The greatest number of calls of a schedule.
+        rng: The source of randomness.
+        repeats: How often each kind occurs.
     """
     groups: defaultdict[tuple[str, bool], list[CallKind]] = defaultdict(list)
     for kind in sorted(set(kinds) - {CallKind(rungs), CallKind(rungs, 0.0)}, key=_in_order):
         groups[kind.forecast, kind.ratio is not None].append(kind)
-    found = []
-    for (forecast, pruned), group in (groups or {("polynomial", False): []}).items():
+    schedules = []
+    for (forecast, pruned), group in (groups or {(POLYNOMIAL.name, False): []}).items():
         whole = CallKind(rungs, 0.0 if pruned else None)
         bag = [*group, whole] * repeats
         rng.shuffle(bag)
@@ -132,14 +175,15 @@ def probes(
         for part in range(parts):
             depths, ratios, orders, _ = zip(*[whole] * BEGIN, *bag[part::parts], strict=True)
             ratios = [ratio or 0.0 for ratio in ratios]
-            found.append(Schedule(depths, ratios, orders, rungs, pruning, forecast))
-    return found
+            schedules.append(Schedule(depths, ratios, orders, rungs, pruning, forecast))
+    return schedules
 
 
 def fixed_parts(outside: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """What generations take outside the UNet for each call and once, from generations of different lengths.
+    """Return the milliseconds outside the UNet for each call and for each image.
 
-    The median slope between two of them, and the median of what is left (Theil and Sen); neither is below 0.
+    They come from generations of different lengths: the median slope between two of them, and the median of what is
+    left (Theil and Sen). Neither is below 0.
 
     Args:
         outside: (calls, milliseconds outside the UNet) of each generation.
@@ -153,11 +197,12 @@ def fixed_parts(outside: Sequence[tuple[int, float]]) -> tuple[float, float]:
 
 
 def _in_order(kind: CallKind) -> tuple:
-    return kind.forecast, kind.ratio is not None, kind  # None and numbers have no order
+    """Return a key to sort by, because None and numbers cannot be compared."""
+    return kind.forecast, kind.ratio is not None, kind
 
 
 def _padded(schedule: Schedule, calls: int) -> Schedule:
-    """The schedule with whole calls at its end."""
+    """Return the schedule of so many calls, with whole calls at its end."""
     more = calls - len(schedule)
     return replace(
         schedule,

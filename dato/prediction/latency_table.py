@@ -1,7 +1,7 @@
-"""Latency as a sum: each kind of UNet call is measured once, and a schedule takes what its calls take.
+"""Predict latency as a sum: each kind of UNet call is measured once, and a schedule takes what its calls take.
 
-This holds because a call of a given depth, ratio and forecast is the same computation wherever it stands. How a table
-is measured: `dato.prediction.latency_measure`; how far it is from the clock: `dato.prediction.latency_check`.
+This holds because calls of the same depth, ratio and forecast are the same computation.
+`dato.prediction.latency_measure` measures a table, and `dato.prediction.latency_check` compares one with the clock.
 """
 
 from __future__ import annotations
@@ -15,18 +15,16 @@ from typing import Any, NamedTuple
 from dato.errors import DatoError
 from dato.pruning import Pruning
 from dato.schedule import Schedule
-from dato.unet.cache import LAST
 
 
 class CallKind(NamedTuple):
-    """What the time of a call depends on, beside model, batch and machine.
+    """What the time of a call depends on, besides model, batch and machine.
 
     Attributes:
         depth: As in `Schedule`.
-        ratio: As in `Schedule`; None where nothing is pruned in the whole schedule (no hook is on any block then), and
-            at depth 0.
-        order: Of the forecast that is made: lower than the schedule's while fewer values are known; 0 for whole calls.
-        forecast: The rule that is followed: "polynomial" where the schedule's own does not apply, as at order 0.
+        ratio: As in `Schedule`; None at depth 0, and if the whole schedule prunes nothing (then no block has a hook).
+        order: The order of the forecast that is made (`dato.call.Call.order`).
+        forecast: The rule by which it is made (`dato.call.Call.forecast`).
     """
 
     depth: int
@@ -41,40 +39,34 @@ class CallKind(NamedTuple):
 
 
 def call_kinds(schedule: Schedule) -> tuple[CallKind, ...]:
-    """The kind of each call of a schedule."""
-    pruned = any(schedule.ratios)
-    known: Counter[int] = Counter()  # values computed so far, by place of the cache
+    """Return the kind of each call of a schedule."""
+    pruned, rule = any(schedule.ratios), schedule.rule
     kinds = []
-    for depth, ratio, wanted in schedule.entries:
-        order, forecast = 0, "polynomial"
-        if depth < schedule.rungs:
-            order = min(wanted, known[depth - 1] - 1)
-            # Spectrum's prediction is made from the last feature by the UNet's head, even where that is handed back.
-            if schedule.forecast == "chebyshev" and (order or depth == 0):
-                order, forecast = 1, "chebyshev"
-            elif schedule.forecast == "aligned" and order == wanted == 1 and depth:
-                forecast = "aligned"
-        kinds.append(CallKind(depth, ratio if pruned and depth else None, order, forecast))
-        if depth:
-            known.update(range(LAST, depth - 1))
+    for call in schedule.calls():
+        ratio = call.ratio if pruned and call.depth else None
+        if rule.caches_last_feature and call.depth == 0:
+            # The UNet's head runs at every such call, also where the feature is only handed back.
+            kinds.append(CallKind(0, ratio, 1, rule.name))
+        else:
+            kinds.append(CallKind(call.depth, ratio, call.order, call.forecast))
     return tuple(kinds)
 
 
 def is_stock(schedule: Schedule) -> bool:
-    """Whether a schedule asks for nothing but whole calls, which the unpatched UNet runs as well."""
+    """Return whether all calls are whole and prune nothing, so that the unpatched UNet runs the schedule as well."""
     return set(schedule.depths) == {schedule.rungs} and not any(schedule.ratios)
 
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Milliseconds per image (of a batch, divided by its size) of each part of a generation.
+    """The milliseconds per image that each part of a generation takes (those of a batch, divided by its size).
 
     Attributes:
-        rungs: Rungs of the UNet.
-        calls: Of one call of the patched UNet, by kind.
-        stock: Of one call of the UNet without a patch.
-        per_call: Outside the UNet, for each of its calls: scheduler, guidance.
-        per_image: Outside the UNet, once: text encoder, VAE.
+        rungs: The number of rungs of the UNet.
+        calls: The time of one call of the patched UNet, by kind.
+        stock: The time of one call of the UNet without a patch.
+        per_call: The time outside the UNet for each of its calls: scheduler, guidance.
+        per_image: The time outside the UNet for each image: text encoder, VAE.
         pruning: The settings that the ratios were measured with.
     """
 
@@ -86,14 +78,18 @@ class LatencyTable:
     pruning: Pruning = field(default_factory=Pruning)
 
     def predict(self, schedule: Schedule) -> float:
-        """Milliseconds per image of a schedule, of any length, end to end. Raises DatoError as `predict_unet`."""
+        """Return the milliseconds per image of a schedule of any length, end to end.
+
+        Raises:
+            DatoError: as `predict_unet`.
+        """
         return self.predict_unet(schedule) + self.per_call * len(schedule) + self.per_image
 
     def predict_unet(self, schedule: Schedule) -> float:
-        """Milliseconds per image that the UNet's calls take together; whole calls without a ratio run as stock.
+        """Return the milliseconds per image that all calls of the UNet take. A stock schedule takes stock's time.
 
         Raises:
-            DatoError: if the table has no call of a kind that the schedule has, or other settings of pruning.
+            DatoError: if a call's kind is not in the table, or the table has other settings of pruning.
         """
         schedule = schedule.for_rungs(self.rungs)
         if is_stock(schedule):
@@ -107,7 +103,7 @@ class LatencyTable:
         return sum(count * self.calls[kind] for kind, count in counts.items())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `calls` is a list of [depth, ratio, order, forecast, milliseconds]."""
+        """Return plain JSON values; `calls` is a list of [depth, ratio, order, forecast, milliseconds]."""
         return {
             "rungs": self.rungs,
             "stock": self.stock,
@@ -119,7 +115,7 @@ class LatencyTable:
 
     @classmethod
     def from_dict(cls, data: Any) -> LatencyTable:
-        """The inverse of `to_dict`. Raises DatoError if something is missing or is no time."""
+        """Make a table of what `to_dict` returned. Raise DatoError if something is missing or is no time."""
         try:
             calls = {CallKind(*kind): _time(ms) for *kind, ms in data["calls"]}
             times = {name: _time(data[name]) for name in ("stock", "per_call", "per_image")}

@@ -1,8 +1,8 @@
-"""How a sampler carries an error of one prediction into every later latent, read off the sampler itself.
+"""Measure how a sampler carries an error of one prediction into every later latent.
 
-Samplers are (nearly) linear in the predictions and elementwise, so a few numbers and no UNet tell it for any of them,
-multistep ones with inner state included: the scheduler is run on recorded predictions once as they are and once for
-each call with that call's prediction changed a little.
+Samplers are (nearly) linear in the predictions and elementwise. So a few numbers and no UNet are enough, for any
+sampler, also for multistep samplers with inner state. The scheduler runs on recorded predictions as they are, and once
+more for each call with that call's prediction changed a little.
 
 The network answers, too: an error in the latent changes every later prediction, and mostly takes part of the error
 back. `effective_weights` counts that in.
@@ -19,17 +19,17 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
-VALUES = 64  # of a latent; enough for samplers that clip
-_SMALL = 1e-3  # of a prediction's root mean square
+VALUES = 64  # of a latent; these are enough also for samplers that clip
+_SMALL = 1e-3  # a change, as a share of a prediction's root mean square
 
 
 class Response(NamedTuple):
     """A sampler's response in one number of steps.
 
     Attributes:
-        latents: (calls + 1, calls) what a latent gains for an error of 1 in one call's prediction, if the network did
-            not answer; row t is the latent that call t begins from, the last row the final one.
-        scales: (calls,) what the sampler multiplies a latent by before the network gets it.
+        latents: (calls + 1, calls) the change of a latent for an error of 1 in one call's prediction, without the
+            network's answer. Row t is the latent that call t begins from, and the last row is the final latent.
+        scales: (calls,) the factor by which the sampler multiplies a latent before the network gets it.
         times: (calls,) timesteps.
     """
 
@@ -41,13 +41,13 @@ class Response(NamedTuple):
 def sampler_response(
     scheduler: SchedulerMixin, steps: int, latents: Tensor | None = None, predictions: Tensor | None = None
 ) -> Response:
-    """What a sampler makes of errors in the predictions that it gets.
+    """Return a sampler's response to errors in the predictions that it gets.
 
     Args:
-        scheduler: Any of diffusers'; a copy of it is run.
-        steps: Steps of the generation.
-        latents: (n,) values of the initial latent; None: zeros, which do for samplers that clip nothing.
-        predictions: (calls, n) the same values of the guided predictions; None: zeros.
+        scheduler: Any scheduler of diffusers; a copy of it runs.
+        steps: The number of steps of the generation.
+        latents: (n,) values of the initial latent; None: zeros, which are enough for samplers that clip nothing.
+        predictions: (calls, n) the guided predictions' values of the same positions; None: zeros.
     """
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(steps)
@@ -61,17 +61,17 @@ def sampler_response(
 
     def run(change: Tensor) -> tuple[Tensor, list[float]]:
         # One sample for each call whose prediction is changed.
-        own, x = copy.deepcopy(scheduler), start.expand(calls, n)[:, None, None, :].clone()
+        sampler, x = copy.deepcopy(scheduler), start.expand(calls, n)[:, None, None, :].clone()
         options: dict[str, Any] = {}
-        if "generator" in inspect.signature(own.step).parameters:
+        if "generator" in inspect.signature(sampler.step).parameters:
             options["generator"] = torch.Generator().manual_seed(0)
         latents, scales = [x], []
-        for call, time in enumerate(own.timesteps):
-            scaled = own.scale_model_input(torch.ones_like(x), time)
+        for call, time in enumerate(sampler.timesteps):
+            scaled = sampler.scale_model_input(torch.ones_like(x), time)
             scales.append(float(scaled.flatten()[0]))
             prediction = path[call].expand(calls, n).clone()
             prediction[call] += change
-            x = own.step(prediction[:, None, None, :], time, x, **options).prev_sample
+            x = sampler.step(prediction[:, None, None, :], time, x, **options).prev_sample
             latents.append(x)
         return torch.stack(latents).view(calls + 1, calls, n), scales
 
@@ -82,11 +82,11 @@ def sampler_response(
 
 
 def effective_weights(response: np.ndarray, feedback: np.ndarray) -> np.ndarray:
-    """(calls,) what the final latent gains for an error of 1 at one call, the network's answers included.
+    """Return the change of the final latent for an error of 1 at one call, (calls,), with the network's answers.
 
     Args:
         response: (calls + 1, calls) `Response.latents`.
-        feedback: (calls,) by how much a prediction changes for a change of 1 of the sampler's latent.
+        feedback: (calls,) the change of a prediction for a change of 1 in the sampler's latent.
     """
     calls = response.shape[1]
     errors = np.eye(calls)  # (call, where the error began)

@@ -1,4 +1,4 @@
-"""Advice: what a schedule would be judged to be, from the sensitivity model and what was judged so far."""
+"""Advise a search: guess what a schedule will be judged to be, from the error model and from what was judged so far."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Advice:
     """An adviser of a search (see `dato.search.nsga2.Adviser`).
 
     Args:
-        models: One for each length, all against the reference's.
-        table: What predicts latencies.
+        models: One error model for each number of calls, all against the reference's.
+        table: The table that predicts latencies.
 
     Attributes:
         unet_calls: What measuring the models cost, in UNet calls of one image.
@@ -34,7 +34,7 @@ class Advice:
         self._calibration = Calibration(self.models)
 
     def guess(self, schedule: Schedule) -> tuple[float, float]:
-        """Quality and latency (milliseconds per image); of what the models do not know the worst quality."""
+        """Return quality (-inf if no model covers the schedule) and latency (milliseconds per image)."""
         latency = self.table.predict(schedule)
         try:
             return self._calibration(schedule), latency
@@ -42,30 +42,31 @@ class Advice:
             return -math.inf, latency
 
     def tell(self, points: Sequence[Point]) -> None:
-        """Learn from all that was judged so far; candidates that were given up early count as what they promised."""
+        """Learn from all points that were judged so far. Candidates given up early count with their estimates."""
         self._calibration = Calibration(self.models, [(p.schedule, p.quality) for p in points])
 
     def plans(self, space: DepthSpace, count: int) -> list[Schedule]:
-        """About `count` schedules of least predicted error, faster than stock, at costs evenly far apart in ratio."""
+        """Return about `count` schedules of least predicted error, faster than stock, at evenly spaced log costs."""
 
         def cost(kind: CallKind) -> float:
             return self.table.calls[kind] + self.table.per_call
 
         models = [model for model in self.models if len(model) in space.calls]
         stock = self.table.predict(Schedule.full(max(space.calls), rungs=space.rungs))
-        found: list[Schedule] = []
+        plans: list[Schedule] = []
         for order in space.orders:
-            # By itself each: which order does better where whole calls are few, the model does not know well.
-            kinds = {"depths": space.depths, "orders": [order], "forecast": space.forecast}
+            # Each order has plans of its own, because the model compares orders badly if whole calls are few.
+            choices = {"depths": space.depths, "orders": [order], "forecast": space.forecast}
             planned = [
                 schedule
-                for schedule in plan(models, cost, 100 * count, **kinds)
+                for schedule in plan(models, cost, 100 * count, **choices)
                 if not is_stock(schedule) and self.table.predict(schedule) < stock
             ]
-            found += self._spread(planned, -(-count // len(space.orders)))
-        return list(dict.fromkeys(found))
+            plans += self._spread(planned, -(-count // len(space.orders)))
+        return list(dict.fromkeys(plans))
 
     def _spread(self, schedules: Sequence[Schedule], count: int) -> list[Schedule]:
+        """Return `count` schedules whose log costs are as evenly spaced as possible."""
         if len(schedules) <= count:
             return list(schedules)
         costs = np.log([self.table.predict(schedule) for schedule in schedules])

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from dato.errors import DatoError
+from dato.forecast_rule import RULES
 from dato.pruning import Pruning
 from dato.schedule import Schedule
 from dato.search.operators import splice
@@ -84,15 +85,13 @@ class DepthSpace:
         """The schedule of a vector of genes."""
         chosen = [self.entries[int(gene)] for gene in x[self.heads : self.heads + self.active(x)]]
         depths, ratios = zip((self.rungs, 0.0), *chosen, strict=True)
-        # Where nothing is forecast, order and rule have no say, and one schedule has one spelling.
-        order = 0 if set(depths) == {self.rungs} else self._head(x, "orders")
-        forecast = self.forecast if order else "polynomial"
-        return Schedule(depths, ratios, order, self.rungs, self.pruning, forecast)
+        order = self._head(x, "orders")
+        return Schedule(depths, ratios, order, self.rungs, self.pruning, self.forecast).canonical()
 
     def examples(self) -> list[Schedule]:
         """Schedules that hold between them every kind of call of this space's, for a latency table."""
         plain = [
-            Schedule.uniform(6, 2, depth, order, rungs=self.rungs, forecast=self.forecast if order else "polynomial")
+            Schedule.uniform(6, 2, depth, order, rungs=self.rungs, forecast=self.forecast).canonical()
             for depth in self.depths[:-1]
             for order in self.orders
         ]
@@ -100,13 +99,13 @@ class DepthSpace:
 
     def encode(self, schedule: Schedule) -> np.ndarray | None:
         """The genes of a schedule; None if it has a length, an order or calls that there is no choosing here."""
-        whole = set(schedule.depths) == {self.rungs}
+        schedule = schedule.canonical()
+        whole = set(schedule.depths) == {self.rungs}  # then every order is the same schedule
         order = self.orders[0] if whole else schedule.orders[0]
         chosen = [(depth, ratio) for depth, ratio, _ in schedule.entries]
         if not (set(chosen) <= set(self.entries) and len(schedule) in self.calls and order in self.orders):
             return None
-        forecast = self.forecast if order else "polynomial"
-        if not whole and (len(set(schedule.orders)) > 1 or schedule.forecast != forecast):
+        if len(set(schedule.orders)) > 1 or (any(schedule.orders) and schedule.forecast != self.forecast):
             return None
         if chosen[0] != (self.rungs, 0.0) or (any(schedule.ratios) and schedule.pruning != self.pruning):
             return None
@@ -128,7 +127,7 @@ class DepthSpace:
     @property
     def can_be_planned(self) -> bool:
         """Whether `dato.search.planner` has plans of this space: a Chebyshev forecast reads all of the past."""
-        return self.forecast != "chebyshev" or not any(self.orders)
+        return RULES[self.forecast].can_be_planned or not any(self.orders)
 
     @property
     def kinds(self) -> list[float]:

@@ -27,6 +27,7 @@ from dato.evaluation.stock import Stock
 from dato.point import Point, non_dominated, point_from_dict
 from dato.prediction.error_measure import final_latent, measure_sensitivity
 from dato.prediction.error_model import Sensitivity
+from dato.prediction.error_model_file import sensitivity_from_dict, sensitivity_to_dict
 from dato.prediction.latency_measure import measure_table
 from dato.prediction.latency_table import LatencyTable
 from dato.pruning import Pruning
@@ -172,7 +173,7 @@ class Study:
             model, finals = self.judges.ask(_measure_sensitivity, steps, depths, prompts)
             try:
                 # As it will come back from the file, where numbers are rounded.
-                model = Sensitivity.from_dict(data := model.to_dict())
+                model = sensitivity_from_dict(data := sensitivity_to_dict(model))
             except DatoError:
                 model, data = None, None  # half precision may overflow where a cache is too old
             self.journal.append({"sensitivity": data, "finals": finals if data else [], "of": key})
@@ -237,7 +238,7 @@ class Study:
         elif "latency_table" in entry:
             self.table = LatencyTable.from_dict(entry["latency_table"])
         elif "sensitivity" in entry:
-            model = None if entry["sensitivity"] is None else Sensitivity.from_dict(entry["sensitivity"])
+            model = None if entry["sensitivity"] is None else sensitivity_from_dict(entry["sensitivity"])
             self._models.append((entry["of"], model, [tuple(final) for final in entry["finals"]]))
         elif "timed" in entry:
             points = [

@@ -1,4 +1,13 @@
-"""Run a schedule in a UNet: the ladder, the cache and its forecasts, and the patch that puts them into a pipeline."""
+"""Run a schedule in the UNet of a pipeline.
+
+- `patch` puts a schedule into a pipeline and removes it; `unet_patch` is what then stands in for the UNet's forward.
+- `ladder` runs a UNet to a given depth, by the steps of `diffusers_unet`; `compiled` compiles that.
+- `cache` keeps values of past calls, and `forecast` brings them to the present call. `dato.call` says which.
+- `position` finds out which call of a generation is running.
+- `controlnet` makes ControlNets follow the schedule.
+- `targets`, `patch_arguments`, `forward_override`, `offload` and `run_check` connect this with diffusers,
+  accelerate and `torch.compile`.
+"""
 
 from dato.unet.compiled import CompiledCalls
 from dato.unet.ladder import Ladder

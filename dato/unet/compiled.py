@@ -1,8 +1,8 @@
-"""Static steps: every way of running a call that a schedule uses, compiled once by `torch.compile`.
+"""Compiled calls: each different call of a schedule, compiled once by `torch.compile`.
 
-A call of a given depth and ratio is always the same computation, whichever call of the generation it is: what changes
-(latents, timestep, what the cache hands over) comes in as tensors. So each gets a function of its own, compiled when it
-is first run, and nothing is compiled again after the first generation.
+Calls of the same depth and ratio are the same computation. What changes between them (latents, timestep, what the
+cache gives) comes in as tensors. So each different call gets a function of its own, which is compiled when it is first
+run. Nothing is compiled again after the first generation.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from dato.call import LAST, place_read
 from dato.errors import DatoError, first_line
 from dato.pruning import Pruning
 from dato.tokens.pruner import TokenPruner
-from dato.unet.cache import LAST, Cache, Recalled
+from dato.unet.cache import Cache, Recalled
 from dato.unet.ladder import Ladder
 
 
-class Kind(NamedTuple):
-    """What, beside its depth, makes a call another computation.
+class Variant(NamedTuple):
+    """What makes calls of the same depth different computations.
 
     Attributes:
-        ratio: Share of tokens to prune.
-        pruning: How, if any call of the schedule prunes.
+        ratio: The share of tokens to prune.
+        pruning: The settings of pruning; None if no call of the schedule prunes.
     """
 
     ratio: float
@@ -37,15 +38,15 @@ class Kind(NamedTuple):
 
 
 class CompiledCalls:
-    """The compiled calls of one UNet. They outlive a patch: hand them to `apply_patch(compile=...)` again.
+    """The compiled calls of one UNet. They outlive a patch and can be given to `apply_patch(compile=...)` again.
 
     Args:
         unet: The UNet.
-        **options: Keyword arguments of `torch.compile`. Where they ask for CUDA graphs (mode "reduce-overhead" or
+        **options: Keyword arguments of `torch.compile`. If they ask for CUDA graphs (mode "reduce-overhead" or
             "max-autotune"), what a later call needs is copied out of the graphs' memory.
 
     Raises:
-        DatoError: if the UNet is to run on a CPU and there is no C++ compiler.
+        DatoError: if the UNet runs on a CPU and there is no C++ compiler.
     """
 
     def __init__(self, unet: UNet2DConditionModel, **options: Any) -> None:
@@ -68,62 +69,63 @@ class CompiledCalls:
 
     @property
     def count(self) -> int:
-        """How many different calls were compiled."""
+        """The number of different calls that were compiled."""
         return len(self._compiled)
 
     def pruner(self, pruning: Pruning) -> TokenPruner:
-        """The pruner of these settings: compiled calls hold its hooks, so there is one for all patches."""
+        """Return the pruner of these settings. Compiled calls hold its hooks, so all patches share one."""
         if pruning not in self._pruners:
             self._pruners[pruning] = TokenPruner(self.unet, pruning)
         return self._pruners[pruning]
 
     def attach(self) -> None:
-        """Lay the convolutions' weights out channels last, which convolutions run faster in."""
+        """Lay the convolutions' weights out channels last, because convolutions run faster so."""
         for weight in self.unet.parameters():
-            # Of one pixel both layouts are the same, and strides that only look different would not come back.
+            # For a 1 x 1 kernel both layouts are the same, and `detach` could not restore the strides.
             if weight.dim() == 4 and weight.shape[2:].numel() > 1 and weight.is_contiguous() and not weight.is_meta:
                 self._moved.append(weight)
                 weight.data = weight.data.to(memory_format=torch.channels_last)
 
     def detach(self) -> None:
-        """Lay the weights out as they were."""
+        """Lay the weights out as they were before."""
         for weight in self._moved:
             weight.data = weight.data.contiguous()
         self._moved.clear()
 
     def run(
-        self, depth: int, kind: Kind, cache: Cache, sample: Tensor, timestep: Tensor | float, **arguments: Any
+        self, depth: int, variant: Variant, cache: Cache, sample: Tensor, timestep: Tensor | float, **arguments: Any
     ) -> Tensor:
-        """One call at `depth` above 0, as `Ladder.run`.
+        """Run one call at a depth above 0, as `Ladder.run` does.
 
         Args:
-            depth: How deep.
-            kind: What else.
-            cache: Read and refreshed.
+            depth: The depth.
+            variant: What else makes the call a different computation.
+            cache: Is read, and gets what this call computes.
             sample: (B, C, H, W) noisy latents.
             timestep: The timestep.
-            **arguments: Others of `UNet2DConditionModel.forward`.
+            **arguments: Other arguments of `UNet2DConditionModel.forward`.
 
         Returns:
             (B, C_out, H, W), the prediction.
         """
         if not torch.is_tensor(timestep):
             timestep = torch.full((1,), timestep, device=sample.device)
-        past = cache.recalled(depth - 1) if depth < len(self._ladder) else None
+        place = place_read(depth, len(self._ladder))
+        past = None if place is None else cache.recalled(place)
         if past is not None and past.skips:
             past = past._replace(step=torch.full((), past.step, device=sample.device))
         arguments = {name: value for name, value in arguments.items() if value is not None}
         shapes = sample.shape, sample.dtype, arguments["encoder_hidden_states"].shape, *arguments
-        key = (depth, kind, cache.last_feature, 0 if past is None else len(past.values), *shapes)
+        key = (depth, variant, cache.last_feature, 0 if past is None else len(past.values), *shapes)
         if key not in self._compiled:
             self._compiled[key] = self._compile(depth, cache.last_feature)
         if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()
         prediction, kept = self._compiled[key](past, sample, timestep, arguments)
-        if self._graphs:  # what the next replay writes over must not be what is kept
+        if self._graphs:  # the next replay writes over what it returned
             prediction = prediction.clone()
-            if kind.pruning is not None:
-                self._pruners[kind.pruning].copy_state()
+            if variant.pruning is not None:
+                self._pruners[variant.pruning].copy_state()
         for place, (value, skip) in kept.items():
             cache.store(place, value, skip, copy=self._graphs)
         if not cache.last_feature:
@@ -139,10 +141,11 @@ class CompiledCalls:
             return prediction, exchange.kept
 
         def compiled() -> Callable:
-            # torch.compile keeps what it knows of a function with its code, which all of these would share.
+            # torch.compile keeps its results with a function's code object, so each function gets one of its own.
             name = f"dato_depth_{depth}_{next(self._numbers)}"
-            own = FunctionType(step.__code__.replace(co_name=name), step.__globals__, name, None, step.__closure__)
-            return torch.compile(own, **self._options)
+            code = step.__code__.replace(co_name=name)
+            copied = FunctionType(code, step.__globals__, name, None, step.__closure__)
+            return torch.compile(copied, **self._options)
 
         function = compiled()
 
@@ -150,14 +153,14 @@ class CompiledCalls:
             nonlocal function
             try:
                 return function(*inputs)
-            except torch._dynamo.exc.Unsupported as error:  # as under offloading, whose hooks cannot be compiled
+            except torch._dynamo.exc.Unsupported as error:  # such as the hooks of offloading
                 if not self._options["fullgraph"]:
                     raise
                 reason = first_line(error)
                 warnings.warn(f"calls are compiled in pieces, which is slower: {reason}", stacklevel=2)
                 self._options["fullgraph"] = False
             except getattr(torch._dynamo.exc, "FailOnRecompileLimitHit", ()):
-                pass  # one function was compiled for too many things, as after loading other adapters many times
+                pass  # one function was compiled too often, such as after loading other adapters many times
             function = compiled()
             return function(*inputs)
 
@@ -165,9 +168,10 @@ class CompiledCalls:
 
 
 class _Exchange:
-    """The cache as a compiled call sees it: tensors that came in, and tensors to go out.
+    """The cache as a compiled call sees it: tensors that came in, and tensors that go out.
 
-    All rungs' values go out, whatever the schedule reads, so that all schedules share what was compiled.
+    The values of all rungs go out, also those that the schedule does not read, so that all schedules share one
+    compiled call.
     """
 
     def __init__(self, past: Recalled | None, last_feature: bool) -> None:

@@ -1,51 +1,80 @@
 """Forecasting: how values that were computed at past calls are brought to the present one.
 
-All but one of the rules here are weights: the forecast is a weighted sum of past values, and the weights depend only
-on when those were computed, which the host knows beforehand. So a forecast costs one pass over the values and never
-makes a GPU wait.
+By every rule but the aligned one, a forecast is a weighted sum of past values. The weights depend only on when the
+values were computed, which the host knows beforehand. So a forecast costs one pass over the values and never makes a
+GPU wait.
 
 Sources: the polynomial is the definition of `Schedule.orders`; `chebyshev` is Spectrum's rule (Han et al., "Adaptive
-Spectral Feature Forecasting for Diffusion Sampling Acceleration", CVPR 2026). `align` is ours.
+Spectral Feature Forecasting for Diffusion Sampling Acceleration", CVPR 2026); `align` is dato's own. What each rule
+reads of the past is in `dato.forecast_rule`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dato.forecast_rule import ForecastRule
 from dato.utils.half_precision import finite
 
-_TINY = 1e-12  # where a skip has not moved at all, neither does the value
+_TINY = 1e-12  # keeps a division finite where a skip has not moved; the value then does not move either
+
+
+class Moment(NamedTuple):
+    """When a value was computed: the call's index and its timestep."""
+
+    call: int
+    time: float
+
+
+def forecast_weights(rule: ForecastRule, past: Sequence[Moment], now: Moment, span: int) -> list[float]:
+    """Return the weights of past values in a forecast.
+
+    Args:
+        rule: The rule that applies. For the aligned rule these are the line's weights, which it is close to.
+        past: When the values were computed, ascending, at different timesteps.
+        now: The present call.
+        span: The number of calls of the generation.
+    """
+    if rule.uses_calls:
+        return chebyshev([moment.call for moment in past], now.call, span)
+    return polynomial([moment.time for moment in past], now.time)
 
 
 def polynomial(times: Sequence[float], now: float) -> list[float]:
-    """Weights of the polynomial through values at `times` (n, all different), evaluated at `now`: degree n - 1."""
-    weights = []
-    for i, own in enumerate(times):
+    """Return the weights of the polynomial of degree n - 1 through n values, evaluated at `now`.
+
+    Args:
+        times: (n,) when the values were computed, all different.
+        now: The present time.
+    """
+    result = []
+    for i, time in enumerate(times):
         weight = 1.0
         for j, other in enumerate(times):
             if j != i:
-                weight *= (now - other) / (own - other)
-        weights.append(weight)
-    return weights
+                weight *= (now - other) / (time - other)
+        result.append(weight)
+    return result
 
 
 def chebyshev(
     calls: Sequence[int], now: int, span: int, *, degree: int = 4, ridge: float = 0.1, mix: float = 0.5
 ) -> list[float]:
-    """Weights of Spectrum's rule: Chebyshev ridge regression over all past values, mixed with the line.
+    """Return the weights of Spectrum's rule: Chebyshev ridge regression over all past values, mixed with the line.
 
     Args:
         calls: (n,) the calls at which the values were computed, n >= 1.
         now: The present call.
-        span: Calls of the generation; 0 to `span` is mapped to -1 to 1 (Spectrum fixes it at 50).
-        degree: M, of the Chebyshev polynomials.
-        ridge: lambda.
-        mix: Share w of the regression; the rest is the line through the last two values.
+        span: The number of calls of the generation; 0 to `span` is mapped to -1 to 1 (Spectrum fixes it at 50).
+        degree: M, the degree of the Chebyshev polynomials.
+        ridge: lambda, the weight of the ridge penalty.
+        mix: w, the share of the regression; the rest is the line through the last two values.
     """
 
     def design(at: Sequence[int]) -> np.ndarray:
@@ -53,16 +82,16 @@ def chebyshev(
 
     past = design(calls)
     fitted = design([now])[0] @ np.linalg.solve(past.T @ past + ridge * np.eye(degree + 1), past.T)
-    weights = mix * fitted
+    mixed = mix * fitted
     recent = polynomial(calls[-2:], now)
-    weights[-len(recent) :] += (1 - mix) * np.array(recent)
-    return weights.tolist()
+    mixed[-len(recent) :] += (1 - mix) * np.array(recent)
+    return mixed.tolist()
 
 
 def combine(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The weighted sum of values of one shape, summed in float32 and given back in their dtype."""
+    """Return the weighted sum of values of one shape, summed in float32 and returned in their dtype."""
     if len(values) == 2 and abs(weights[0] + weights[1] - 1) < 1e-9:
-        # One kernel, exact where the forecast is for the time of the last value; half precision is summed in float32.
+        # One kernel. It is exact if the forecast is for the time of the last value, and sums half precision in float32.
         return finite(torch.lerp(values[0], values[1], weights[1]))
     total = values[-1].float() * weights[-1]
     for value, weight in zip(values[:-1], weights[:-1], strict=True):
@@ -71,40 +100,44 @@ def combine(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def align(values: Sequence[Tensor], skips: Sequence[Tensor], step: float, *, ridge: float = 0.1) -> Tensor:
-    """Continue a value's own past as its rung's skip connection has continued its own.
+    """Continue a value's past as the skip connection of its rung has continued.
 
-    The skip s is computed at the present call anyway. Its way from its last known value is written as a combination
-    of its last one or two secants, and the value goes the same combination of its own secants:
+    The present call computes the skip s anyway. The change of s since its last known value is written as a combination
+    of its last one or two secants (differences of consecutive values). The value changes by the same combination of
+    its own secants:
 
         c = argmin |s - s_n - sum_j c_j (s_j+1 - s_j)|^2 + lambda |c - p|^2
         value = v_n + sum_j c_j (v_j+1 - v_j)
 
-    where p is the line's step (k = `step` along the last secant, 0 along the one before), and lambda is `ridge` times
-    the mean square length of the skip's secants; for each image by itself, guidance's halves included. It stays on the
-    device.
+    Here p is the line's step (k = `step` along the last secant, 0 along the one before), and lambda is `ridge` times
+    the mean square length of the skip's secants. Each image has its own c, and so has each half of a guidance batch.
+    All of this stays on the device.
 
     Args:
         values: The last n + 1 values, 2 or 3 of them, each (B, C, h, w).
         skips: The skip connection at the same calls, and now, each (B, C', h', w').
         step: (t - t_n) / (t_n - t_n-1).
-        ridge: Weight of the line.
+        ridge: The weight of the line.
+
+    Returns:
+        (B, C, h, w), the forecast in the values' dtype.
     """
     *past, now = (skip.float().flatten(1) for skip in skips)
     secants = [b - a for a, b in pairwise(past)]
-    way = now - past[-1]
+    change = now - past[-1]
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
         return torch.linalg.vecdot(a, b)
 
     if len(secants) == 1:
         square = dot(secants[0], secants[0])
-        steps = [(dot(secants[0], way) + ridge * square * step) / ((1 + ridge) * square).clamp(min=_TINY)]
+        steps = [(dot(secants[0], change) + ridge * square * step) / ((1 + ridge) * square).clamp(min=_TINY)]
     else:
         before, last = secants
         a, b, both = dot(before, before), dot(last, last), dot(before, last)
         penalty = ridge * (a + b) / 2
         a, b = a + penalty, b + penalty
-        x, y = dot(before, way), dot(last, way) + penalty * step
+        x, y = dot(before, change), dot(last, change) + penalty * step
         determinant = (a * b - both * both).clamp(min=_TINY)
         steps = [(b * x - both * y) / determinant, (a * y - both * x) / determinant]
     total = values[-1].float()

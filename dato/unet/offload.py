@@ -1,4 +1,4 @@
-"""diffusers' group offloading, whose hooks wait at a block's forward, for a ladder, which takes blocks apart."""
+"""diffusers' group offloading for a ladder: its hooks run at a block's forward, and a ladder runs the block's parts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import nn
 
 
 def enter(group: Any, block: nn.Module | None) -> Any:
-    """Bring the weights of the group that a block belongs to to the device, and send those of the one before away.
+    """Bring the weights of a block's group to the device, and send those of the group before it away.
 
     Args:
         group: What the last `enter` returned; None at first.
-        block: The block whose parts run next; None: no further ones do.
+        block: The block whose parts run next; None if no block runs next.
 
     Returns:
-        The group that is on the device now; None where there is no group offloading of blocks.
+        The group that is on the device now; None without group offloading of blocks.
     """
     hook = getattr(block, "_diffusers_hook", None)
     hook = None if hook is None else hook.get_hook("group_offloading")
@@ -27,5 +27,5 @@ def enter(group: Any, block: nn.Module | None) -> Any:
     if wanted is not None:
         wanted.onload_()
         if wanted.stream is not None:
-            wanted.stream.synchronize()  # nothing was fetched ahead: which blocks run next is the schedule's affair
+            wanted.stream.synchronize()  # nothing was prefetched, so wait for the copy
     return wanted

@@ -1,4 +1,4 @@
-"""How far a run is from the conditions that a schedule was searched under."""
+"""Check whether a run has the conditions that its schedule was searched under."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from dato.samplers import SAMPLERS, sampler_name
 
 
 def differences(point: Point, pipe: Any, sample: Tensor, calls: int | None) -> list[str]:
-    """What a run has otherwise than the search had it, one line each; nothing where that is not known.
+    """Return how a run differs from the search, one line for each difference. Conditions that are not known are equal.
 
     Args:
-        point: What runs, of a front.
+        point: The point of a front that runs.
         pipe: The pipeline that runs it.
         sample: (B, C, H, W) the UNet's input.
-        calls: UNet calls of the sampler.
+        calls: The sampler's number of UNet calls; None if it is not known.
     """
     searched, found = point.conditions, []
-    model, own = searched.get("model"), _name(getattr(pipe, "name_or_path", None))
-    if model is not None and own is not None and _name(model) != own:
-        found.append(f"model {own} instead of {_name(model)}")
+    model, searched_model = _name(getattr(pipe, "name_or_path", None)), _name(searched.get("model"))
+    if None not in (model, searched_model) and model != searched_model:
+        found.append(f"model {model} instead of {searched_model}")
     factor = getattr(pipe, "vae_scale_factor", 8)
     height, width = (size * factor for size in sample.shape[-2:])
-    wanted = searched.get("height"), searched.get("width")
-    if None not in wanted and wanted != (height, width):
-        found.append(f"{width} x {height} pixels instead of {wanted[1]} x {wanted[0]}")
+    searched_size = searched.get("height"), searched.get("width")
+    if None not in searched_size and searched_size != (height, width):
+        found.append(f"{width} x {height} pixels instead of {searched_size[1]} x {searched_size[0]}")
     if calls is not None and calls != len(point.schedule):
         steps = point.steps or searched.get("steps")
         hint = "" if steps is None else f" (num_inference_steps={steps})"
         found.append(f"{calls} UNet calls instead of {len(point.schedule)}{hint}, so the schedule is resampled")
-    sampler, known = sampler_name(pipe.scheduler), point.scheduler or searched.get("scheduler_name")
-    if known is not None and sampler != known:
-        hint = f' (dato.set_scheduler(pipe, "{known}"))' if known in SAMPLERS else ""
-        found.append(f"sampler {sampler} instead of {known}{hint}")
-    guidance, scale = searched.get("guidance_scale"), getattr(pipe, "_guidance_scale", None)
-    if None not in (guidance, scale) and scale != guidance:
-        found.append(f"guidance {scale:g} instead of {guidance:g}")
+    sampler, searched_sampler = sampler_name(pipe.scheduler), point.scheduler or searched.get("scheduler_name")
+    if searched_sampler is not None and sampler != searched_sampler:
+        hint = f' (dato.set_scheduler(pipe, "{searched_sampler}"))' if searched_sampler in SAMPLERS else ""
+        found.append(f"sampler {sampler} instead of {searched_sampler}{hint}")
+    searched_scale, scale = searched.get("guidance_scale"), getattr(pipe, "_guidance_scale", None)
+    if None not in (searched_scale, scale) and scale != searched_scale:
+        found.append(f"guidance {scale:g} instead of {searched_scale:g}")
     return found
 
 
 def _name(model: str | None) -> str | None:
-    """A model by its name: a folder or file by its last part, since it may lie elsewhere; the hub's cache by its id."""
+    """Return a model's name: the last part of a path, or the id of a model in the hub's cache."""
     if not model:
         return None
     model = str(model)

@@ -1,4 +1,4 @@
-"""What can be patched: pipelines around a `UNet2DConditionModel`, also one that `torch.compile` has wrapped."""
+"""What can be patched: pipelines with a `UNet2DConditionModel`, and such UNets, compiled or not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUPPORTED = (
 
 
 def unet_of(pipe_or_unet: Any) -> tuple[UNet2DConditionModel, Any]:
-    """The UNet, and the pipeline around it if there is one.
+    """Return the UNet, and the pipeline around it if there is one.
 
     Raises:
         DatoError: if there is no UNet of the kind that dato patches.
@@ -35,22 +35,22 @@ def unet_of(pipe_or_unet: Any) -> tuple[UNet2DConditionModel, Any]:
 
 
 def owns(pipe: Any, unet: UNet2DConditionModel) -> bool:
-    """Whether this is a pipeline's UNet, compiled or not."""
+    """Return whether this is a pipeline's UNet, compiled or not."""
     return _inner(getattr(pipe, "unet", None)) is unet
 
 
 def wrapper_of(pipe_or_unet: Any) -> nn.Module | None:
-    """What `torch.compile` made of the UNet, if it stands in its place."""
+    """Return what `torch.compile` made of the UNet, if it stands in the UNet's place."""
     whole = getattr(pipe_or_unet, "unet", pipe_or_unet)
     return whole if hasattr(whole, "_orig_mod") else None
 
 
 def compile_settings(pipe_or_unet: Any, compiled: Any = None) -> bool | dict[str, Any]:
-    """`compile=` for the way in which the user compiled the UNet; False if it is not compiled.
+    """Return the value of `compile=` that repeats how the user compiled the UNet; False if it is not compiled.
 
     Args:
         pipe_or_unet: The pipeline or UNet.
-        compiled: What a patch keeps of it, if there is one.
+        compiled: What `unet.compile()` made, if a patch has put it aside.
     """
     wrapper = wrapper_of(pipe_or_unet)
     if wrapper is not None:
@@ -58,32 +58,32 @@ def compile_settings(pipe_or_unet: Any, compiled: Any = None) -> bool | dict[str
     compiled = unet_of(pipe_or_unet)[0]._compiled_call_impl or compiled
     if compiled is None:
         return False
-    # Of a module that was compiled in place only this function knows the context.
-    known = getattr(compiled, "get_compiler_config", None)
-    cells = dict(zip(known.__code__.co_freevars, known.__closure__ or (), strict=True)) if known else {}
+    # If a module was compiled in place, only this function's closure holds the context.
+    config = getattr(compiled, "get_compiler_config", None)
+    cells = dict(zip(config.__code__.co_freevars, config.__closure__ or (), strict=True)) if config else {}
     return _backend_of(cells["self"].cell_contents if "self" in cells else None)
 
 
 def _backend_of(context: Any) -> bool | dict[str, Any]:
-    """What `torch.compile` compiles with, its mode and options in it; its defaults, where that cannot be seen."""
+    """Return the backend of `torch.compile`, which holds its mode and options; True if it is not visible."""
     backend = getattr(context, "callback", None)
     links = ("_torchdynamo_orig_backend", "_torchdynamo_orig_callable")  # the second in older versions
     while link := next((name for name in links if hasattr(backend, name)), None):
         backend = getattr(backend, link)
-    seen = callable(backend) and not type(backend).__module__.startswith("torch._dynamo")
-    return {"backend": backend} if seen else True
+    visible = callable(backend) and not type(backend).__module__.startswith("torch._dynamo")
+    return {"backend": backend} if visible else True
 
 
 def guidance_parts(pipe: Any) -> int:
-    """Into how many parts guidance divides the UNet's batch; 2 where that is not known.
+    """Return the number of parts into which guidance divides the UNet's batch; 2 if it is not known.
 
-    1 without guidance, 2 with it, 3 where an image guides as well; and one more for perturbed attention.
+    It is 1 without guidance, 2 with it, and 3 if an image guides as well. Perturbed attention adds one part.
     """
     guided = getattr(pipe, "do_classifier_free_guidance", True)
-    whole = 3 if "InstructPix2Pix" in type(pipe).__name__ else 2
-    return (whole if guided else 1) + bool(getattr(pipe, "do_perturbed_attention_guidance", False))
+    parts = 3 if "InstructPix2Pix" in type(pipe).__name__ else 2
+    return (parts if guided else 1) + bool(getattr(pipe, "do_perturbed_attention_guidance", False))
 
 
 def _inner(module: Any) -> Any:
-    """What `torch.compile` wrapped, of a module that it did wrap."""
+    """Return the module that `torch.compile` wrapped; any other module as it is."""
     return getattr(module, "_orig_mod", module) if isinstance(module, nn.Module) else module

@@ -155,7 +155,7 @@ class Clock:
         on(TokenPruner, "prepare", lambda pruner, ratio, *_: 2.0 - 4 * ratio)
         # What is really forecast, and from how many values.
         on(dato.unet.cache, "combine", lambda values, weights: 0.25 * len(values))
-        on(dato.unet.cache, "chebyshev", lambda *_: 0.0)
+        on(dato.unet.cache, "forecast_weights", lambda *_: 0.0)
         on(dato.unet.cache, "align", lambda *_: 2.0)
         on(type(pipe.scheduler), "step", lambda *_, **__: self.PER_CALL)
         on(type(pipe.vae), "decode", lambda *_, **__: self.PER_IMAGE)

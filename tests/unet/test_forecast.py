@@ -1,5 +1,6 @@
 """Forecasts against a slow and plain reading of their definition, and against UNets whose future is known."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 
 import dato
 from dato import Schedule
+from dato.call import LAST
+from dato.forecast_rule import ALL, RULES
 from dato.samplers import num_calls
-from dato.unet.cache import LAST, Cache, Present, retention
+from dato.unet.cache import Cache
 from dato.unet.forecast import align, chebyshev, combine, polynomial
 
 
@@ -49,11 +52,11 @@ def runs(draw):
 def test_what_other_rules_read_is_kept_and_forgotten_in_time(run, rule):
     depths, orders, times = run
     schedule = Schedule(depths, orders=orders, rungs=5, forecast=rule)
-    cache, everything = Cache(rule, len(depths)), Cache(rule, len(depths))
+    cache, everything = Cache(RULES[rule], len(depths)), Cache(RULES[rule], len(depths))
     rng = np.random.default_rng(0)
-    for call, (depth, order, time) in enumerate(zip(depths, orders, times, strict=True)):
-        cache.begin(Present(call, time, order, retention(schedule, tuple(times))[call]))
-        everything.begin(Present(call, time, order, dict.fromkeys(range(-1, 5), 1_000_000)))
+    for call, depth, time in zip(schedule.calls(times), depths, times, strict=True):
+        cache.begin(call, time)
+        everything.begin(replace(call, keep=dict.fromkeys(range(-1, 5), ALL)), time)
         skips = [torch.from_numpy(rng.normal(size=(2, 2, 2, 2)).astype(np.float32)) for _ in range(5)]
         if depth < 5:
             skip = skips[depth - 1] if depth else None
@@ -71,11 +74,11 @@ def test_what_other_rules_read_is_kept_and_forgotten_in_time(run, rule):
 def test_the_cache_forecasts_as_defined_and_keeps_no_more_than_it_will_need(run, times_are_known):
     depths, orders, times = run
     schedule = Schedule(depths, orders=orders, rungs=5)
-    keep = retention(schedule, tuple(times) if times_are_known else None)
+    described = schedule.calls(times if times_are_known else None)
     rng = np.random.default_rng(0)
-    cache, history = Cache(calls=len(depths)), {}
+    cache, history = Cache(span=len(depths)), {}
     for call, (depth, order, time) in enumerate(zip(depths, orders, times, strict=True)):
-        cache.begin(Present(call, time, order, keep[call]))
+        cache.begin(described[call], time)
         if depth < 5:
             expected = plain_forecast(history[depth - 1], time, order)
             np.testing.assert_allclose(cache.recall(depth - 1).numpy(), expected, rtol=1e-3, atol=1e-4)
@@ -90,6 +93,10 @@ def test_the_cache_forecasts_as_defined_and_keeps_no_more_than_it_will_need(run,
             later = [o for d, o in zip(depths[call + 1 :], orders[call + 1 :], strict=True) if d - 1 == place]
             assert later and len(past) <= max(later) + 1
     assert not cache._past
+
+
+def retention(schedule, times):
+    return tuple(call.keep for call in schedule.calls(times))
 
 
 def test_what_an_order_needs_is_kept_and_nothing_else():

@@ -81,9 +81,9 @@ def test_a_second_patch_compiles_as_the_first_did():
     pipe.unet.compile(backend="eager")
     for _ in range(2):
         dato.apply_patch(pipe, SCHEDULE)
-        assert pipe.unet._dato_patch._steps is not None
+        assert pipe.unet._dato_patch._compiled_calls is not None
     with dato.patched(pipe, SCHEDULE):
-        assert pipe.unet._dato_patch._steps is not None
+        assert pipe.unet._dato_patch._compiled_calls is not None
     dato.remove_patch(pipe)
     assert pipe.unet._compiled_call_impl is not None
 

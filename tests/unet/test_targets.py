@@ -183,7 +183,7 @@ def test_a_schedule_compiles_the_calls_of_a_compiled_unet(monkeypatch, in_place)
             super().__init__(unet, backend="eager")
             made.append(self)
 
-    monkeypatch.setattr(dato.unet.patch, "CompiledCalls", Eager)
+    monkeypatch.setattr(dato.unet.patch_arguments, "CompiledCalls", Eager)
     if in_place:
         pipe.unet.compile(fullgraph=True)
     else:

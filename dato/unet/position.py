@@ -1,11 +1,11 @@
-"""Which call of a generation is this? Read off the timestep that the sampler hands to the UNet.
+"""Find out which call of a generation is running, by the timestep that the sampler gives to the UNet.
 
-Samplers walk through `scheduler.timesteps`, one tensor made anew for every generation, and hand over one element of
-it at each call. That element is a view: where it begins in the tensor's storage is the index of the call. This is
+Samplers walk through `scheduler.timesteps`, one tensor that is made anew for every generation, and give one element of
+it to each call. That element is a view, and where it begins in the tensor's storage is the index of the call. This is
 exact for samplers that use a timestep twice (PLMS, Heun), for img2img, which starts midway, and for pipelines that
-take turns; and it needs no look at the value, for which a GPU would have to stop. The values, which forecasts need,
-are read once a generation, all at once. Where something on the way copies the element, as offloading to another device
-does, it is looked up among the scheduler's by its value.
+take turns. It does not read the value, for which a GPU would have to stop. The values, which forecasts need, are read
+once a generation, all at once. If the element is a copy, as when offloading moves it to another device, its value is
+looked up among the scheduler's timesteps.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 
-class Call(NamedTuple):
-    """One UNet call of a generation.
+class Position(NamedTuple):
+    """The position of one UNet call in its generation.
 
     Attributes:
-        index: Position in the sampler's timesteps, from 0.
-        total: How many timesteps the sampler has; None if it cannot be known.
-        fresh: Whether nothing of earlier calls may be used: a new generation, or other shapes.
+        index: The index in the sampler's timesteps, from 0.
+        total: The number of the sampler's timesteps; None if it is not known.
+        fresh: Whether nothing of earlier calls may be used, because a generation begins or the shapes have changed.
         time: The timestep.
-        times: All timesteps of the sampler; None if they cannot be known.
+        times: All timesteps of the sampler; None if they are not known.
     """
 
     index: int
@@ -47,7 +47,7 @@ class CallCounter:
         self._time = 0.0
 
     def reset(self) -> None:
-        """The next call begins a generation."""
+        """Let the next call begin a generation."""
         self._timestep, self._listed, self._kind, self._times = None, None, None, None
         self._index, self._repeated = -1, False
 
@@ -57,43 +57,43 @@ class CallCounter:
         sample: Tensor | None = None,
         timesteps: Tensor | None = None,
         length: int = 0,
-    ) -> Call:
-        """Place one call.
+    ) -> Position:
+        """Return the position of the next call.
 
         Args:
-            timestep: What the sampler handed to the UNet.
+            timestep: What the sampler gave to the UNet.
             sample: The UNet's input; a change of its shape, dtype or device makes the call fresh. None: as before.
-            timesteps: The scheduler's own, where the pipeline is known.
-            length: After so many calls a generation is over, where its timesteps are not known.
+            timesteps: The scheduler's timesteps, if the pipeline is known.
+            length: The number of calls after which a generation is over, if its timesteps are not known.
         """
         listed = None
-        place = _place(timestep, timesteps) or self._found(timestep, timesteps)
-        if place is None:
-            # A bare number or a tensor of its own. Time runs downwards within a generation; anything else is taken
-            # for a new one. A generation that was cut short and one that begins below where it stopped cannot be told
-            # apart here: `reset` is for loops that do that.
+        location = _locate(timestep, timesteps) or self._look_up(timestep, timesteps)
+        if location is None:
+            # The timestep is a number or a tensor of its own. Timesteps fall within a generation; if they do not, a new
+            # generation begins. If a generation was cut short and the next one begins at a lower timestep, this cannot
+            # tell them apart. Loops that do so call `reset`.
             time = _value(timestep)
             begun = not self._falls(timestep, time) or self._index + 1 >= length
             index, total = (0 if begun else self._index + 1), None
             self._times = None
         else:
-            index, listed = place
+            index, listed = location
             total = len(listed)
             same = _same_storage(listed, self._listed)
             if self._times is None or not same:
                 self._times = _values(listed)
             time = self._times[index]
-            # Some pipelines call the UNet more than once at a step, for tiles or for guidance of other kinds. Which
-            # cache belongs to which call is then unknown, so none is used until the timesteps are others.
+            # Some pipelines call the UNet more than once at a step, for tiles or for other kinds of guidance. Then it
+            # is not known which cache belongs to which call, so none is used until the timesteps are others.
             self._repeated = same and (self._repeated or index == self._index)
             begun = self._repeated or index <= self._index or not same
         kind = self._kind if sample is None else (sample.shape, sample.dtype, sample.device)
         fresh = begun or kind != self._kind
         self._timestep, self._listed, self._kind, self._index, self._time = timestep, listed, kind, index, time
-        return Call(index, total, fresh, time, self._times)
+        return Position(index, total, fresh, time, self._times)
 
-    def _found(self, timestep: Tensor | float, timesteps: Tensor | None) -> tuple[int, Tensor] | None:
-        """Where a timestep's value stands among the scheduler's: after the last call if it is there, else first."""
+    def _look_up(self, timestep: Tensor | float, timesteps: Tensor | None) -> tuple[int, Tensor] | None:
+        """Return the index of a timestep's value among the scheduler's: after the last call, else the first one."""
         if timesteps is None:
             return None
         same = self._times is not None and _same_storage(timesteps, self._listed)
@@ -109,8 +109,8 @@ class CallCounter:
         return time < self._time
 
 
-def _place(timestep: Tensor | float, timesteps: Tensor | None) -> tuple[int, Tensor] | None:
-    """Where a timestep stands in which list, if it is a view of one element of a list of timesteps, else None."""
+def _locate(timestep: Tensor | float, timesteps: Tensor | None) -> tuple[int, Tensor] | None:
+    """Return the index and the list of timesteps that a timestep is a view into; None if it is no view."""
     if not isinstance(timestep, Tensor) or any(timestep.stride()):
         return None
     if timesteps is not None and _same_storage(timestep, timesteps):

@@ -1,0 +1,94 @@
+"""What the arguments of `apply_patch` mean: each function here resolves one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from diffusers import ControlNetModel, UNet2DConditionModel
+
+from dato.errors import DatoError
+from dato.front import Front
+from dato.point import Point
+from dato.pruning import SITO_KEYWORDS, Pruning
+from dato.schedule import Schedule
+from dato.strategies import load_strategy
+from dato.unet.compiled import CompiledCalls
+from dato.unet.controlnet import control_nets
+
+
+def resolve_schedule(
+    schedule: Schedule | Point | Front | str | Path | None,
+    speedup: float | None,
+    quality: float | None,
+    prune_ratio: float | None,
+) -> tuple[Point | None, Schedule]:
+    """Return the schedule, and the point of a front that it comes from, if it does.
+
+    Raises:
+        DatoError: if there is no schedule, or `speedup` or `quality` is given without a front.
+    """
+    point = None
+    if schedule is None:
+        if prune_ratio is None:
+            raise DatoError("apply_patch needs a schedule (or a front, a path, a name), or prune_ratio=...")
+        schedule = Schedule.full(1)
+    if isinstance(schedule, (str, Path)):
+        schedule = load_strategy(schedule)
+    if isinstance(schedule, Front):
+        schedule = schedule.choose(speedup=speedup, quality=quality)
+    elif speedup is not None or quality is not None:
+        raise DatoError("speedup= and quality= choose a point of a front, but this is one schedule")
+    if isinstance(schedule, Point):
+        point, schedule = schedule, schedule.schedule
+    if not isinstance(schedule, Schedule):
+        raise DatoError(f"a schedule must be a dato.Schedule, a front, a path or a name, not {type(schedule).__name__}")
+    return point, schedule if prune_ratio is None else schedule.with_ratios(prune_ratio)
+
+
+def resolve_pruning(settings: Pruning, keywords: Mapping[str, Any]) -> Pruning:
+    """Return the settings of pruning with some fields changed, by dato's or SiTo's names.
+
+    Raises:
+        DatoError: if a name is not known.
+    """
+    fields = {SITO_KEYWORDS.get(name, name): value for name, value in keywords.items()}
+    unknown = sorted(set(fields) - set(settings.to_dict()))
+    if unknown:
+        names = ", ".join(settings.to_dict())
+        raise DatoError(f"apply_patch: unknown option {unknown[0]!r}; token pruning has {names}")
+    return replace(settings, **fields)
+
+
+def resolve_control_nets(pipe: Any, controlnet: str | None) -> list[ControlNetModel]:
+    """Return the ControlNets that follow the schedule.
+
+    Raises:
+        DatoError: if the mode is not known, or the pipeline's ControlNets cannot follow.
+    """
+    if controlnet not in (None, "follow"):
+        raise DatoError(f"controlnet={controlnet!r}: known is 'follow'; None runs ControlNets whole")
+    return [] if controlnet is None else control_nets(pipe)
+
+
+def resolve_compile(
+    unet: UNet2DConditionModel, compile: bool | Mapping[str, Any] | CompiledCalls
+) -> CompiledCalls | None:
+    """Return the compiled calls of a UNet; None if nothing is compiled.
+
+    Raises:
+        DatoError: if `compile` has another type, or the compiled calls are of another UNet.
+    """
+    if isinstance(compile, CompiledCalls):
+        if compile.unet is not unet:
+            raise DatoError("compile=: these steps were compiled for another UNet")
+        return compile
+    if compile is False:
+        return None
+    if compile is not True and not isinstance(compile, Mapping):
+        raise DatoError(
+            f"compile={compile!r}: give True, False, a mapping of torch.compile's options, or CompiledCalls"
+        )
+    return CompiledCalls(unet, **({} if compile is True else compile))
