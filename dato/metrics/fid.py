@@ -137,7 +137,9 @@ class Kid(Metric):
 def _real_path(name: str, setup: Setup) -> Path:
     given = setup.get(REAL)
     if given is None:
-        raise DatoError(f"the metric '{name}' compares with real pictures: give real, a folder (or, for fid, an .npz)")
+        raise DatoError(
+            f"the metric '{name}' compares with real pictures: give a folder as real (or, for fid, an .npz)"
+        )
     path = Path(given)
     if not path.exists():
         raise DatoError(f"{path}: no such folder or file of real pictures")
