@@ -58,9 +58,9 @@ def test_a_scheduler_inside_another_stays_as_it_is(pipe):
     inner = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config, solver_p=inner)
     pipe.scheduler.set_timesteps(5)
-    before = state(pipe.scheduler)
+    before = state(inner)
     assert num_calls(pipe, 10) == 10
-    assert pipe.scheduler.solver_p is inner and len(inner.timesteps) == 5 and same(before, state(pipe.scheduler))
+    assert pipe.scheduler.solver_p is inner and len(inner.timesteps) == 5 and same(before, state(inner))
 
 
 def test_it_is_as_many_as_there_are_timesteps(pipe):
