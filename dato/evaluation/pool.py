@@ -7,7 +7,7 @@ pipeline and its metrics once, from a `Recipe` of a few hundred bytes. After tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch

@@ -9,8 +9,7 @@ from dato.evaluation.evaluator import Evaluator
 from dato.evaluation.pool import InProcess
 from dato.evaluation.safety_checker import without_safety_checker
 from dato.generation.sampling import Sampling
-from dato.metrics.base import Setup
-from dato.metrics.registry import load_metric
+from dato.metrics import Setup, load_metric
 
 
 class BlackensAll(torch.nn.Module):
