@@ -40,7 +40,9 @@ def front_picture(runs: Sequence[Run], path: str | Path) -> None:
     first = runs[0].front
     on_front = {point.schedule for run in runs for point in run.front.points}
     for family, marker in _REFERENCES.items():
-        points = [p for p in first.references.values() if family_of(p.schedule) == family and p.schedule not in on_front]
+        points = [
+            p for p in first.references.values() if family_of(p.schedule) == family and p.schedule not in on_front
+        ]
         if points:
             style = {"marker": marker, "s": 26, "facecolors": "none", "edgecolors": "dimgrey", "linewidths": 0.9}
             axes.scatter([p.speedup for p in points], [sign * p.quality for p in points], label=family, **style)
@@ -174,7 +176,9 @@ def speed_chart(rows: Sequence[Mapping[str, Any]], title: str, path: str | Path)
             end = max(row["loop_speedup"], row["allowed"] or 0)
             label = f"{row['loop_speedup']:.2f}x"
             panel.annotate(label, (end, place), (5, 0), textcoords="offset points", va="center", fontsize=7)
-        marks = [(row["allowed"], place) for row, place in zip(batch_rows, places, strict=True) if row["allowed"] is not None]
+        marks = [
+            (row["allowed"], place) for row, place in zip(batch_rows, places, strict=True) if row["allowed"] is not None
+        ]
         panel.plot(*zip(*marks, strict=True), "k|", markersize=11, label="what the remaining FLOPs allow")
         panel.axvline(1, color="grey", linewidth=0.8, linestyle=":")
         panel.set(xlabel=f"speed-up of UNet and sampler over stock, batch {batch}")
