@@ -34,7 +34,7 @@ def plan(
     *,
     depths: Sequence[int] | None = None,
     orders: Sequence[int] = (0,),
-    forecast: str = "polynomial",
+    forecast: str = POLYNOMIAL.name,
     bins: int = BINS,
     width: int = 1,
 ) -> list[Schedule]:
