@@ -1,12 +1,10 @@
-"""`evaluate`: fronts and schedules on prompts that no search has seen, beside stock, fewer steps and the rivals."""
+"""`evaluate`: fronts and schedules on prompts that no search has seen, beside stock, fewer steps and other methods."""
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
@@ -15,44 +13,23 @@ from rich.table import Table
 
 from dato.cli import metric_options as metric
 from dato.cli import options as opt
-from dato.cli.console import err, out, progress
+from dato.cli.console import err, out, show_progress
 from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError
-from dato.evaluation import baselines as references
-from dato.evaluation.evaluator import precision_errors
-from dato.evaluation.methods import Peer
-from dato.evaluation.pool import Facts, Recipe, make_judges
-from dato.experiments.held_out import Row, fill, rows, settings_of
-from dato.experiments.image_store import STOCK, Gallery
-from dato.experiments.method_families import (
-    METHODS,
-    Contender,
-    Families,
-    has_tomesd,
-    known_methods,
-    methods,
-    of_front,
-    of_schedule,
-    own_steps,
-    thinned,
-)
+from dato.evaluation.methods import STOCK
+from dato.evaluation.pool import Recipe
+from dato.experiments import evaluation
+from dato.experiments.evaluation import Entry, title_of
+from dato.experiments.method_families import DEFAULT_FAMILIES, FAMILIES, check_families, has_tomesd, thinned
 from dato.front import Front
 from dato.generation.guidance import guidance_of, usual_guidance
 from dato.generation.prompts import COCO_COUNT, coco_captions, imagenet_prompts, read_prompts
 from dato.generation.protocols import PROTOCOLS, SCHEDULER, SIZE, STEPS
 from dato.generation.sampling import Sampling
-from dato.metrics import METRICS, label_of, setup_for, text_of
-from dato.point import Point
-from dato.report.tables import forecast_of, image_grid, quality_plot, strip
+from dato.metrics import METRICS, setup_for
 from dato.samplers import SAMPLERS
 from dato.schedule import Schedule
 from dato.strategies import load_strategy
-from dato.utils.files import dumps, write_atomic
-from dato.utils.hardware import versions
-from dato.utils.markdown import markdown
-
-SPEEDUPS = (3.0, 5.0, 8.0)
-DEFAULT = "steps,deepcache,sito,spectrum"
 
 
 @metric.with_metric_options(before="seed")
@@ -63,9 +40,9 @@ def evaluate(
         str | None,
         typer.Option(
             "--methods",
-            help=f"What to compare with: {', '.join(METHODS)} (steps: stock with fewer steps; order0 to order2 and "
+            help=f"What to compare with: {', '.join(FAMILIES)} (steps: stock with fewer steps; order0 to order2 and "
             "aligned: fewer steps and shallow calls, by forecast; from layers on, SiTo's ablations).",
-            show_default=f"{DEFAULT}, and tomesd where it is installed",
+            show_default=f"{','.join(DEFAULT_FAMILIES)}, and tomesd where it is installed",
         ),
     ] = None,
     points: Annotated[
@@ -147,101 +124,92 @@ def evaluate(
     loaded = {name: load_strategy(name) for name in strategies or []}
     if points is not None and pick:
         raise DatoError("give --points or --pick: the first spreads points over a front, the second names them")
-    names = known_methods(_methods(chosen))
+    names = _families(chosen)
     _check_labels(loaded, names)
-    recipe = _recipe(ctx, loaded)
-    texts, sampling = list(recipe.prompts), recipe.sampling
-    with err.status(f"Loading {recipe.model}"):
-        judges = make_judges(recipe, workers, ray_address)
-    try:
-        families = methods(names, judges.facts) | _loaded(loaded, judges.facts, points, pick or [])
-        contenders = {name: contender for family in families.values() for name, contender in family.items()}
-        unique = {contender: name for name, contender in reversed(contenders.items())}
-        conditions = settings_of(recipe, judges.facts)
-        folder = out_folder or opt.new_folder(None, "evaluation")
-        err.print(f"Going to {folder}; stopped, the same command with --out {folder} goes on.", soft_wrap=True)
-        gallery = Gallery(folder, conditions, texts, {name: contender for contender, name in unique.items()})
-        with progress() as bar:
-            task = bar.add_task("Batches, all methods in turn", total=None)
-            for there, total in fill(gallery, judges, batch_size):
-                bar.update(task, completed=there, total=total)
-        found, failed = rows(gallery, judges, batch_size)
-        some = gallery.images(STOCK, 8)
-        errors = judges.ask(precision_errors, some, texts[: len(some)])
-        facts = judges.facts
-    finally:
-        judges.close()
-    for name, reason in failed.items() | {n: row.failure for n, row in found.items() if row.failure}.items():
-        warnings.warn(f"{name}: {reason}", stacklevel=1)
-    judged = _points(found, contenders, unique, facts)
-    cells = _cells(judged, recipe.metrics)
-    out.print(_table(cells, len(texts), {name for label in loaded for name in families[_label(label)]}))
-    for name, error in errors.items():
-        out.print(f"{name} in half precision differs from float32 by at most {error:.2g} here", highlight=False)
-    write_atomic(folder / "table.md", markdown(cells))
-    finite = {n: p.to_dict() for n, p in judged.items() if all(map(math.isfinite, p.metrics.values()))}
-    more = {"images": len(texts), "metrics": list(recipe.metrics), "precision_errors": errors, "failed": failed}
-    more["versions"] = versions("dato", "torch", "diffusers", "transformers")
-    write_atomic(folder / "evaluation.json", dumps({**conditions, **more, "rows": finite}) + "\n")
-    out.print(f"written to {folder}", highlight=False, soft_wrap=True, markup=False)
-    grouped = {label: {n: judged[n] for n in family if n in judged} for label, family in families.items()}
-    grouped = {label: family for label, family in grouped.items() if family}
-    if plot is not None:
-        liked = [name for name in ("psnr", "clip-score", "image-reward", "fid") if name in recipe.metrics]
-        lines = {label: list(family.values()) for label, family in grouped.items()}
-        quality_plot(lines, judged[STOCK], (liked or recipe.metrics)[:2], plot)
-        out.print(f"written to {plot}", highlight=False)
-    if grid is not None:
-        shown_as = {f"stock\n{sampling.steps} steps": STOCK} | dict(_at_speedups(grouped))
-        drawn = {title: gallery.images(unique.get(contenders.get(n), n), 8) for title, n in shown_as.items()}
-        image_grid(drawn, texts[:8], grid)
-        out.print(f"written to {grid}", highlight=False)
-
-
-def _recipe(ctx: typer.Context, loaded: Mapping[str, Front | Schedule]) -> Recipe:
-    """Model, prompts, sampling and metrics: as given, else the protocol's, else the first front's."""
-    o = SimpleNamespace(**ctx.params)
-    known: dict[str, Any] = next((s.conditions for s in loaded.values() if isinstance(s, Front)), {})
-    model, config, own = opt.model_of(o.model, o.config, known)
-    size = (o.height or own.get("height"), o.width or own.get("width"))
-    guidance, sampler, count = o.guidance_scale, o.scheduler, o.steps
-    texts = _prompts(o.protocol, model, o.prompts, o.captions, o.images)
-    if o.protocol is not None:
-        guidance, sampler, count = guidance or guidance_of(model), sampler or SCHEDULER, count or STEPS
-        size = (o.height or SIZE, o.width or SIZE) if model != EMBEDDED else (o.height, o.width)
+    entries = [_entry(name, strategy, points, pick or []) for name, strategy in loaded.items()]
+    conditions = next((strategy.conditions for strategy in loaded.values() if isinstance(strategy, Front)), {})
+    model, config, same_model = opt.model_of(model, config, conditions)
+    texts = _prompts(protocol, model, prompts, captions, images)
     files = metric.files_of(ctx.params)
-    count = count or known.get("steps", STEPS)
-    guidance = guidance or known.get("guidance_scale") or usual_guidance(model)
-    where = opt.device_of(o.device, elsewhere=o.ray_address is not None)
-    return Recipe(
+    where = opt.device_of(device, elsewhere=ray_address is not None)
+    size = height or same_model.get("height"), width or same_model.get("width")
+    if protocol is not None:
+        guidance_scale, scheduler, steps = (
+            guidance_scale or guidance_of(model),
+            scheduler or SCHEDULER,
+            steps or STEPS,
+        )
+        size = (height, width) if model == EMBEDDED else (height or SIZE, width or SIZE)
+    steps = steps or conditions.get("steps", STEPS)
+    guidance_scale = guidance_scale or conditions.get("guidance_scale") or usual_guidance(model)
+    recipe = Recipe(
         model,
         str(where),
-        opt.dtype_name(o.dtype, where),
-        sampler or known.get("scheduler_name"),
+        opt.dtype_name(dtype, where),
+        scheduler or conditions.get("scheduler_name"),
         tuple(texts),
-        Sampling(count, guidance, *size, seed=o.seed, batch_size=o.batch_size),
-        tuple({*references.fewer_steps(count), *_own_steps(loaded, count)}),
-        _metrics(o.metrics, model, files),
+        Sampling(steps, guidance_scale, *size, seed=seed, batch_size=batch_size),
+        (),
+        _metrics(metrics, model, files),
         setup_for(model, files),
         config=config,
     )
+    folder = out_folder or opt.new_folder(None, "evaluation")
+    err.print(f"Going to {folder}; stopped, the same command with --out {folder} goes on.", soft_wrap=True)
+    result = evaluation.evaluate(
+        recipe, folder, names, entries, workers=workers, ray_address=ray_address, progress=show_progress
+    )
+    for name, reason in result.failures.items():
+        warnings.warn(f"{name}: {reason}", stacklevel=1)
+    result.save()
+    ours = {name for entry in entries for name in result.families.get(entry.label, ())}
+    out.print(_table(result.rows(), len(texts), ours))
+    for name, error in result.precision_errors.items():
+        out.print(f"{name} in half precision differs from float32 by at most {error:.2g} here", highlight=False)
+    out.print(f"written to {folder}", highlight=False, soft_wrap=True, markup=False)
+    for path, draw in ((plot, result.plot), (grid, result.grid)):
+        if path is not None:
+            draw(path)
+            out.print(f"written to {path}", highlight=False)
 
 
-def _methods(text: str | None) -> list[str]:
-    if text is not None:
-        return text.split(",") if text else []
-    if not has_tomesd():
-        err.print("ToMeSD is not installed, and left out: pip install tomesd", highlight=False)
-    return [*DEFAULT.split(","), *(["tomesd"] if has_tomesd() else [])]
+def _families(text: str | None) -> list[str]:
+    """Return the families of methods that --methods asks for."""
+    if text is None:
+        if not has_tomesd():
+            err.print("ToMeSD is not installed, and left out: pip install tomesd", highlight=False)
+        return [*DEFAULT_FAMILIES, *(["tomesd"] if has_tomesd() else [])]
+    names = text.split(",") if text else []
+    try:
+        check_families(names)
+    except DatoError as error:
+        raise DatoError(f"--methods: {error}") from None
+    return names
 
 
 def _check_labels(loaded: Mapping[str, Front | Schedule], names: Sequence[str]) -> None:
     """Raise DatoError if two rows or families of rows would have the same name."""
-    taken = [METHODS[name][0] for name in names]
+    taken = [title_of(name) for name in names]
     for name in loaded:
         if _label(name) in taken:
             raise DatoError(f"two strategies or methods are called {_label(name)}: rename one of the files")
         taken.append(_label(name))
+
+
+def _label(name: str) -> str:
+    path = Path(name)
+    return path.parent.name if path.name == "pareto.json" else path.stem
+
+
+def _entry(name: str, strategy: Front | Schedule, most: int | None, picks: Sequence[str]) -> Entry:
+    """Return a strategy with the points that --pick or --points asks for."""
+    if not isinstance(strategy, Front):
+        if picks:
+            raise DatoError(f"--pick {picks[0]}: {name} is one schedule, there is nothing to pick")
+        return Entry(_label(name), strategy, {})
+    numbers = {id(point): number for number, point in enumerate(strategy.points)}
+    picked = {numbers[id(point)]: point for point in (opt.pick_point(strategy, text) for text in picks)}
+    return Entry(_label(name), strategy, dict(sorted(picked.items())) or thinned(strategy, most))
 
 
 def _prompts(
@@ -262,13 +230,14 @@ def _prompts(
     return read_prompts(prompts, images, "evaluation")
 
 
-def _metrics(text: str | None, model: str, files: Mapping[str, str]) -> tuple[str, ...]:
-    """The names of the metrics, each known."""
+def _metrics(text: str | None, model: str, files: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the metrics. Raises DatoError for an unknown one."""
     if text is not None:
         names = tuple(dict.fromkeys(text.split(",")))
     else:
-        own = ("clip-score", "frechet", "psnr", "ssim")
-        names = own if model == EMBEDDED else ("clip-score", "image-reward", "psnr")
+        names = ("clip-score", "frechet", "psnr", "ssim")
+        if model != EMBEDDED:
+            names = ("clip-score", "image-reward", "psnr")
         if "real" in files:
             names = ("fid", *(["kid"] if Path(files["real"]).is_dir() else []), *names)
     for name in names:
@@ -277,93 +246,16 @@ def _metrics(text: str | None, model: str, files: Mapping[str, str]) -> tuple[st
     return names
 
 
-def _own_steps(loaded: Mapping[str, Front | Schedule], reference: int) -> set[int]:
-    """The numbers of steps for which the points of these fronts are meant."""
-    fronts = [front for front in loaded.values() if isinstance(front, Front)]
-    return {own_steps(point, front, reference) for front in fronts for point in front.points}
-
-
-def _label(name: str) -> str:
-    path = Path(name)
-    return path.parent.name if path.name == "pareto.json" else path.stem
-
-
-def _loaded(loaded: Mapping[str, Front | Schedule], facts: Facts, most: int | None, picks: Sequence[str]) -> Families:
-    families: Families = {}
-    for name, strategy in loaded.items():
-        label = _label(name)
-        if not isinstance(strategy, Front):
-            if picks:
-                raise DatoError(f"--pick {picks[0]}: {name} is one schedule, there is nothing to pick")
-            families[label] = of_schedule(strategy, label, facts)
-            continue
-        numbers = {id(point): number for number, point in enumerate(strategy.points)}
-        picked = {numbers[id(point)]: point for point in (opt.pick_point(strategy, text) for text in picks)}
-        families[label] = of_front(strategy, label, facts, dict(sorted(picked.items())) or thinned(strategy, most))
-    return families
-
-
-def _points(
-    found: Mapping[str, Row], contenders: Mapping[str, Contender], unique: Mapping[Contender, str], facts: Facts
-) -> dict[str, Point]:
-    """Stock and all contenders that gave images, as points."""
-    points = {}
-    for name, contender in {STOCK: Schedule.full(facts.calls, rungs=facts.rungs), **contenders}.items():
-        row = found.get(STOCK if name == STOCK else unique[contender])
-        if row is None:
-            continue
-        schedule = contender.schedule if isinstance(contender, Peer) else contender
-        metrics = row.metrics | {"unet_ms": row.unet_ms}
-        if row.peak_bytes:
-            metrics["peak_mb"] = row.peak_bytes / 2**20
-        steps = facts.steps_of[len(schedule)]
-        quality = next(iter(row.metrics.values()))
-        points[name] = Point(schedule, quality, row.latency_ms, row.speedup, metrics, steps)
-    return points
-
-
-def _at_speedups(points: Mapping[str, Mapping[str, Point]]) -> list[tuple[str, str]]:
-    """(label, row) of each family's row that is nearest to 3x, 5x and 8x, where one is near enough to compare."""
-    found = []
-    for target in SPEEDUPS:
-        for label, family in points.items():
-            name, point = min(family.items(), key=lambda item: abs(math.log(item[1].speedup / target)))
-            if 1 / 1.15 < point.speedup / target < 1.15:
-                psnr = f", {point.metrics['psnr']:.1f} dB" if "psnr" in point.metrics else ""
-                found.append((f"{label}\n{point.speedup:.1f}x{psnr}", name))
-    return found
-
-
-def _cells(judged: Mapping[str, Point], names: Sequence[str]) -> list[dict[str, str]]:
-    """The papers' table, row by row, {column: text}, fastest first."""
-    stock = judged[STOCK]
-    found = []
-    for name, point in sorted(judged.items(), key=lambda row: row[1].latency_ms):
-        cells = {"method": name, "speed-up": f"{point.speedup:.2f}x", "ms": f"{point.latency_ms:.0f}"}
-        if "peak_mb" in stock.metrics:
-            own, whole = point.metrics.get("peak_mb", math.nan), stock.metrics["peak_mb"]
-            cells |= {"MB": f"{own:.0f}", "compression": f"{whole / own:.2f}x"}
-        for metric_name in names:
-            cells[label_of(metric_name)] = text_of(metric_name, point.metrics[metric_name])
-        cells |= {
-            "steps": f"{point.steps}",
-            "order": forecast_of(point.schedule),
-            "depth by call": strip(point.schedule),
-        }
-        found.append(cells)
-    return found
-
-
-def _table(cells: Sequence[Mapping[str, str]], images: int, own: set[str]) -> Table:
-    """For the terminal, which has no room for the schedules."""
+def _table(rows: Sequence[Mapping[str, str]], images: int, ours: Collection[str]) -> Table:
+    """Return the table for the terminal, which has no room for the schedules."""
     style = {"box": box.SIMPLE, "header_style": "bold", "padding": (0, 1, 0, 0)}
     table = Table(title=f"{images} prompts", title_justify="left", **style)
-    columns = [column for column in cells[0] if column != "depth by call"]
+    columns = [column for column in rows[0] if column != "depth by call"]
     for column in columns:
-        # Where there is no room for everything, names are folded and numbers stay whole.
+        # If there is no room for everything, names are folded and numbers stay whole.
         first = column == "method"
         table.add_column("" if first else column, justify="left" if first else "right", no_wrap=not first)
-    for row in cells:
+    for row in rows:
         name = row["method"]
-        table.add_row(*(row[c] for c in columns), style="bold" if name == STOCK else "" if name in own else "dim")
+        table.add_row(*(row[c] for c in columns), style="bold" if name == STOCK else "" if name in ours else "dim")
     return table

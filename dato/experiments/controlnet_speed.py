@@ -1,4 +1,4 @@
-"""What a ControlNet costs beside a UNet that runs a schedule, whole or following it."""
+"""What a ControlNet costs beside a UNet that runs a schedule: whole at every call, or following the schedule."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
+from dato.evaluation.methods import STOCK
 from dato.prediction.flops import example_inputs
 from dato.schedule import Schedule
 from dato.unet.patch import patched
@@ -19,10 +20,33 @@ from dato.utils.timing import Stopwatch
 
 @dataclass
 class _Pair:
-    """What of a pipeline is patched."""
+    """The parts of a pipeline that are patched."""
 
     unet: UNet2DConditionModel
     controlnet: ControlNetModel
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One thing to time.
+
+    Attributes:
+        name: Of the schedule.
+        schedule: None: stock.
+        controlled: Whether the ControlNet runs.
+        follow: As `controlnet` of `patched`: "follow", or None for a whole ControlNet at every call.
+    """
+
+    name: str
+    schedule: Schedule | None
+    controlled: bool
+    follow: str | None = None
+
+    @property
+    def title(self) -> str:
+        if not self.controlled:
+            return f"{self.name}, no ControlNet"
+        return f"{self.name}, ControlNet{' that follows' if self.follow else ''}"
 
 
 def time_control(
@@ -32,29 +56,57 @@ def time_control(
     rounds: int,
     progress: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """Time loops of ControlNet and UNet calls, in turn, `rounds` times after a first that warms up.
+    """Time loops of ControlNet and UNet calls, in turns: once to warm up, then `rounds` times.
 
-    The ControlNet has the UNet's size and weights, and zeros where a trained one has learned: time does not depend on
-    that.
+    The ControlNet has the UNet's size and weights. Its output is zero, as before any training, which makes no
+    difference to the time.
 
     Args:
         unet: The UNet.
-        schedules: By name, all of as many calls.
+        schedules: Name -> schedule, all of the same number of calls.
         sample_shape: (B, C, H, W) of the UNet's input.
-        rounds: How often.
+        rounds: Number of timed loops of each kind.
         progress: Called after each loop.
 
     Returns:
-        For stock and each schedule, with the ControlNet whole and following, and without it: `method`, `call_ms` (the
-        mean call's, ControlNet and UNet) and `speedup` over stock of the same kind, with a ControlNet or without.
+        For stock and each schedule, without a ControlNet, with a whole one, and (schedules only) with one that follows:
+        `method`, `call_ms` (mean over calls, ControlNet and UNet) and `speedup` over stock with a ControlNet or
+        without, alike.
     """
-    net = ControlNetModel.from_unet(unet).to(unet.device, unet.dtype).eval()
+    both = _Pair(unet, ControlNetModel.from_unet(unet).to(unet.device, unet.dtype).eval())
+    calls = len(next(iter(schedules.values())))
+    cases = [_Case(STOCK, None, False), _Case(STOCK, None, True)]
+    for name, schedule in schedules.items():
+        cases += [_Case(name, schedule, False), _Case(name, schedule, True), _Case(name, schedule, True, "follow")]
+    loop = _loop_of(both, sample_shape, calls)
+    times: dict[_Case, list[float]] = {case: [] for case in cases}
+    watch = Stopwatch(unet.device)
+    with torch.no_grad():
+        for turn in range(rounds + 1):
+            for case in cases:
+                patch = nullcontext() if case.schedule is None else patched(both, case.schedule, controlnet=case.follow)
+                with patch:
+                    watch.start()
+                    loop(case.controlled)
+                    watch.stop()
+                (ms,) = watch.read()
+                if turn:
+                    times[case].append(ms / calls)
+                progress()
+    medians = {case: statistics.median(values) for case, values in times.items()}
+    stock_ms = {case.controlled: ms for case, ms in medians.items() if case.schedule is None}
+    return [
+        {"method": case.title, "call_ms": ms, "speedup": stock_ms[case.controlled] / ms} for case, ms in medians.items()
+    ]
+
+
+def _loop_of(both: _Pair, sample_shape: tuple[int, int, int, int], calls: int) -> Callable[[bool], None]:
+    """Return a function that makes `calls` calls, with the ControlNet or without."""
+    unet, net = both.unet, both.controlnet
     inputs = example_inputs(unet, sample_shape)
     batch, _, height, width = sample_shape
     strides = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)
     image = torch.rand(batch, 3, height * strides, width * strides, device=unet.device, dtype=unet.dtype)
-    both = _Pair(unet, net)
-    calls = len(next(iter(schedules.values())))
 
     def loop(controlled: bool) -> None:
         for call in range(calls):
@@ -65,30 +117,4 @@ def time_control(
                 residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
             unet(timestep=time, **inputs, **residuals)
 
-    ways = [("stock", None, False, None), ("stock", None, True, None)]
-    for name, schedule in schedules.items():
-        ways += [(name, schedule, False, None), (name, schedule, True, None), (name, schedule, True, "follow")]
-    times: list[list[float]] = [[] for _ in ways]
-    watch = Stopwatch(unet.device)
-    with torch.no_grad():
-        for turn in range(rounds + 1):
-            for (_, schedule, controlled, follow), found in zip(ways, times, strict=True):
-                running = nullcontext() if schedule is None else patched(both, schedule, controlnet=follow)
-                with running:
-                    watch.start()
-                    loop(controlled)
-                    watch.stop()
-                (ms,) = watch.read()
-                if turn:
-                    found.append(ms / calls)
-                progress()
-    medians = [statistics.median(found) for found in times]
-    kinds = {(False, None): "no ControlNet", (True, None): "ControlNet", (True, "follow"): "ControlNet that follows"}
-    return [
-        {
-            "method": f"{name}, {kinds[controlled, follow]}",
-            "call_ms": ms,
-            "speedup": medians[1 if controlled else 0] / ms,
-        }
-        for (name, _, controlled, follow), ms in zip(ways, medians, strict=True)
-    ]
+    return loop

@@ -25,14 +25,18 @@ from dato.evaluation.methods import Method, stock_method
 from dato.evaluation.pool import Facts, Pool, Recipe
 from dato.experiments.image_store import Batch, ImageStore
 from dato.generation.sampling import Sampling
+from dato.metrics import OPTIONS
 from dato.schedule import Schedule
 from dato.utils.images import png
 from dato.utils.memory import peak_memory, survive_out_of_memory
 
+# Options of metrics that their summaries depend on, and the measurements of single images do not.
+SUMMARY_ONLY = ("statistics", "real")
+
 
 def settings_of(recipe: Recipe, facts: Facts) -> dict[str, Any]:
     """Return what images and measurements depend on, apart from prompts, methods and metrics."""
-    sampling, setup = recipe.sampling, recipe.setup
+    sampling = recipe.sampling
     return {
         "model": recipe.model,
         **({} if recipe.config is None else {"config": recipe.config}),
@@ -45,13 +49,14 @@ def settings_of(recipe: Recipe, facts: Facts) -> dict[str, Any]:
         "seed": sampling.seed,
         "batch_size": sampling.batch_size,
         "hardware": facts.hardware,
-        # By name: the folder that dato is installed in makes no difference.
-        "clip": EMBEDDED if setup.clip == emoji_sd.CLIP else str(setup.clip),
-        "image_reward": str(setup.image_reward),
-        "image_reward_backend": setup.image_reward_backend,
-        "pick_score": str(setup.pick_score),
-        "inception": None if setup.inception is None else str(setup.inception),
+        **{name: _named(recipe.setup.get(option)) for name, option in OPTIONS.items() if name not in SUMMARY_ONLY},
     }
+
+
+def _named(value: Any) -> str | None:
+    """Return an option of a metric as settings have it."""
+    # The folder that dato is installed in makes no difference to what the embedded model is.
+    return None if value is None else EMBEDDED if value == emoji_sd.CLIP else str(value)
 
 
 def stock_of(facts: Facts) -> Method:

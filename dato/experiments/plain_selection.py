@@ -1,6 +1,7 @@
-"""SiTo's choice of tokens read plainly, with the matrix of all similarities: what `dato.tokens` is timed against.
+"""SiTo's choice of tokens with the matrix of all similarities, as the paper describes it.
 
-Source: Zhang et al., SiTo (AAAI 2025), section 3. It costs O(N^2 C) operations and O(N^2) memory.
+`dato.tokens` is timed and tested against it. Source: Zhang et al., SiTo (AAAI 2025), section 3. It costs O(N^2 C)
+operations and O(N^2) memory.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ def plain_select_tokens(
     score: Tensor | None = None,
     recover_from: str = "base",
 ) -> TokenSelection:
-    """The same tokens as `dato.tokens.selection.select_tokens` chooses, ties aside; its arguments mean the same here.
+    """Return the tokens that `dato.tokens.select_tokens` chooses, except for ties. The arguments are the same.
 
     Args:
         x: (B, N, C) hidden states.
         grid: (h, w) with h * w = N.
-        num_prune: K; at most N less the number of base tokens.
+        num_prune: K, at most N minus the number of base tokens.
         patch: (sy, sx).
-        score: (B, N) base score; None: SimScore.
+        score: (B, N) base score. None: SimScore.
         recover_from: "base" or "kept".
 
     Raises:
-        DatoError: if more tokens are to be pruned than there are beside the base tokens.
+        DatoError: if num_prune is larger than that.
     """
     b, n, _ = x.shape
     (h, w), (sy, sx) = grid, patch
@@ -54,14 +55,15 @@ def plain_select_tokens(
     base = ((top + best // sx) * w + left + best % sx).flatten(1)
     is_base = torch.zeros(b, n, dtype=torch.bool, device=x.device).scatter_(1, base, True)
 
-    # Pruned are the K others that are most similar to a base token.
+    # Of the other tokens the K that are most similar to a base token are pruned.
     highest, nearest = similarity.gather(2, base[:, None].expand(-1, n, -1)).max(dim=2)
     nearest = base.gather(1, nearest)
     pruned = highest.masked_fill(is_base, -torch.inf).topk(num_prune, dim=1).indices.sort(dim=1).values
     is_pruned = torch.zeros_like(is_base).scatter_(1, pruned, True)
     kept = is_pruned.int().argsort(dim=1, stable=True)[:, : n - num_prune]
 
-    # Each token finds its value at its own position among the kept ones, or at that of the token it is recovered from.
+    # The source of a kept token is its own position among the kept ones, that of a pruned token the position of the
+    # token that it is recovered from.
     if recover_from == "kept":
         nearest = similarity.masked_fill(is_pruned[:, None], -torch.inf).argmax(dim=2)
     position = (~is_pruned).cumsum(dim=1) - 1

@@ -1,33 +1,267 @@
-"""Comparing searches: how good a front each finds for the UNet calls that it spends.
+"""Comparing kinds of search: the hypervolume that each reaches, for the UNet calls that it spends.
 
-All searches draw on one study, so that a schedule that two of them ask for is generated once, and each keeps its own
-account of what it would have spent alone.
+All searches use one study, so a schedule that two of them ask for is generated once. Each search has its own `Account`
+of what it would have spent alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
+from dato import emoji_sd
+from dato.emoji_sd import EMBEDDED
+from dato.errors import DatoError
+from dato.evaluation import baselines
+from dato.evaluation.pool import InProcess, Recipe
 from dato.evaluation.racing import expected_if_beaten, rival_for, rivals_of
+from dato.experiments.progress import Progress, counting, silent
+from dato.generation.sampling import Sampling
 from dato.point import Point, non_dominated
+from dato.pruning import Pruning
 from dato.schedule import Schedule
+from dato.search.adviser import Advice
 from dato.search.hypervolume import Scale, by_evaluation
+from dato.search.nsga2 import search
+from dato.search.presets import DEPTH_PRESETS
+from dato.search.run_folder import Folder
+from dato.search.spaces import DepthSpace
 from dato.search.study import Study
+from dato.utils.hardware import versions
+
+# Kind of search -> what it is.
+SEARCHES = {
+    "paper": "DaTo's settings: 450 candidates",
+    "regular": "from regular schedules, with our operators",
+    "raced": "the same, and losers are given up after half of their images",
+    "planned": "from the sensitivity model's plans, which also ranks offspring, raced",
+    "planned, all": "the same over depths 0 to 3 and forecasts of order 0 and 1",
+}
+WIDE = "planned, all"  # the search with more depths and orders
+PLANNED = {"planned": [0, 1], WIDE: [0, 1, 2, 3]}  # searches that plan -> the depths they know
+WORST, BEST = 20.0, 100.0  # dB of the reference point, and of images equal to stock's
+SHARES = (1.0, 0.15)  # of stock's time, of the reference points
+OTHER_SEED = 1000
+
+
+@dataclass(frozen=True)
+class ComparisonSettings:
+    """What is compared.
+
+    Attributes:
+        searches: Names in `SEARCHES`.
+        repeats: Seeds 0, 1, ... of each search.
+        candidates: Number of candidates of each search but the papers'.
+        images: Images (prompts) for each candidate.
+        held_out: Number of other prompts, on which the fronts are judged again.
+        steps: PLMS steps.
+        guidance_scale: Classifier-free guidance.
+        device: Where the embedded model runs.
+
+    Raises:
+        DatoError: if a search is unknown.
+    """
+
+    searches: tuple[str, ...] = tuple(SEARCHES)
+    repeats: int = 5
+    candidates: int = 45
+    images: int = 4
+    held_out: int = 8
+    steps: int = 50
+    guidance_scale: float = 3.0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in self.searches:
+            if name not in SEARCHES:
+                raise DatoError(f"unknown search {name!r}; known are {'; '.join(SEARCHES)}")
+
+    def conditions(self, hardware: Any) -> dict[str, Any]:
+        """Return what the numbers depend on, as JSON values."""
+        return {
+            "model": EMBEDDED,
+            "steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "images": self.images,
+            "held_out": self.held_out,
+            "candidates": self.candidates,
+            "worst": WORST,
+            "hardware": hardware,
+            "versions": versions("dato", "torch", "diffusers", "pymoo"),
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison gave.
+
+    Attributes:
+        conditions: What the numbers depend on, as JSON values.
+        rows: For each search and seed `search`, `seed`, `candidates`, `unet_calls`, `points`, hypervolumes on the
+            search's and on held-out prompts, `curve` and `front`, as JSON values.
+    """
+
+    conditions: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+def compare_searches(settings: ComparisonSettings, folder: Path, progress: Progress = silent) -> Comparison:
+    """Run kinds of search on the embedded model, several seeds each, and judge their fronts on held-out prompts.
+
+    The objectives are PSNR to stock and the latency by one table for all.
+
+    Args:
+        settings: What is compared.
+        folder: Of the journals. What they hold is not generated again.
+        progress: Shows how far it is.
+    """
+    sampling = Sampling(settings.steps, settings.guidance_scale, batch_size=settings.images)
+    prompts = emoji_sd.prompts("search")
+    other = replace(sampling, seed=OTHER_SEED)
+    with ExitStack() as stack:
+        with progress("Loading"):
+            searched = stack.enter_context(
+                _study(folder / "search", prompts[: settings.images], sampling, settings.device)
+            )
+            held_out = stack.enter_context(
+                _study(
+                    folder / "held-out",
+                    emoji_sd.prompts("evaluation")[: settings.held_out],
+                    other,
+                    settings.device,
+                )
+            )
+        # The error model is measured on a prompt of its own.
+        judging = _Judging(searched, held_out, prompts[settings.images : settings.images + 1])
+        accounts = judging.search(settings, progress)
+        again = judging.judge_again(accounts, progress)
+        rows = [judging.row(name, seed, account, again[name, seed]) for (name, seed), account in accounts.items()]
+        return Comparison(settings.conditions(searched.judges.facts.hardware), rows)
+
+
+Key = tuple[str, int]  # (search, seed)
+
+
+@dataclass
+class _Judging:
+    """The studies that all searches share.
+
+    Attributes:
+        searched: Judges on the prompts of the search.
+        held_out: Judges on other prompts.
+        model_prompts: The prompts that the error model is measured on.
+    """
+
+    searched: Study
+    held_out: Study
+    model_prompts: Sequence[str]
+
+    def search(self, settings: ComparisonSettings, progress: Progress) -> dict[Key, Account]:
+        facts = self.searched.judges.facts
+        narrow = DepthSpace([facts.calls], facts.rungs, [0, 1])
+        wide = DepthSpace([facts.calls], facts.rungs, [0, 1, 2, 3], (0, 1), "aligned")
+        with progress("Measuring the latency table") as update:
+            table = self.searched.measured_table(wide.examples(), update)
+        for study in (self.searched, self.held_out):
+            study.use_table(table)
+        advice = {}
+        for name, depths in PLANNED.items():
+            if name in settings.searches:
+                with progress("Measuring the sensitivity model"):
+                    models = self.searched.sensitivity([settings.steps], depths, self.model_prompts)
+                advice[name] = Advice(models, table)
+        accounts = {}
+        with progress("Searches") as update:
+            advance = counting(update, len(settings.searches) * settings.repeats)
+            for name in settings.searches:
+                space = wide if name == WIDE else narrow
+                for seed in range(settings.repeats):
+                    accounts[name, seed] = _search(
+                        name, seed, settings.candidates, self.searched, space, advice.get(name)
+                    )
+                    advance()
+        return accounts
+
+    def judge_again(self, accounts: dict[Key, Account], progress: Progress) -> dict[Key, list[Point]]:
+        """Return the points of each search's front on the held-out prompts."""
+        again = {}
+        with progress("Held-out prompts") as update:
+            advance = counting(update, len(accounts))
+            for key, account in accounts.items():
+                again[key] = list(self.held_out([point.schedule for point in account.front]))
+                advance()
+        return again
+
+    def row(self, name: str, seed: int, account: Account, again: Sequence[Point]) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "search": name,
+            "seed": seed,
+            "candidates": len(account.points),
+            "unet_calls": account.calls,
+            "points": len(account.front),
+        }
+        for share in SHARES:
+            scale = Scale(WORST, BEST, share)
+            row[f"hypervolume at {share:g}"] = by_evaluation(account.points, scale)[-1]
+            row[f"held-out at {share:g}"] = by_evaluation(again, scale)[-1]
+        row["curve"] = account.curve(Scale(WORST, BEST, SHARES[-1]))
+        stock_ms = self.searched.table.predict(self.searched.stock.point.schedule)
+        row["front"] = [
+            [p.latency_ms / stock_ms, p.quality, a.quality] for p, a in zip(account.front, again, strict=True)
+        ]
+        return row
+
+
+@contextmanager
+def _study(folder: Path, prompts: Sequence[str], sampling: Sampling, device: str) -> Iterator[Study]:
+    """Open a study of one set of prompts, for a `with` block."""
+    recipe = Recipe(EMBEDDED, device, "float32", "plms", tuple(prompts), sampling, (), ("psnr",))
+    study = Study(Folder(folder), InProcess(recipe.evaluator()))
+    settings = {
+        "prompts": list(prompts),
+        "steps": sampling.steps,
+        "guidance_scale": sampling.guidance_scale,
+        "seed": sampling.seed,
+    }
+    try:
+        study.begin("compare", {}, settings, Pruning())
+        yield study
+    finally:
+        study.close()
+
+
+def _search(name: str, seed: int, candidates: int, study: Study, space: DepthSpace, advice: Advice | None) -> Account:
+    """Run one search to its end, and return its account."""
+    account = Account(study, None if name in ("paper", "regular") else max(1, len(study.stock.images) // 2))
+    if name == "paper":
+        list(search(space, account, DEPTH_PRESETS["paper"], seed=seed))
+        return account
+    preset = replace(DEPTH_PRESETS["quick"], pop_size=candidates // 3, generations=3)
+    begin = baselines.seeds(space.calls, space.rungs, space.orders, space.forecast, preset.pop_size)
+    options: dict[str, Any] = {}
+    if advice is not None:
+        account.calls = advice.unet_calls
+        begin = advice.plans(space, preset.pop_size)
+        options["adviser"] = Advice(advice.models, advice.table)
+    list(search(space, account, preset, seed=seed, seeds=begin, **options))
+    return account
 
 
 @dataclass
 class Account:
-    """One search's use of a shared study; what a search is to be given as its `ask`.
+    """One search's use of a shared study. It is what the search gets as its `ask`.
 
-    A race is run on paper: the study knows all images of a candidate, and where the first of them would have been
-    enough to give it up, the search is told what it would have been told, and charged for them alone.
+    A race is simulated. The study has all images of a candidate. If its first images would have been enough to give it
+    up, the search gets the point that a real race would have given, and pays for those images alone.
 
     Attributes:
-        study: Who judges, with a latency table and without a race.
+        study: Judges the candidates, with a latency table and without a race.
         race: After how many images a candidate may be given up; None: never.
-        calls: UNet calls spent so far, in whole calls of one image.
-        points: What the search was told, in order.
+        calls: What the search has spent so far, in whole UNet calls of one image.
+        points: The points that the search got, in order.
         spent: `calls` after each of them.
     """
 
@@ -36,24 +270,24 @@ class Account:
     calls: float = 0.0
     points: list[Point] = field(default_factory=list)
     spent: list[float] = field(default_factory=list)
-    _whole: dict[Schedule, Point] = field(default_factory=dict)
+    _judged_whole: dict[Schedule, Point] = field(default_factory=dict)
 
     def __call__(self, schedules: Sequence[Schedule]) -> Iterator[Point]:
         """See `dato.search.nsga2.search`."""
         judged, table = self.study.judged, self.study.table
-        front = non_dominated(self._whole.values())
+        front = non_dominated(self._judged_whole.values())
         rivals = rivals_of([(p.latency_ms, judged[p.schedule].per_image) for p in front]) if self.race else ()
         told = {point.schedule: point for point in self.points}
         for point in self.study(schedules):
-            if point.schedule in told:  # a search remembers
+            if point.schedule in told:  # asking again costs nothing
                 yield told[point.schedule]
                 continue
-            own = judged[point.schedule].per_image
-            rival, images, expected = rival_for(point.latency_ms, rivals), len(own), None
-            if rival is not None and self.race < len(own):
-                expected = expected_if_beaten(own[: self.race], rival)
+            values = judged[point.schedule].per_image
+            rival, images, expected = rival_for(point.latency_ms, rivals), len(values), None
+            if rival is not None and self.race < len(values):
+                expected = expected_if_beaten(values[: self.race], rival)
             if expected is None:
-                self._whole[point.schedule] = point
+                self._judged_whole[point.schedule] = point
             else:
                 images, point = self.race, replace(point, quality=expected)
             self.calls += images * table.predict_unet(point.schedule) / table.stock
@@ -64,9 +298,9 @@ class Account:
 
     @property
     def front(self) -> tuple[Point, ...]:
-        """The non-dominated of the candidates that got all their images."""
-        return non_dominated(self._whole.values())
+        """The non-dominated points among the candidates that got all their images."""
+        return non_dominated(self._judged_whole.values())
 
     def curve(self, scale: Scale) -> list[tuple[float, float]]:
-        """(calls spent, hypervolume) after each candidate."""
+        """Return (calls spent, hypervolume) after each candidate."""
         return list(zip(self.spent, by_evaluation(self.points, scale), strict=True))

@@ -176,9 +176,8 @@ def speed_chart(rows: Sequence[Mapping[str, Any]], title: str, path: str | Path)
             end = max(row["loop_speedup"], row["allowed"] or 0)
             label = f"{row['loop_speedup']:.2f}x"
             panel.annotate(label, (end, place), (5, 0), textcoords="offset points", va="center", fontsize=7)
-        marks = [
-            (row["allowed"], place) for row, place in zip(batch_rows, places, strict=True) if row["allowed"] is not None
-        ]
+        allowed = [row["allowed"] for row in batch_rows]
+        marks = [(mark, place) for mark, place in zip(allowed, places, strict=True) if mark is not None]
         panel.plot(*zip(*marks, strict=True), "k|", markersize=11, label="what the remaining FLOPs allow")
         panel.axvline(1, color="grey", linewidth=0.8, linestyle=":")
         panel.set(xlabel=f"speed-up of UNet and sampler over stock, batch {batch}")

@@ -49,10 +49,8 @@ def use_of_point(run: Run, number: int) -> dict[str, str | None]:
     if pick and point.steps is None and point.scheduler is None:
         patch = [f"dato.apply_patch(pipe, {_quoted(run.strategy)}, {choice})"]
     else:
-        patch = [
-            f"point = {source}.{f'pick({choice})' if pick else f'points[{number}]'}",
-            "dato.apply_patch(pipe, point)",
-        ]
+        lookup = f"pick({choice})" if pick else f"points[{number}]"
+        patch = [f"point = {source}.{lookup}", "dato.apply_patch(pipe, point)"]
     return {"shell": _shell(run, pick), "python": _python(run, point, patch)}
 
 

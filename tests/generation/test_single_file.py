@@ -13,8 +13,8 @@ from torch import nn
 
 from dato import DatoError, load_front
 from dato.cli.options import model_place
-from dato.generation.guidance import guidance_of
 from dato.generation.pipelines import load_pipeline
+from dato.generation.protocols import guidance_of
 from dato.generation.random_models import RANDOM_MODELS, random_pipeline
 from dato.generation.sampling import Sampling, generate
 from dato.unet.ladder import Ladder
@@ -302,14 +302,14 @@ def test_other_files_are_no_models(tmp_path):
 def test_configurations_that_cannot_be_had_or_do_not_fit(sd15, layout, tmp_path):
     for options in ({}, {"config": "nobody/nothing"}, {"config": str(tmp_path / "nowhere")}):
         name = options.get("config", "stable-diffusion-v1-5/stable-diffusion-v1-5")
-        with pytest.raises(DatoError, match=rf"cannot fetch the configuration {name}, .* as config ") as raised:
+        with pytest.raises(DatoError, match=rf"cannot fetch the configuration {name}, .* give --config") as raised:
             load_pipeline(str(sd15), **options)
         assert "\n" not in str(raised.value)
     with pytest.raises(DatoError, match=r"no pipeline in diffusers' layout: cannot read .*model_index\.json"):
         load_pipeline(str(sd15), config=str(tmp_path))
     with pytest.raises(DatoError, match="of a StableDiffusionXLPipeline, and the file is Stable Diffusion 1"):
         load_pipeline(str(sd15), config=layout("sdxl-random"))
-    with pytest.raises(DatoError, match="'emoji-sd' is none: leave config out"):
+    with pytest.raises(DatoError, match="'emoji-sd' is none: leave it out"):
         load_pipeline("emoji-sd", config=layout("sd15-random"))
 
 
@@ -320,7 +320,9 @@ def test_the_configuration_that_is_fetched_is_the_familys(name, layout, tmp_path
         "stabilityai/stable-diffusion-2-1": "sd21-random",
         "stabilityai/stable-diffusion-xl-base-1.0": "sdxl-random",
     }
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: layout(hub[name]))
+    monkeypatch.setattr(
+        "dato.generation.single_file.snapshot_download", lambda place, allow_patterns: layout(hub[place])
+    )
     save_file(original(small(name)), file := tmp_path / "model.safetensors")
     same_weights(load_pipeline(str(file)), small(name))
 
@@ -352,7 +354,7 @@ def test_commands_take_files_and_remember_them(sd15, layout, run, tmp_path, monk
     tiny = ("--preset", "paper", "--steps", 3, "--images", 1, "--pop-size", 2, "--generations", 1, "--rounds", 0)
     search = (*model, *tiny, "--latency", "measured", "--prompts", "prompts.txt", "--out", tmp_path / "run", "--quiet")
     code, _, errors = run("search/search_depth.py", *search)
-    assert code == 2 and re.fullmatch(r"error: cannot fetch the configuration .* as config .*\n", errors)
+    assert code == 2 and re.fullmatch(r"error: cannot fetch the configuration .* give --config .*\n", errors)
     code, _, errors = run("search/search_depth.py", *search, "--config", "config")
     assert code == 0, errors
     where = {"model": str(sd15), "config": layout("sd15-random")}
@@ -371,10 +373,10 @@ def test_commands_take_files_and_remember_them(sd15, layout, run, tmp_path, monk
         asked.append((name, options["config"]))
         raise DatoError("enough")
 
-    for command in ("generate", "benchmark", "pruned_tokens"):
-        monkeypatch.setattr(f"dato.cli.{command}.load_pipeline", load)
-    for module in ("search.run", "cli.evaluate", "cli.generalise"):
-        monkeypatch.setattr(f"dato.{module}.make_judges", lambda r, *_: load(r.model, config=r.config))
+    for module in ("cli.generate", "experiments.benchmark", "cli.pruned_tokens"):
+        monkeypatch.setattr(f"dato.{module}.load_pipeline", load)
+    for module in ("search.run", "experiments.evaluation", "experiments.generalisation"):
+        monkeypatch.setattr(f"dato.{module}.make_pool", lambda r, *_: load(r.model, config=r.config))
     own, prompts = tuple(where.values()), ("--prompts", sd15.parent / "prompts.txt")
     named = ("--model", own[0], "--config", own[1])
     for expected, *command in (
