@@ -81,13 +81,13 @@ def test_a_new_score_takes_a_description_and_a_function(monkeypatch, pipe):
     with pytest.raises(dato.DatoError, match="score must be one of"):
         Pruning(score="norm")
     with pytest.raises(KeyError, match="describe the base score 'norm'"):
-        scores._computes("norm")(similarity_score)
+        scores.computes("norm")(similarity_score)
     monkeypatch.setattr(descriptions, "SCORES", (*SCORES, "norm"))
     monkeypatch.setitem(BASE_SCORES, "norm", BaseScore("norm", "length of the token", noise=False))
     monkeypatch.setattr(scores, "_FUNCTIONS", dict(scores._FUNCTIONS))
     calls = []
 
-    @scores._computes("norm")
+    @scores.computes("norm")
     def norm(tokens, pruning):
         calls.append((tokens.noise, tokens.difference))
         return tokens.x.norm(dim=2).float()
