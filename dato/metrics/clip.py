@@ -27,6 +27,7 @@ STATISTICS = Option(
     "Statistics of real pictures' CLIP features for 'frechet': safetensors with mean and covariance.",
     embedded_default=emoji_sd.STATISTICS,
     shown_default="the embedded ones, for the embedded model",
+    is_measured_with=False,
 )
 PICK_SCORE = Option(
     "pick_score", "A preference model in CLIP's form: hub id or folder.", default="yuvalkirstain/PickScore_v1"

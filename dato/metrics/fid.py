@@ -25,7 +25,11 @@ INCEPTION = Option(
     "Weights of pytorch-fid's InceptionV3 for 'fid' and 'kid'.",
     shown_default="in torch's cache, or fetched",
 )
-REAL = Option("real", "Real pictures to compare with: a folder; for 'fid' also an .npz of pytorch-fid.")
+REAL = Option(
+    "real",
+    "Real pictures to compare with: a folder; for 'fid' also an .npz of pytorch-fid.",
+    is_measured_with=False,
+)
 
 
 def inception_model(setup: Setup) -> Inception:

@@ -12,7 +12,19 @@ from typer.testing import CliRunner
 from dato import DatoError, emoji_sd
 from dato.cli.metric_options import files_of, with_metric_options
 from dato.hub.paths import without_paths
-from dato.metrics import METRICS, OPTIONS, Metric, Option, Setup, label_of, load_metric, setup_for, shown, text_of
+from dato.metrics import (
+    METRICS,
+    OPTIONS,
+    Metric,
+    Option,
+    Setup,
+    label_of,
+    load_metric,
+    measured_with,
+    setup_for,
+    shown,
+    text_of,
+)
 from dato.metrics.clip import CLIP, STATISTICS
 
 
@@ -90,6 +102,14 @@ def test_the_embedded_model_has_a_clip_of_its_own():
     assert other.get(CLIP) == "openai/clip-vit-base-patch16" and other.get(STATISTICS) is None
     assert other.device == "meta" and other.options["real"] == "x"
     assert setup_for("some/model", {"clip": "mine"}).get(CLIP) == "mine"
+
+
+def test_stores_of_older_versions_know_what_they_were_measured_with():
+    old = {"image_reward": "THUDM/ImageReward", "image_reward_backend": "transformers", "inception": None}
+    old |= {"pick_score": "yuvalkirstain/PickScore_v1"}
+    assert measured_with(Setup(real="pictures")) == old | {"clip": "emoji-sd"}
+    assert measured_with(setup_for("some/model")) == old | {"clip": "openai/clip-vit-base-patch16"}
+    assert measured_with(Setup(clip="mine"))["clip"] == "mine"
 
 
 def test_a_setup_is_data_and_shares_what_is_loaded():
