@@ -132,14 +132,12 @@ def evaluate(
     texts = _prompts(protocol, model, prompts, captions, images)
     files = metric.files_of(ctx.params)
     where = opt.device_of(device, elsewhere=ray_address is not None)
-    size = height or same_model.get("height"), width or same_model.get("width")
     if protocol is not None:
-        guidance_scale, scheduler, steps = (
-            guidance_scale or guidance_of(model),
-            scheduler or SCHEDULER,
-            steps or STEPS,
-        )
-        size = (height, width) if model == EMBEDDED else (height or SIZE, width or SIZE)
+        guidance_scale, scheduler, steps = guidance_scale or guidance_of(model), scheduler or SCHEDULER, steps or STEPS
+        if model != EMBEDDED:
+            height, width = height or SIZE, width or SIZE
+    else:
+        height, width = height or same_model.get("height"), width or same_model.get("width")
     steps = steps or conditions.get("steps", STEPS)
     guidance_scale = guidance_scale or conditions.get("guidance_scale") or usual_guidance(model)
     recipe = Recipe(
@@ -148,7 +146,7 @@ def evaluate(
         opt.dtype_name(dtype, where),
         scheduler or conditions.get("scheduler_name"),
         tuple(texts),
-        Sampling(steps, guidance_scale, *size, seed=seed, batch_size=batch_size),
+        Sampling(steps, guidance_scale, height, width, seed, batch_size),
         (),
         _metrics(metrics, model, files),
         setup_for(model, files),
@@ -159,18 +157,22 @@ def evaluate(
     result = evaluation.evaluate(
         recipe, folder, names, entries, workers=workers, ray_address=ray_address, progress=show_progress
     )
-    for name, reason in result.failures.items():
-        warnings.warn(f"{name}: {reason}", stacklevel=1)
     result.save()
-    ours = {name for entry in entries for name in result.families.get(entry.label, ())}
-    out.print(_table(result.rows(), len(texts), ours))
-    for name, error in result.precision_errors.items():
-        out.print(f"{name} in half precision differs from float32 by at most {error:.2g} here", highlight=False)
-    out.print(f"written to {folder}", highlight=False, soft_wrap=True, markup=False)
+    _show(result, {name for entry in entries for name in result.families.get(entry.label, ())})
     for path, draw in ((plot, result.plot), (grid, result.grid)):
         if path is not None:
             draw(path)
             out.print(f"written to {path}", highlight=False)
+
+
+def _show(result: evaluation.Evaluation, ours: Collection[str]) -> None:
+    """Print the table, with the methods `ours` bright, what went wrong, and where everything was written."""
+    for name, reason in result.failures.items():
+        warnings.warn(f"{name}: {reason}", stacklevel=2)
+    out.print(_table(result.rows(), len(result.recipe.prompts), ours))
+    for name, error in result.precision_errors.items():
+        out.print(f"{name} in half precision differs from float32 by at most {error:.2g} here", highlight=False)
+    out.print(f"written to {result.store.folder}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _families(text: str | None) -> list[str]:
