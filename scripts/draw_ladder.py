@@ -30,7 +30,7 @@ def draw_ladder(
     model: Annotated[
         str,
         typer.Option(
-            help="The model with the UNet: a random model's name (no weights are made), a folder or a hub id."
+            help="The model: a random model's name (no weights are made), a folder or a hub id."
         ),
     ] = "sd15-random",
     depth: Annotated[int, typer.Option(min=1, help="The depth of the call that is drawn.")] = 3,
