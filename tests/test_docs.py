@@ -78,7 +78,7 @@ def test_links_and_images_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_of_the_code_that_a_page_names_exist(page):
-    named = set(re.findall(r"`((?:dato|scripts|search|tests|benchmarks)/[\w./-]*)`", page.read_text("utf-8")))
+    named = set(re.findall(r"`((?:dato|scripts|tests|benchmarks)/[\w./-]*)`", page.read_text("utf-8")))
     gone = {name for name in named if not (ROOT / name).exists()}
     assert not gone - {"scripts/study_forecasts.py"}  # the page names the commit that has it
 
