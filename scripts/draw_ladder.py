@@ -29,9 +29,7 @@ CACHE = {"facecolor": "#fde6c8", "edgecolor": "#c77700", "color": "black"}
 def draw_ladder(
     model: Annotated[
         str,
-        typer.Option(
-            help="The model: a random model's name (no weights are made), a folder or a hub id."
-        ),
+        typer.Option(help="The model: a random model's name (no weights are made), a folder or a hub id."),
     ] = "sd15-random",
     depth: Annotated[int, typer.Option(min=1, help="The depth of the call that is drawn.")] = 3,
     out_file: Annotated[Path, typer.Option("--out", help="The PNG.")] = Path("images/ladder.png"),
