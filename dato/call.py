@@ -49,12 +49,12 @@ class Call:
     @property
     def order(self) -> int:
         """The order of the forecast that is made: lower than the schedule's while fewer values exist."""
-        return self.rule.order_with(len(self.sources)) if self.sources else 0
+        return self.rule.made(len(self.sources))[0] if self.sources else 0
 
     @property
     def forecast(self) -> str:
         """The name of the rule by which the forecast is made; "polynomial" at order 0."""
-        return self.rule.name if self.order else POLYNOMIAL.name
+        return self.rule.made(len(self.sources))[1] if self.sources else POLYNOMIAL.name
 
 
 def place_read(depth: int, rungs: int) -> int | None:

@@ -35,12 +35,14 @@ class ForecastRule:
     caches_last_feature: bool = False
     can_be_planned: bool = True
 
-    def order_with(self, values: int) -> int:
-        """Return the order of a forecast that reads so many values.
+    def made(self, values: int) -> tuple[int, str]:
+        """Return the order of a forecast that reads so many values, and the name of its rule.
 
-        One value is handed back as it is, which is order 0. A rule that reads a fixed number of values has order 1.
+        One value is handed back as it is, which is the polynomial of order 0. A rule that reads a fixed number of
+        values has order 1.
         """
-        return values - 1 if self.most_values is None else min(1, values - 1)
+        order = values - 1 if self.most_values is None else min(1, values - 1)
+        return order, self.name if order else POLYNOMIAL.name
 
 
 POLYNOMIAL = ForecastRule("polynomial")

@@ -105,6 +105,21 @@ class Front:
         """Return the number of points."""
         return len(self.points)
 
+    @property
+    def knee_index(self) -> int:
+        """Return the index of the knee among the points."""
+        fastest, best = self.points[0], self.points[-1]
+        width = best.latency_ms - fastest.latency_ms
+        height = best.quality - fastest.quality
+        if width <= 0 or height <= 0:
+            return len(self.points) - 1
+
+        def above_the_line(index: int) -> float:
+            point = self.points[index]
+            return (point.quality - fastest.quality) / height - (point.latency_ms - fastest.latency_ms) / width
+
+        return max(range(len(self.points)), key=above_the_line)
+
     def knee(self) -> Point:
         """Return the point farthest above the line between the fastest and the best point, both axes scaled to 0..1.
 
@@ -114,15 +129,7 @@ class Front:
             >>> front.knee() in front.points
             True
         """
-        fastest, best = self.points[0], self.points[-1]
-        width = best.latency_ms - fastest.latency_ms
-        height = best.quality - fastest.quality
-        if width <= 0 or height <= 0:
-            return best
-        return max(
-            self.points,
-            key=lambda p: (p.quality - fastest.quality) / height - (p.latency_ms - fastest.latency_ms) / width,
-        )
+        return self.points[self.knee_index]
 
     def pick(self, *, speedup: float | None = None, quality: float | None = None) -> Point:
         """Return the best point that is at least `speedup` times as fast as stock, or the fastest of that `quality`.
@@ -231,11 +238,11 @@ class Front:
 
         if options and not push_to_hub:
             raise DatoError(f"save_pretrained: {next(iter(options))}= is for push_to_hub=True")
-        data, knee = self.to_dict(), self.points.index(self.knee())
-        card = save_front(data, knee, folder, repo_id)
+        data = self.to_dict()
+        card = save_front(data, self.knee_index, folder, repo_id)
         if not push_to_hub:
             return None
-        return push_front(data, knee, repo_id or Path(folder).resolve().name, card=card, **options)
+        return push_front(data, self.knee_index, repo_id or Path(folder).resolve().name, card=card, **options)
 
     def push_to_hub(
         self,
@@ -270,8 +277,7 @@ class Front:
         from dato.hub.repository import push_front
 
         options = {"private": private, "token": token, "commit_message": commit_message}
-        knee = self.points.index(self.knee())
-        return push_front(self.to_dict(), knee, repo_id, revision=revision, create_pr=create_pr, **options)
+        return push_front(self.to_dict(), self.knee_index, repo_id, revision=revision, create_pr=create_pr, **options)
 
     @classmethod
     def from_pretrained(

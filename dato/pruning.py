@@ -130,7 +130,7 @@ class Pruning:
             raise DatoError("pruning: choose_every above 1 needs shared=True")
 
     def _check_types(self) -> None:
-        _one_of("score", self.score, SCORES)
+        _one_of("score", self.score, tuple(BASE_SCORES))
         _one_of("recover_from", self.recover_from, RECOVERIES)
         _one_of("similarity", self.similarity, SIMILARITIES)
         _one_of("reduction", self.reduction, REDUCTIONS)

@@ -238,10 +238,9 @@ class Schedule:
     def resampled(self, calls: int) -> Schedule:
         """Return the schedule stretched or squeezed to another number of calls.
 
-        Each new call covers a stretch of old ones. It takes the entry of which the new calls so far hold the least,
-        compared with the old ones (error diffusion). So every kind of call keeps its share and its place in time. To
-        take the nearest old call instead would turn "every second call" into all or nothing. The first call stays
-        whole.
+        Each new call covers a stretch of old calls. It gets the entry that the new calls lack most so far (error
+        diffusion). So every kind of call keeps its share and its place in time. Taking the nearest old call instead
+        would turn "every second call" into all or nothing. The first call stays whole.
 
         Example:
             >>> Schedule.uniform(8, 2, 1).resampled(4).depths
@@ -250,7 +249,8 @@ class Schedule:
         _check_at_least_one("calls", calls)
         if calls == len(self):
             return self
-        old, span = self.entries, len(self) / calls
+        schedule = self.canonical()  # so that equal schedules are resampled alike
+        old, span = schedule.entries, len(self) / calls
         owed: Counter[tuple[int, float, int]] = Counter()
         new: list[tuple[int, float, int]] = []
         for call in range(calls):
@@ -262,7 +262,7 @@ class Schedule:
             owed[entry] -= 1
             new.append(entry)
         depths, ratios, orders = zip(*new, strict=True)
-        return replace(self, depths=depths, ratios=ratios, orders=orders)
+        return replace(schedule, depths=depths, ratios=ratios, orders=orders)
 
     def for_rungs(self, rungs: int) -> Schedule:
         """Return the schedule for a UNet of another height: whole calls stay whole, other depths stay as they are.

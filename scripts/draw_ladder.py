@@ -1,4 +1,4 @@
-"""Draw a UNet as a ladder, cut at a depth: what a call runs, and what it takes from the cache. Options: `--help`."""
+"""Draw a UNet as a ladder, cut at a depth: what a call runs, and what it takes from the cache."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ CACHE = {"facecolor": "#fde6c8", "edgecolor": "#c77700", "color": "black"}
 
 def draw_ladder(
     model: Annotated[
-        str, typer.Option(help="Whose UNet: a random model's name (no weights are made), or a folder or hub id.")
+        str,
+        typer.Option(help="The model: a random model's name (no weights are made), a folder or a hub id."),
     ] = "sd15-random",
     depth: Annotated[int, typer.Option(min=1, help="The depth of the call that is drawn.")] = 3,
     out_file: Annotated[Path, typer.Option("--out", help="The PNG.")] = Path("images/ladder.png"),
@@ -42,7 +43,7 @@ def draw_ladder(
 
 
 def picture(unet: UNet2DConditionModel, depth: int) -> Figure:
-    """The ladder of a UNet, cut at `depth`. Raises DatoError if the depth is no partial one."""
+    """Return the picture of a UNet as a ladder, cut at `depth`. Raise DatoError if the depth is not a partial one."""
     rungs = Ladder(unet).rungs
     if not 0 < depth < len(rungs):
         raise DatoError(f"--depth {depth}: a UNet of {len(rungs)} rungs is cut at 1 to {len(rungs) - 1}")
@@ -79,7 +80,7 @@ def picture(unet: UNet2DConditionModel, depth: int) -> Figure:
 
 
 def _cut(axes: Axes, depth: int, ys: list[float]) -> None:
-    """The line between what runs and what does not, and the cache that stands in for what lies below."""
+    """Draw the line between what runs and what does not, and the cache that replaces everything below."""
     above, below = ys[depth - 1] - HEIGHT / 2, ys[depth] + HEIGHT / 2
     y = (above + below) / 2
     axes.plot([-0.72, RIGHT - WIDTH / 2 - 0.1], [y, y], "--", color="#c0392b", linewidth=1.3)
@@ -94,7 +95,7 @@ def _cut(axes: Axes, depth: int, ys: list[float]) -> None:
 
 
 def _also(rung: Rung, up: bool, names: dict[int, str]) -> str:
-    """The other modules of one side of a rung, without the block's name."""
+    """Return the names of the other modules of one side of a rung, without the block's name."""
     others = (rung.up_attention, rung.upsampler) if up else (rung.down_attention,)
     return "".join(f"+ {names[id(module)].split('.', 2)[2]} " for module in others if isinstance(module, nn.Module))
 

@@ -7,7 +7,6 @@ import os
 import runpy
 import sys
 from pathlib import Path
-from zlib import crc32
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need a hub
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several processes would wait for each other's
@@ -15,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several processes would wa
 
 import pytest
 import torch
+import which_tests
 from diffusers import UNet2DConditionModel
 from matrix import written
 from PIL import Image
@@ -32,35 +32,12 @@ SMALL = ("--images", 2, "--pop-size", 4, "--generations", 2, "--rounds", 1, "--l
 PROMPTS = ["red apple on a blue background", "dog face on a pink background", "rose on a white background"]
 
 
-# Two processes take file after file: what takes minutes must not be left to the end.
-LONG = (
-    "test_search_comparison.py",
-    "test_end_to_end.py",
-    "test_speed.py",
-    "test_compatibility.py",
-    "test_stress.py",
-)
-
-
 def pytest_addoption(parser):
-    parser.addoption("--matrix", metavar="FILE", help="test every pipeline with everything, and write a table of it")
-    parser.addoption(
-        "--combinations", type=int, default=100, help="how many random runs tests/unet/test_stress.py makes"
-    )
+    which_tests.add_options(parser)
 
 
 def pytest_collection_modifyitems(config, items):
-    """Long files first. Of the table's cells a sixth is enough for every day, and all of two pipelines."""
-    items.sort(key=lambda item: item.path.name not in LONG)
-    if config.getoption("--matrix"):
-        return
-    kept, left = [], []
-    for item in items:
-        cell = getattr(item, "originalname", "") in ("test_feature", "test_sampler")
-        every = not cell or item.callspec.params["name"] in ("SD 1.x", "SDXL")
-        (kept if every or crc32(item.name.encode()) % 6 == 0 else left).append(item)
-    config.hook.pytest_deselected(items=left)
-    items[:] = kept
+    which_tests.choose(config, items)
 
 
 @pytest.hookimpl(trylast=True)
@@ -76,8 +53,7 @@ def pytest_sessionfinish(session):
             for name, cell in report.user_properties:
                 if name == "cell":
                     found[tuple(cell)] = outcome
-    from test_compatibility import cells
-    from test_samplers import SAMPLERS
+    from pipeline_features import SAMPLERS, cells
 
     page = written({cell: found.get(cell, "") for cell in cells()}, SAMPLERS)
     Path(file).write_text(page, encoding="utf-8")

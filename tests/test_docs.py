@@ -76,6 +76,13 @@ def test_links_and_images_lead_somewhere(page):
             assert anchor in anchors(target), f"{page.name}: {link}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_of_the_code_that_a_page_names_exist(page):
+    named = set(re.findall(r"`((?:dato|scripts|tests|benchmarks)/[\w./-]*)`", page.read_text("utf-8")))
+    gone = {name for name in named if not (ROOT / name).exists()}
+    assert not gone - {"scripts/study_forecasts.py"}  # the page names the commit that has it
+
+
 def test_the_index_lists_every_page():
     linked = set(re.findall(r"\]\(([\w-]+\.md)", (ROOT / "docs/README.md").read_text("utf-8")))
     assert {page.name for page in PAGES if page.parent.name == "docs"} - {"README.md"} <= linked

@@ -57,7 +57,7 @@ def test_points_of_their_own_steps_and_forecasts(front, tmp_path):
 
 
 def test_knee_and_picks(front):
-    assert front.knee() is front.points[1]
+    assert front.knee() is front.points[1] and front.knee_index == 1
     assert front.pick(speedup=4) is front.points[1] and front.pick(speedup=1) is front.points[2]
     assert front.pick(speedup=4.5) is front.points[0]
     assert front.pick(quality=30) is front.points[1] and front.pick(quality=0) is front.points[0]

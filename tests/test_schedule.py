@@ -158,6 +158,8 @@ def test_the_canonical_spelling_describes_the_same_calls(schedule, forecast, dat
     canonical = spelt.canonical()
     assert canonical == spelt and canonical.canonical() is canonical and canonical.calls() == spelt.calls()
     assert canonical.depths == spelt.depths and canonical.ratios == spelt.ratios
+    calls = data.draw(st.integers(1, 80))
+    assert canonical.resampled(calls) == spelt.resampled(calls)
     partial = [call for call, depth in enumerate(spelt.depths) if depth < spelt.rungs]
     assert [canonical.orders[call] for call in partial] == [spelt.orders[call] for call in partial]
     assert Schedule.from_json(spelt.to_json()).to_json() == spelt.to_json()

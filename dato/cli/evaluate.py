@@ -22,18 +22,9 @@ from dato.experiments import evaluation
 from dato.experiments.evaluation import Entry, title_of
 from dato.experiments.method_families import DEFAULT_FAMILIES, FAMILIES, check_families, has_tomesd, thinned
 from dato.front import Front
-from dato.generation.prompts import read_prompts
-from dato.generation.protocols import (
-    CAPTIONS,
-    PROTOCOLS,
-    SCHEDULER,
-    SIZE,
-    STEPS,
-    coco_captions,
-    guidance_of,
-    imagenet_prompts,
-    usual_guidance,
-)
+from dato.generation.guidance import guidance_of, usual_guidance
+from dato.generation.prompts import COCO_COUNT, coco_captions, imagenet_prompts, read_prompts
+from dato.generation.protocols import PROTOCOLS, SCHEDULER, SIZE, STEPS
 from dato.generation.sampling import Sampling
 from dato.metrics import METRICS, setup_for
 from dato.samplers import SAMPLERS
@@ -235,7 +226,7 @@ def _prompts(
     if protocol == "coco":
         if captions is None:
             raise DatoError("--protocol coco: give --captions with COCO's captions_val2014.json")
-        return coco_captions(captions, images or CAPTIONS)
+        return coco_captions(captions, images or COCO_COUNT)
     if prompts is None and (model != EMBEDDED or protocol == "file"):
         raise DatoError(f"give --prompts or --protocol for {model}: the built-in prompts are {EMBEDDED}'s")
     return read_prompts(prompts, images, "evaluation")

@@ -14,8 +14,8 @@ from dato.cli import options as opt
 from dato.cli.console import err, out
 from dato.errors import DatoError
 from dato.front import Front
+from dato.generation.guidance import usual_guidance
 from dato.generation.pipelines import load_pipeline
-from dato.generation.protocols import usual_guidance
 from dato.generation.sampling import Generated, Sampling, generate
 from dato.report.schedule_text import strip
 from dato.strategies import load_strategy

@@ -15,7 +15,7 @@ import typer
 from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError, first_line
 from dato.front import Front
-from dato.generation.random_models import RANDOM_MODELS
+from dato.generation.model_configs import RANDOM_MODELS
 from dato.metrics import shown
 from dato.point import Point
 from dato.samplers import SAMPLERS

@@ -25,8 +25,8 @@ from dato.errors import DatoError
 from dato.evaluation.baselines import all_baselines, fewer_steps, seeds
 from dato.evaluation.pool import Facts, Recipe
 from dato.front import Front
+from dato.generation.guidance import guidance_of
 from dato.generation.prompts import read_prompts
-from dato.generation.protocols import guidance_of
 from dato.generation.sampling import Sampling
 from dato.metrics import METRICS, setup_for
 from dato.pruning import Pruning

@@ -28,7 +28,7 @@ def share(
     write both to a folder with --dry-run, and share that folder. A card that was edited, there or on the hub, is kept.
     """
     loaded = load_front(front)
-    data, knee = loaded.to_dict(), loaded.points.index(loaded.knee())
+    data, knee = loaded.to_dict(), loaded.knee_index
     card = card_in(front) if Path(front).is_dir() else None
     if dry_run is not None:
         save_front(data, knee, dry_run, repo_id, card)

@@ -1,6 +1,7 @@
-"""emoji-sd, the embedded model: a small text-to-image latent diffusion pipeline with the shape of SD 1.x.
+"""emoji-sd, the embedded model: a small text-to-image latent diffusion pipeline in the shape of SD 1.x.
 
-`MODEL_CARD.md` beside this file says what it was trained on and how; `scripts/train_emoji_sd.py` makes it again.
+This module says where its parts are and has its prompts. `MODEL_CARD.md` says what it was trained on, and how.
+`dato.emoji_sd.training` and `scripts/train_emoji_sd.py` train it again.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-EMBEDDED = "emoji-sd"  # what `--model` and a front's conditions call it
+EMBEDDED = "emoji-sd"  # the model's name, for `load_pipeline` and in the conditions of fronts
 FOLDER = Path(__file__).parent
 PIPE = FOLDER / "pipe"  # a diffusers StableDiffusionPipeline folder
 CLIP = FOLDER / "clip"  # a transformers CLIPModel folder: CLIP score and image features
@@ -17,9 +18,9 @@ STATISTICS = FOLDER / "statistics.safetensors"  # mean and covariance of the rea
 
 
 def prompts(split: Literal["search", "evaluation"]) -> list[str]:
-    """The captions of one split, 74 each, one for every name the model knows.
+    """Return the captions of one split: 74, one for each name that the model knows.
 
-    "search" holds captions that the model was trained on; "evaluation" holds the captions that it never saw.
-    No caption is in both, and no search may use the second: it is what results are reported on.
+    The model was trained on the captions of "search". It never saw those of "evaluation". No caption is in both. Report
+    results on "evaluation", and never search on it.
     """
     return json.loads((FOLDER / "prompts.json").read_text(encoding="utf-8"))[split]

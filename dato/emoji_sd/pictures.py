@@ -1,4 +1,4 @@
-"""The data of emoji-sd: emoji pictures on coloured backgrounds, their captions, and which captions are held out."""
+"""The data of emoji-sd: emoji on coloured backgrounds, their captions, and the captions that are held out."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CATEGORIES = (
     "Travel & Places",
     "Objects",
 )
-# The order matters: it decides which colour of a name is held out.
+# The order decides which colour of a name is held out.
 NAMES = tuple(
     """tomato, grapes, watermelon, tangerine, lemon, banana, pineapple, red apple, green apple, pear, peach,
     cherries, strawberry, kiwifruit, mango, coconut, blueberries, avocado, hot dog, taco, hamburger,
@@ -50,27 +50,27 @@ NAMES = tuple(
 
 
 def caption(name: str, colour: str) -> str:
-    """The one form that every caption has."""
+    """Return the caption of a name on a colour. All captions have this form."""
     return f"{name} on a {colour} background"
 
 
 def held_out_colour(index: int) -> int:
-    """Which of the 8 colours the name at this place was never trained on; steps of 5 visit them all evenly."""
+    """Return which of the 8 colours is held out for the name at an index. Steps of 5 use all colours evenly."""
     return (5 * index + 3) % len(COLOURS)
 
 
 def splits(names: Sequence[str] = NAMES) -> dict[str, list[str]]:
-    """The prompts of `dato.emoji_sd.prompts`: one caption per name and split.
+    """Return the prompts of `dato.emoji_sd.prompts`: one caption for each name and split.
 
     Returns:
-        "evaluation", the held-out captions in the names' order; "search", one trained caption of every name, the
-        colours as even as the number of names allows, shuffled so that every prefix is a mixed sample.
+        "evaluation": the held-out captions in the order of the names. "search": one trained caption of each name, with
+        all colours about equally often, shuffled so that the first n captions are a mixed sample.
     """
     colours = list(COLOURS)
     evaluation, search = [], []
     for index, name in enumerate(names):
         held_out = held_out_colour(index)
-        # Each run of 8 names goes through all colours; the shift, 1 to 7, never lands on the held-out one.
+        # Eight names in a row use all colours. The shift of 1 to 7 never gives the held-out colour.
         trained = (held_out + 1 + index // len(colours) % (len(colours) - 1)) % len(colours)
         evaluation.append(caption(name, colours[held_out]))
         search.append(caption(name, colours[trained]))
@@ -82,8 +82,11 @@ def splits(names: Sequence[str] = NAMES) -> dict[str, list[str]]:
 class Pictures:
     """Emoji cut-outs as tensors.
 
-    `all_names` has one name for each of `cutouts` (M, 4, 64, 64), uint8 RGBA; `names` are those that the VAE and
-    the UNet learn, and `rows` (len(names),) says where they lie among the cut-outs.
+    Attributes:
+        names: The names that the VAE and the UNet learn.
+        all_names: The name of each cut-out.
+        cutouts: (M, 4, 64, 64) uint8, RGBA.
+        rows: (len(names),), the index of each name among the cut-outs.
     """
 
     names: tuple[str, ...]
@@ -92,15 +95,15 @@ class Pictures:
     rows: Tensor
 
     def to(self, device: torch.device | str) -> Pictures:
-        """The same with the cut-outs on another device."""
+        """Return the same with the cut-outs on another device."""
         return replace(self, cutouts=self.cutouts.to(device))
 
     def captions(self) -> list[str]:
-        """Every name on every colour, colours fastest: what CLIP learns, held-out captions included."""
+        """Return every name on every colour, name by name. CLIP learns them all, the held-out ones too."""
         return [caption(name, colour) for name in self.all_names for colour in COLOURS]
 
     def known(self, *, trained_only: bool) -> Tensor:
-        """(K,) indices into `captions()` of the learnt names: on all colours, or without the held-out ones."""
+        """Return (K,) indices into `captions()` of the learnt names: on all colours, or without the held-out ones."""
         count = len(COLOURS)
         index = self.rows[:, None] * count + torch.arange(count)
         keep = torch.ones(index.shape, dtype=torch.bool)
@@ -109,11 +112,11 @@ class Pictures:
         return index[keep]
 
     def paste(self, captions: Tensor, mirrored: Tensor | bool = False) -> Tensor:
-        """The pictures of these captions.
+        """Return the pictures of captions.
 
         Args:
             captions: (B,) indices into `captions()`.
-            mirrored: whether each is mirrored left to right, (B,) or one for all.
+            mirrored: Whether each is mirrored left to right, (B,) or one for all.
 
         Returns:
             (B, 3, 64, 64) in [0, 1], on the cut-outs' device.
@@ -121,7 +124,7 @@ class Pictures:
         return paste(*self.parts(captions, mirrored))
 
     def parts(self, captions: Tensor, mirrored: Tensor | bool = False) -> tuple[Tensor, Tensor]:
-        """What `paste` joins: cut-outs (B, 4, 64, 64) and background colours (B, 3), both in [0, 1]."""
+        """Return the cut-outs (B, 4, 64, 64) and background colours (B, 3) of captions, for `paste`. In [0, 1]."""
         captions = captions.to(self.cutouts.device)
         cutouts = self.cutouts[captions // len(COLOURS)].float() / 255
         flip = torch.as_tensor(mirrored, device=cutouts.device).expand(len(captions))
@@ -131,7 +134,7 @@ class Pictures:
 
 
 def paste(cutouts: Tensor, colours: Tensor) -> Tensor:
-    """Cut-outs (B, 4, H, W) with their alpha on plain colours (B, 3), all in [0, 1]: (B, 3, H, W)."""
+    """Return (B, 3, H, W): cut-outs (B, 4, H, W) with their alpha on plain colours (B, 3), all in [0, 1]."""
     colour, alpha = cutouts[:, :3], cutouts[:, 3:]
     return colour * alpha + colours[:, :, None, None] * (1 - alpha)
 
@@ -140,11 +143,11 @@ def read(package: Path, names: Sequence[str] | None = None) -> Pictures:
     """Read an unpacked `emoji-datasource-google` package.
 
     Args:
-        package: the folder with emoji.json and img/google/64/.
-        names: what the VAE and the UNet learn, as emoji.json names it in lower case; default: the 74 of `NAMES`.
+        package: The folder with emoji.json and img/google/64/.
+        names: The names that the VAE and the UNet learn, as in emoji.json but in lower case. None: `NAMES`.
 
     Raises:
-        DatoError: the folder is no such package, or lacks one of the names.
+        DatoError: if the folder is not such a package, or lacks one of the names.
     """
     table = package / "emoji.json"
     try:

@@ -16,8 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dato import emoji_sd
-from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError
 from dato.evaluation.evaluator import Evaluator
 from dato.evaluation.flaws import OUT_OF_MEMORY, check_stock, flaw
@@ -25,13 +23,10 @@ from dato.evaluation.methods import Method, stock_method
 from dato.evaluation.pool import Facts, Pool, Recipe
 from dato.experiments.image_store import Batch, ImageStore
 from dato.generation.sampling import Sampling
-from dato.metrics import OPTIONS
+from dato.metrics import measured_with
 from dato.schedule import Schedule
 from dato.utils.images import png
 from dato.utils.memory import peak_memory, survive_out_of_memory
-
-# Options of metrics that their summaries depend on, and the measurements of single images do not.
-SUMMARY_ONLY = ("statistics", "real")
 
 
 def settings_of(recipe: Recipe, facts: Facts) -> dict[str, Any]:
@@ -49,14 +44,8 @@ def settings_of(recipe: Recipe, facts: Facts) -> dict[str, Any]:
         "seed": sampling.seed,
         "batch_size": sampling.batch_size,
         "hardware": facts.hardware,
-        **{name: _named(recipe.setup.get(option)) for name, option in OPTIONS.items() if name not in SUMMARY_ONLY},
+        **measured_with(recipe.setup),
     }
-
-
-def _named(value: Any) -> str | None:
-    """Return an option of a metric as settings have it."""
-    # The folder that dato is installed in makes no difference to what the embedded model is.
-    return None if value is None else EMBEDDED if value == emoji_sd.CLIP else str(value)
 
 
 def stock_of(facts: Facts) -> Method:

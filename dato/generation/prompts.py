@@ -1,27 +1,83 @@
-"""Read prompts."""
+"""Prompts: from a text file, of the embedded model, and those with which the papers measure (ImageNet, COCO)."""
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
+from typing import Literal
 
 from dato import emoji_sd
 from dato.errors import DatoError
-from dato.utils.files import read_text
+from dato.utils.files import read_json, read_text
+
+IMAGENET_PER_CLASS = 2
+COCO_COUNT = 30_000  # captions that the papers use
 
 
-def read_prompts(source: str | Path | None, count: int | None, split: str = "search") -> list[str]:
-    """The first `count` (None: all) prompts of a text file, one a line; of no file: a split of emoji-sd's.
+def read_prompts(
+    source: str | Path | None, count: int | None = None, split: Literal["search", "evaluation"] = "search"
+) -> list[str]:
+    """Return prompts from a text file, one a line, or of the embedded model.
+
+    Args:
+        source: The file. None: a split of the embedded model's prompts.
+        count: How many, from the first. None: all.
+        split: Which of the embedded model's prompts, see `dato.emoji_sd.prompts`.
 
     Raises:
-        DatoError: if the file is missing or holds fewer prompts.
+        DatoError: if the file is missing, or has fewer prompts than `count`.
     """
     if source is None:
-        prompts, where = emoji_sd.prompts(split), f"the embedded model's {split} split"
+        prompts, name = emoji_sd.prompts(split), f"the embedded model's {split} split"
     else:
-        prompts, where = [line.strip() for line in read_text(source).splitlines() if line.strip()], str(source)
+        prompts, name = [line.strip() for line in read_text(source).splitlines() if line.strip()], str(source)
     count = len(prompts) if count is None else count
     if not prompts:
-        raise DatoError(f"{where} holds no prompts: write one a line")
+        raise DatoError(f"{name} holds no prompts: write one a line")
     if not 1 <= count <= len(prompts):
-        raise DatoError(f"{count} prompts are asked for and {where} has {len(prompts)}; change --images or --prompts")
+        raise DatoError(f"{count} prompts are asked for and {name} has {len(prompts)}: ask for fewer, or add prompts")
     return prompts[:count]
+
+
+def imagenet_prompts(count: int = 1000 * IMAGENET_PER_CLASS) -> list[str]:
+    """Return a prompt for each of ImageNet's 1,000 class names in a fixed random order, then all of them once more.
+
+    Args:
+        count: How many, from the first.
+
+    Raises:
+        DatoError: if `count` is larger than 2,000.
+    """
+    from torchvision.models import ResNet18_Weights
+
+    prompts = [f"a photo of a {name}" for name in ResNet18_Weights.IMAGENET1K_V1.meta["categories"]]
+    random.Random(0).shuffle(prompts)  # ImageNet's own order begins with hundreds of animals
+    prompts *= IMAGENET_PER_CLASS
+    if count > len(prompts):
+        raise DatoError(f"{count} prompts are asked for and ImageNet gives {len(prompts)}: ask for fewer")
+    return prompts[:count]
+
+
+def coco_captions(path: Path, count: int = COCO_COUNT) -> list[str]:
+    """Return captions of different images, always the same: the first caption of each, in a fixed random order.
+
+    Args:
+        path: COCO's captions_val2014.json.
+        count: How many.
+
+    Raises:
+        DatoError: if the file is not COCO's, or has captions of fewer images.
+    """
+    try:
+        annotations = read_json(path)["annotations"]
+        first: dict[int, tuple[int, str]] = {}
+        for entry in annotations:
+            caption = int(entry["id"]), " ".join(entry["caption"].split())
+            first[entry["image_id"]] = min(first.get(entry["image_id"], caption), caption)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DatoError(f"{path}: not COCO's captions (annotations with image_id, id, caption): {error!r}") from None
+    if len(first) < count:
+        raise DatoError(f"{path} has captions of {len(first)} images, and {count} are asked for: ask for fewer")
+    images = sorted(first)
+    random.Random(0).shuffle(images)
+    return [first[image][1] for image in images[:count]]

@@ -1,4 +1,4 @@
-"""Loading pipelines and generating images so that every schedule sees the same prompts and the same noise."""
+"""Generate images so that every schedule gets the same prompts and the same noise."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Sampling:
     """How images are generated, apart from prompts and schedule.
 
     Attributes:
-        steps: Steps of the sampler.
-        guidance_scale: Classifier-free guidance; 1 switches it off.
-        height: Pixels; None: the model's own.
-        width: Pixels; None: the model's own.
+        steps: The number of sampler steps.
+        guidance_scale: The scale of classifier-free guidance. 1 switches it off.
+        height: Pixels. None: the model's own.
+        width: Pixels. None: the model's own.
         seed: Image i starts from the noise of seed + i.
         batch_size: Images per generation.
 
     Raises:
-        DatoError: if height or width is no multiple of 8.
+        DatoError: if height or width is not a multiple of 8.
     """
 
     steps: int = 20
@@ -38,21 +38,21 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
-            # Every diffusers pipeline of this kind asks for multiples of 8, whatever its VAE does.
+            # diffusers' pipelines ask for multiples of 8, whatever the VAE's factor is.
             if (getattr(self, name) or 8) % 8:
                 raise DatoError(f"{name} must be a multiple of 8, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
 class Generated:
-    """What one pass over the prompts gave.
+    """The images and times of one pass over the prompts.
 
     Attributes:
         images: (n, 3, H, W) float32 in [0, 1] on the CPU.
         latency_ms: Milliseconds per image for each batch, end to end: text encoder, sampler, VAE.
-        unet_ms: Milliseconds per image for each batch, the UNet's calls alone.
-        loop_ms: Milliseconds per image for each batch, from the first UNet call to the end of the last: with the
-            sampler, without text encoder and VAE.
+        unet_ms: Milliseconds per image for each batch, in the UNet's calls.
+        loop_ms: Milliseconds per image for each batch, from the start of the first UNet call to the end of the last.
+            It includes the sampler, and neither text encoder nor VAE.
     """
 
     images: Tensor
@@ -62,21 +62,20 @@ class Generated:
 
 
 def generate(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling, decode: bool = True) -> Generated:
-    """Generate one image for each prompt; image i of every call with the same sampling starts from the same noise.
+    """Generate one image for each prompt. The same sampling gives image i the same noise in every pass.
 
     Args:
         pipe: The pipeline, patched or not.
         prompts: n.
-        sampling: How.
-        decode: Off, the VAE does not run, and the images are latents (n, 4, h, w).
+        sampling: Steps, guidance, size, seed and batch size.
+        decode: Whether the VAE runs. If not, the images are latents (n, 4, h, w).
     """
-    device = pipe.unet.device
-    whole = Stopwatch(device)
+    whole = Stopwatch(pipe.unet.device)
     images, sizes, unet_ms, loop_ms = [], [], [], []
     with forward_times(pipe.unet) as calls:
         for start in range(0, len(prompts), sampling.batch_size):
             batch = list(prompts[start : start + sampling.batch_size])
-            # The noise is drawn on the CPU, so that it is the same on every device.
+            # Draw the noise on the CPU, so that it is the same on every device.
             noise = [torch.Generator().manual_seed(sampling.seed + start + i) for i in range(len(batch))]
             whole.start()
             result = pipe(

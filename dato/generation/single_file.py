@@ -1,7 +1,7 @@
 """Models in one file: checkpoints that hold a whole pipeline under the original (CompVis) names.
 
-diffusers' `from_single_file` translates the names. What it leaves open is settled here: which model it is, what is
-lacking, and where the configuration, which such a file does not hold, comes from.
+diffusers' `from_single_file` translates the names. This module adds the rest. It tells which model a file holds and
+what the file lacks, and it finds the configuration, which such a file does not hold.
 """
 
 from __future__ import annotations
@@ -11,24 +11,23 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zipfile import is_zipfile
-
-import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
-from diffusers.loaders.single_file_utils import SingleFileComponentError
-from huggingface_hub import snapshot_download
-from safetensors import safe_open
-from torch import nn
 
 from dato.errors import DatoError, first_line
 from dato.utils.files import read_json
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+    from torch import nn
 
 SUFFIXES = (".safetensors", ".ckpt")
 _UNET = "model.diffusion_model."
 _CONV_IN = f"{_UNET}input_blocks.0.0.weight"
 _VAE = ("first_stage_model.decoder.conv_in.weight", "vae.decoder.conv_in.weight")
 _CLIP = "transformer.text_model.embeddings.position_embedding.weight"
-_ALIGNMENT = 64  # bytes, as of what torch allocates
+_ALIGNMENT = 64  # bytes, as torch allocates
 _TRANSFORMERS = ("joint_blocks.", "double_blocks.", "single_blocks.", "transformer_blocks.")
 
 
@@ -37,72 +36,75 @@ class Family:
     """A kind of model that such files hold.
 
     Attributes:
-        name: As it is known.
-        pipeline: diffusers' class.
-        config: Hub id of the configuration that its files have unless told otherwise.
-        text_encoders: A weight of each.
+        name: Its usual name.
+        pipeline: The name of diffusers' class.
+        config: The hub id of its usual configuration.
+        text_encoders: The name of a weight of each text encoder.
     """
 
     name: str
-    pipeline: type[DiffusionPipeline]
+    pipeline: str
     config: str
     text_encoders: tuple[str, ...]
 
 
-# Their text encoders tell them apart: CLIP, OpenCLIP, or both.
+# They differ in their text encoders: CLIP, OpenCLIP, or both.
 SD1 = Family(
     "Stable Diffusion 1.x",
-    StableDiffusionPipeline,
+    "StableDiffusionPipeline",
     "stable-diffusion-v1-5/stable-diffusion-v1-5",
     (f"cond_stage_model.{_CLIP}",),
 )
 SD2 = Family(
     "Stable Diffusion 2.x",
-    StableDiffusionPipeline,
+    "StableDiffusionPipeline",
     "stabilityai/stable-diffusion-2-1",
     ("cond_stage_model.model.token_embedding.weight",),
 )
 SDXL = Family(
     "Stable Diffusion XL",
-    StableDiffusionXLPipeline,
+    "StableDiffusionXLPipeline",
     "stabilityai/stable-diffusion-xl-base-1.0",
     (f"conditioner.embedders.0.{_CLIP}", "conditioner.embedders.1.model.positional_embedding"),
 )
 
 
 def is_single_file(model: str) -> bool:
-    """Whether a model's name is that of a file, there or not, and none of a folder or of a model on the hub."""
+    """Return whether a model's name is a file's, existing or not, and not that of a folder or a model on the hub."""
     return Path(model).is_file() or (model.endswith(SUFFIXES) and not Path(model).is_dir())
 
 
 def family_of(file: str) -> Family:
-    """What kind of model a file holds. Raises DatoError if it holds no whole one that dato is for."""
+    """Return which kind of model a file holds. Raise DatoError if it is not a whole text-to-image model with a UNet."""
     return _family(file, _shapes(file))
 
 
 def load_single_file(file: str, dtype: torch.dtype, config: str | None = None) -> DiffusionPipeline:
-    """A text-to-image pipeline from one file.
+    """Load a text-to-image pipeline from one file.
 
     Args:
-        file: A .safetensors or .ckpt with UNet, VAE and text encoders under the original names. Of a .ckpt only tensors
-            are read: what else it pickles is never run.
-        dtype: What to compute in.
-        config: Folder or hub id in diffusers' layout that says what the parts look like; its weights are not used.
-            None: that of SD 1.5, 2.1 or XL, from the hub.
+        file: A .safetensors or .ckpt with UNet, VAE and text encoders under the original names. Only tensors are read
+            from a .ckpt. Other code that is pickled in it never runs.
+        dtype: The precision.
+        config: A folder or hub id in diffusers' layout that describes the parts. Its weights are not used. None: that
+            of SD 1.5, 2.1 or XL, from the hub.
 
     Raises:
-        DatoError: if the file is missing or damaged, or holds something else, or the configuration cannot be had or
-            does not fit.
+        DatoError: if the file is missing or damaged or holds something else, or the configuration is missing or does
+            not fit.
     """
+    import diffusers
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
     shapes = _shapes(file)
     family = _family(file, shapes)
     name = config or family.config
     layout = _layout(name, family)
-    # There is none in the file, and SD's configurations ask for one.
+    # SD's configurations ask for a safety checker, and the file has none.
     checker = {} if family is SDXL else {"safety_checker": None, "requires_safety_checker": False}
     try:
-        pipe = family.pipeline.from_single_file(file, config=layout, torch_dtype=dtype, **checker)
-    except NotImplementedError as error:  # what the file lacks has a shape and no memory, which cannot be moved
+        pipe = getattr(diffusers, family.pipeline).from_single_file(file, config=layout, torch_dtype=dtype, **checker)
+    except NotImplementedError as error:  # weights that the file lacks have no memory, so they cannot be moved
         raise DatoError(f"{file} lacks weights that the configuration {name} asks for") from error
     except (SingleFileComponentError, OSError, ValueError, KeyError, RuntimeError) as error:
         reason = first_line(error)
@@ -114,7 +116,10 @@ def load_single_file(file: str, dtype: torch.dtype, config: str | None = None) -
 
 
 def _shapes(file: str) -> Mapping[str, tuple[int, ...]]:
-    """The shapes of a file's tensors by name."""
+    """Return the shapes of a file's tensors by name."""
+    import torch
+    from safetensors import safe_open
+
     if not Path(file).is_file():
         raise DatoError(f"{file}: no such file")
     if not file.endswith(SUFFIXES):
@@ -124,7 +129,7 @@ def _shapes(file: str) -> Mapping[str, tuple[int, ...]]:
             with safe_open(file, "pt") as tensors:
                 return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what it will refuse
+            warnings.simplefilter("ignore")  # about code that it refuses
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
     except pickle.UnpicklingError:
         raise DatoError(
@@ -146,27 +151,29 @@ def _family(file: str, shapes: Mapping[str, tuple[int, ...]]) -> Family:
             raise DatoError(f"{file} is a LoRA: it changes a model and is none; give the model")
         if any(name.removeprefix(_UNET).startswith(_TRANSFORMERS) for name in shapes):
             raise DatoError(f"{file} is a transformer, as those of SD 3 and Flux are; dato is for UNets")
-    whole = next((f for f in (SDXL, SD2, SD1) if all(name in shapes for name in f.text_encoders)), None)
+    family = next((f for f in (SDXL, SD2, SD1) if all(name in shapes for name in f.text_encoders)), None)
     parts = {
         "UNet": _CONV_IN in shapes,
         "VAE": any(name in shapes for name in _VAE),
-        "text encoder": whole is not None,
+        "text encoder": family is not None,
     }
-    lacking = [part for part, there in parts.items() if not there]
-    if lacking or whole is None:
+    missing = [part for part, present in parts.items() if not present]
+    if missing or family is None:
         raise DatoError(
-            f"{file} has no {' and no '.join(lacking)} under the original names: give a file that is the whole of an "
+            f"{file} has no {' and no '.join(missing)} under the original names: give a file that is the whole of an "
             "SD 1.x, 2.x or XL model, or a folder in diffusers' layout"
         )
     if shapes[_CONV_IN][1] != 4:
         raise DatoError(
             f"{file} is no text-to-image model: its UNet takes {shapes[_CONV_IN][1]} channels, as for inpainting, not 4"
         )
-    return whole
+    return family
 
 
 def _layout(config: str, family: Family) -> str:
-    """The folder of a configuration, fetched if it is none."""
+    """Return the folder of a configuration. Download it if `config` is a hub id."""
+    from huggingface_hub import snapshot_download
+
     folder = Path(config)
     if not folder.is_dir():
         try:
@@ -174,16 +181,16 @@ def _layout(config: str, family: Family) -> str:
             folder = Path(snapshot_download(config, allow_patterns=patterns))
         except (OSError, ValueError) as error:
             raise DatoError(
-                f"cannot fetch the configuration {config}, which a model in one file needs; give --config a folder or "
-                f"hub id in diffusers' layout ({first_line(error)})"
+                f"cannot fetch the configuration {config}, which a model in one file needs: give a folder or hub id "
+                f"in diffusers' layout as config ({first_line(error)})"
             ) from None
     try:
         parts = read_json(folder / "model_index.json")
     except DatoError as error:
-        raise DatoError(f"--config {config} is no pipeline in diffusers' layout: {error}") from None
+        raise DatoError(f"the configuration {config} is no pipeline in diffusers' layout: {error}") from None
     if not isinstance(parts, dict) or "unet" not in parts or ("text_encoder_2" in parts) != (family is SDXL):
         kind = parts.get("_class_name") if isinstance(parts, dict) else None
-        raise DatoError(f"--config {config} is that of a {kind}, and the file is {family.name}")
+        raise DatoError(f"the configuration {config} is that of a {kind}, and the file is {family.name}")
     return str(folder)
 
 
@@ -191,16 +198,16 @@ def _check_weights(file: str, config: str, pipe: DiffusionPipeline, held: int) -
     """Raise DatoError if the configuration has weights that the file lacks, or lacks some of the UNet's."""
     if any(weight.is_meta for weight in _weights(pipe)):
         raise DatoError(f"{file} lacks weights that the configuration {config} asks for")
-    if held != (wanted := len(pipe.unet.state_dict())):
+    if held != (expected := len(pipe.unet.state_dict())):
         raise DatoError(
-            f"{file} has {held} weights of a UNet, and the configuration {config} has {wanted}: give its own --config"
+            f"{file} has {held} weights of a UNet, and the configuration {config} has {expected}: give its own config"
         )
 
 
 def _align(pipe: DiffusionPipeline) -> None:
-    """Give weights that lie anyhow in a mapped file memory of their own.
+    """Copy weights whose address in a mapped file is not aligned.
 
-    Kernels round otherwise where a matrix begins within a word of theirs, so images would depend on the file's header.
+    Kernels round differently on such a matrix. Without the copy, images would depend on the size of the file's header.
     """
     for weight in _weights(pipe):
         if weight.data_ptr() % _ALIGNMENT:
@@ -208,5 +215,7 @@ def _align(pipe: DiffusionPipeline) -> None:
 
 
 def _weights(pipe: DiffusionPipeline) -> list[nn.Parameter]:
+    from torch import nn
+
     models = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     return [weight for model in models for weight in model.parameters()]

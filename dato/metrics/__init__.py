@@ -26,6 +26,7 @@ __all__ = [
     "Setup",
     "label_of",
     "load_metric",
+    "measured_with",
     "setup_for",
     "shown",
     "text_of",
@@ -62,6 +63,20 @@ def setup_for(model: str, options: Mapping[str, Any] | None = None, device: Any 
     """
     published = {name: option.default for name, option in OPTIONS.items() if option.embedded_default is not None}
     return Setup(device=device, **({} if model == EMBEDDED else published) | dict(options or {}))
+
+
+def measured_with(setup: Setup) -> dict[str, str | None]:
+    """Return the options on which measurements of images depend, as text, to be kept with the measurements.
+
+    What is embedded in dato is called by the embedded model's name, because its folder differs between machines.
+    """
+    values = {}
+    for name, option in OPTIONS.items():
+        if option.is_measured_with:
+            value = setup.get(option)
+            is_embedded = option.embedded_default is not None and value == option.embedded_default
+            values[name] = EMBEDDED if is_embedded else None if value is None else str(value)
+    return values
 
 
 def label_of(metric: str) -> str:

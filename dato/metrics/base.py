@@ -34,6 +34,7 @@ class Option:
         embedded_default: The value if none is given and the images are the embedded model's. None: `default`.
         shown_default: What the help shows as the default. None: `default`, if there is one.
         is_path: Whether the value is a file, a folder or a hub id.
+        is_measured_with: Whether measurements of images depend on it. If not, only the summary does.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Option:
     embedded_default: Any = None
     shown_default: str | None = None
     is_path: bool = True
+    is_measured_with: bool = True
 
 
 @dataclass(frozen=True, init=False)

@@ -27,6 +27,7 @@ STATISTICS = Option(
     "Statistics of real pictures' CLIP features for 'frechet': safetensors with mean and covariance.",
     embedded_default=emoji_sd.STATISTICS,
     shown_default="the embedded ones, for the embedded model",
+    is_measured_with=False,
 )
 PICK_SCORE = Option(
     "pick_score", "A preference model in CLIP's form: hub id or folder.", default="yuvalkirstain/PickScore_v1"
@@ -91,7 +92,7 @@ class FrechetDistance(Metric):
     def __init__(self, setup: Setup) -> None:
         path = setup.get(STATISTICS)
         if path is None:
-            raise DatoError("the quality metric 'frechet' needs statistics of real pictures: give statistics, a file")
+            raise DatoError("the quality metric 'frechet' needs statistics of real pictures: give a file as statistics")
         self._real = _read_statistics(path)
         self._clip = clip_model(setup)
         given, expected = self._real[0].shape, (self._clip.model.config.projection_dim,)

@@ -25,7 +25,11 @@ INCEPTION = Option(
     "Weights of pytorch-fid's InceptionV3 for 'fid' and 'kid'.",
     shown_default="in torch's cache, or fetched",
 )
-REAL = Option("real", "Real pictures to compare with: a folder; for 'fid' also an .npz of pytorch-fid.")
+REAL = Option(
+    "real",
+    "Real pictures to compare with: a folder; for 'fid' also an .npz of pytorch-fid.",
+    is_measured_with=False,
+)
 
 
 def inception_model(setup: Setup) -> Inception:
@@ -137,7 +141,9 @@ class Kid(Metric):
 def _real_path(name: str, setup: Setup) -> Path:
     given = setup.get(REAL)
     if given is None:
-        raise DatoError(f"the metric '{name}' compares with real pictures: give real, a folder (or, for fid, an .npz)")
+        raise DatoError(
+            f"the metric '{name}' compares with real pictures: give a folder as real (or, for fid, an .npz)"
+        )
     path = Path(given)
     if not path.exists():
         raise DatoError(f"{path}: no such folder or file of real pictures")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dato.errors import DatoError
+from dato.forecast_rule import POLYNOMIAL
 from dato.pruning import Pruning
 from dato.schedule import Schedule
 
@@ -30,11 +31,11 @@ class CallKind(NamedTuple):
     depth: int
     ratio: float | None = None
     order: int = 0
-    forecast: str = "polynomial"
+    forecast: str = POLYNOMIAL.name
 
     def __str__(self) -> str:
         ratio = "" if self.ratio is None else f", ratio {self.ratio:g}"
-        rule = "" if self.forecast == "polynomial" else f" {self.forecast}"
+        rule = "" if self.forecast == POLYNOMIAL.name else f" {self.forecast}"
         return f"depth {self.depth}{ratio}, order {self.order}{rule}"
 
 

@@ -44,7 +44,7 @@ def base_score(x: Tensor, pruning: Pruning, noise: Tensor | None = None, differe
     return _FUNCTIONS[pruning.score](ScoreInputs(x, noise, difference), pruning)
 
 
-def _computes(*names: str) -> Callable[[ScoreFunction], ScoreFunction]:
+def computes(*names: str) -> Callable[[ScoreFunction], ScoreFunction]:
     """Register a function as the base scores `names`."""
 
     def register(function: ScoreFunction) -> ScoreFunction:
@@ -57,12 +57,12 @@ def _computes(*names: str) -> Callable[[ScoreFunction], ScoreFunction]:
     return register
 
 
-@_computes("sito", "VI")
+@computes("sito", "VI")
 def _similarity_and_noise(tokens: ScoreInputs, pruning: Pruning) -> Tensor:
     return pruning.sim_beta * similarity_score(tokens.x) + pruning.noise_alpha * tokens.noise
 
 
-@_computes("dato")
+@computes("dato")
 def _difference_and_noise(tokens: ScoreInputs, pruning: Pruning) -> Tensor:
     score = pruning.noise_alpha * tokens.noise
     if tokens.difference is None:
@@ -70,17 +70,17 @@ def _difference_and_noise(tokens: ScoreInputs, pruning: Pruning) -> Tensor:
     return score + pruning.diff_gamma * tokens.difference.float()
 
 
-@_computes("I")
+@computes("I")
 def _top_left(tokens: ScoreInputs, pruning: Pruning) -> Tensor:
     # All are equal, and the first of equals is chosen: the top-left one.
     return torch.zeros(tokens.x.shape[:2], device=tokens.x.device)
 
 
-@_computes("II", "IV")
+@computes("II", "IV")
 def _noise(tokens: ScoreInputs, pruning: Pruning) -> Tensor:
     return tokens.noise
 
 
-@_computes("III", "V")
+@computes("III", "V")
 def _similarity(tokens: ScoreInputs, pruning: Pruning) -> Tensor:
     return similarity_score(tokens.x)

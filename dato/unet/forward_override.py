@@ -31,6 +31,15 @@ class ForwardOverride:
         self._wrapper_forward: Any = None
 
     @property
+    def attached(self) -> bool:
+        """Whether the forward is overridden now."""
+        return self._replaced is not None
+
+    @property
+    def stock(self) -> Callable[..., Any]:
+        """The forward of the module's class."""
+        return type(self.module).forward.__get__(self.module)
+
     def attach(self) -> None:
         """Override the forward."""
         attributes = self.module.__dict__

@@ -83,7 +83,7 @@ def resolve_compile(
     """
     if isinstance(compile, CompiledCalls):
         if compile.unet is not unet:
-            raise DatoError("compile=: these steps were compiled for another UNet")
+            raise DatoError("compile=: these calls were compiled for another UNet")
         return compile
     if compile is False:
         return None

@@ -1,1 +1,1 @@
-"""Small helpers that know nothing of diffusion: files, images, hardware, time, memory."""
+"""Helpers that know nothing of diffusion: files, images, tables, hardware, time, memory, lazy imports."""

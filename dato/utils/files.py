@@ -1,4 +1,4 @@
-"""Reading and writing files so that bad ones are named and half-written ones never exist."""
+"""Read and write files. Errors name the file, and no file is ever half written."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ if TYPE_CHECKING:
 
 
 def write_atomic(path: str | Path, data: str | bytes) -> None:
-    """Write a file so that it is either the old one or the whole new one, whatever happens in between.
+    """Write a file so that at any moment it is either the old one or the whole new one.
 
     Raises:
-        DatoError: if the place cannot be written to.
+        DatoError: if the file cannot be written.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise DatoError(f"cannot write {path}: {error.strerror}; choose another place with --out") from None
+        raise DatoError(f"cannot write {path}: {error.strerror}") from None
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files private; what we write is to be shared like any other file.
+        # mkstemp makes a private file. Give it the usual permissions.
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except OSError as error:
-        raise DatoError(f"cannot write {path}: {error.strerror}; choose another place with --out") from None
+        raise DatoError(f"cannot write {path}: {error.strerror}") from None
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file. Raises DatoError if it is missing, unreadable or not text."""
+    """Return the text of a UTF-8 file. Raise DatoError if it is missing, unreadable or not text."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -55,7 +55,7 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value in a JSON file. Raises DatoError if it is missing, unreadable or not JSON."""
+    """Return the value in a JSON file. Raise DatoError if it is missing, unreadable or not JSON."""
     text = read_text(path)
     try:
         return json.loads(text)
@@ -64,14 +64,14 @@ def read_json(path: str | Path) -> Any:
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:
-    """Write a matplotlib figure as a PNG, atomically. Raises as `write_atomic`."""
+    """Write a matplotlib figure as a PNG, atomically. Raise DatoError if the file cannot be written."""
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=dpi)
     write_atomic(path, data.getvalue())
 
 
 def dumps(data: Any, indent: int = 0) -> str:
-    """JSON in which a list of plain values takes one line, so that a person can read a schedule."""
+    """Return JSON text in which a list of plain values takes one line, so that a person can read a schedule."""
     pad = " " * (indent + 1)
     if isinstance(data, dict) and data:
         items = [f"{pad}{json.dumps(key)}: {dumps(value, indent + 1)}" for key, value in data.items()]

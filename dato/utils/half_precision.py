@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def finite(value: Tensor) -> Tensor:
-    """The value, held (in place) within its dtype's range: of those in use, only float16 ends where one may go."""
+    """Clamp float16 values, in place, to the largest finite numbers of float16. Return other dtypes as they are."""
     return value.clamp_(-65504.0, 65504.0) if value.dtype == torch.float16 else value

@@ -1,16 +1,20 @@
-"""What computed: the hardware and the versions that a measurement has to name."""
+"""The names of the hardware and the versions of packages, to be kept with every measurement."""
 
 from __future__ import annotations
 
 import contextlib
 import platform
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def hardware(device: torch.device | str) -> str:
-    """The name of what computes: the GPU's, or the processor's and its number of threads."""
+    """Return the name of the GPU, or the name of the processor and the number of threads."""
+    import torch
+
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     name = "CPU"
@@ -20,5 +24,5 @@ def hardware(device: torch.device | str) -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Python's version and those of these installed packages."""
+    """Return the versions of Python and of these installed packages, by name."""
     return {"python": platform.python_version()} | {name: version(name) for name in packages}

@@ -1,4 +1,4 @@
-"""Single pictures as tensors in [0, 1], from files and to files."""
+"""Single images as tensors in [0, 1]: read from files, and made into files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dato.errors import DatoError
 
 
 def read_image(path: Path) -> Tensor:
-    """A picture as (3, H, W) float32 in [0, 1]; grey ones get three equal channels, transparency is dropped.
+    """Read a file as (3, H, W) float32 in [0, 1]. A grey picture gets three equal channels, transparency is dropped.
 
     Raises:
-        DatoError: there is no picture in that file that can be read.
+        DatoError: if the file is not a picture that can be read.
     """
     try:
         with Image.open(path) as picture:
@@ -28,7 +28,7 @@ def read_image(path: Path) -> Tensor:
 
 
 def check_images(images: Tensor, who: str) -> None:
-    """Raise DatoError in the name of `who` unless these are float images (n, 3, H, W) in [0, 1], or not finite."""
+    """Raise DatoError, which names `who`, unless these are float images (n, 3, H, W) in [0, 1]. NaN passes."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         shape = tuple(images.shape)
         raise DatoError(f"{who} wants float images of shape (n, 3, H, W), not {images.dtype} {shape}")
@@ -37,17 +37,17 @@ def check_images(images: Tensor, who: str) -> None:
 
 
 def in_8_bits(images: Tensor) -> Tensor:
-    """Images (..., 3, H, W) in [0, 1] as files hold them: uint8, on the CPU."""
+    """Return images (..., 3, H, W) in [0, 1] as files hold them: uint8, on the CPU."""
     return (images.detach().float().nan_to_num() * 255).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
 def picture(image: Tensor) -> Image.Image:
-    """(3, H, W) in [0, 1] as a picture of 8 bits."""
+    """Return an image (3, H, W) in [0, 1] as a picture of 8 bits."""
     return Image.fromarray(in_8_bits(image).permute(1, 2, 0).contiguous().numpy())
 
 
 def png(image: Tensor) -> bytes:
-    """(3, H, W) in [0, 1] as a PNG file."""
+    """Return an image (3, H, W) in [0, 1] as the bytes of a PNG file."""
     data = io.BytesIO()
     picture(image).save(data, "png")
     return data.getvalue()

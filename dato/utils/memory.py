@@ -1,4 +1,4 @@
-"""Memory: the peak that a stretch of work holds in tensors, and how to go on after running out of memory."""
+"""Memory: measure the peak that tensors take during a block, and go on after running out of memory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from dato.errors import DatoError
 
 @dataclass
 class Peak:
-    """Filled in when the block is over.
+    """The result of `peak_memory`, filled in at the end of the block.
 
     Attributes:
-        bytes: The most that was allocated at any moment within the block, less what was allocated at its start.
+        bytes: The largest number of bytes that were allocated within the block, minus those at its start.
     """
 
     bytes: int = 0
@@ -32,23 +32,23 @@ class Peak:
 def peak_memory(device: torch.device | str) -> Iterator[Peak]:
     """Measure the peak of tensor memory within a `with` block.
 
-    On a GPU it is what PyTorch's allocator handed out, to all threads; what CUDA and its libraries take beside it is
-    not in it. Measuring costs nothing there, and resets the peak that `torch.cuda.max_memory_allocated` tells.
+    On a GPU this is the count of PyTorch's allocator, of all threads. Memory that CUDA and its libraries take is not
+    in it. Measuring is free, and resets the peak that `torch.cuda.max_memory_allocated` returns.
 
-    On a CPU PyTorch keeps no such count, so the profiler records every allocation of this thread: keep the block short
-    (one generation), for it holds a record of every operation too, some 15 MB for each UNet call, and do not time
-    within. Inner buffers of oneDNN and MKL are not in it, and memory that is older than the block and freed in it
-    does not lower the peak.
+    On a CPU PyTorch keeps no count, so the profiler records every allocation of this thread. It also records every
+    operation, about 15 MB for each UNet call, so keep the block short (one generation) and do not time it. Inner
+    buffers of oneDNN and MKL are not in it. Memory that is older than the block and freed in it does not lower the
+    peak.
 
     Args:
-        device: Which device's memory.
+        device: The device whose memory is measured.
 
     Raises:
         DatoError: if the device is neither a CPU nor a CUDA GPU.
     """
     device, peak = torch.device(device), Peak()
     if device.type == "cuda":
-        torch.cuda.init()  # there are no statistics before
+        torch.cuda.init()  # there are no statistics before it
         torch.cuda.reset_peak_memory_stats(device)
         start = torch.cuda.memory_allocated(device)
         try:
@@ -68,7 +68,7 @@ def peak_memory(device: torch.device | str) -> Iterator[Peak]:
 
 @contextlib.contextmanager
 def _no_standard_error() -> Iterator[None]:
-    """Drop what is written to standard error: the profiler's C++ code logs there, and nothing turns that off."""
+    """Drop what is written to standard error. The profiler's C++ code logs there and cannot be told not to."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nothing:

@@ -1,4 +1,4 @@
-"""Latency: CUDA events on a GPU, `time.perf_counter` elsewhere."""
+"""Measure latency: by CUDA events on a GPU, by `time.perf_counter` elsewhere."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import nn
 
 
 class Stopwatch:
-    """Measures stretches of work on one device, in milliseconds.
+    """Measure stretches of work on one device, in milliseconds.
 
-    On a GPU a stretch lies between two CUDA events, so that starting and stopping does not make the GPU wait; the
-    readings are there after `read`.
+    On a GPU a stretch is the time between two CUDA events. Starting and stopping does not wait for the GPU, `read`
+    does.
     """
 
     def __init__(self, device: torch.device | str) -> None:
@@ -24,20 +24,20 @@ class Stopwatch:
         self._start: object = None
 
     def start(self) -> None:
-        """A stretch begins."""
+        """Begin a stretch."""
         self._start = self._mark()
 
     def stop(self) -> None:
-        """The stretch ends."""
+        """End the stretch."""
         self._marks.append((self._start, self._mark()))
 
     def read(self) -> list[float]:
-        """Milliseconds of each stretch since the last reading."""
+        """Return the milliseconds of each stretch since the last reading."""
         marks, self._marks = self._marks, []
         return [self._between(*mark) for mark in marks]
 
     def span(self) -> float:
-        """Milliseconds from the first stretch's start to the last one's end, of those that `read` would read."""
+        """Return the milliseconds from the start of the first stretch that is not read to the end of the last."""
         return self._between(self._marks[0][0], self._marks[-1][1])
 
     def _between(self, begin: object, end: object) -> float:
@@ -49,7 +49,7 @@ class Stopwatch:
     def _mark(self) -> object:
         if not self._cuda:
             return time.perf_counter()
-        with torch.cuda.device(self._device):  # not every GPU is the current one
+        with torch.cuda.device(self._device):  # this GPU need not be the current one
             event = torch.cuda.Event(enable_timing=True)
             event.record()
         return event
@@ -57,7 +57,7 @@ class Stopwatch:
 
 @contextlib.contextmanager
 def forward_times(module: nn.Module) -> Iterator[Stopwatch]:
-    """Time every forward of a module (the UNet) within the block; works on patched and stock ones alike."""
+    """Time every forward of a module (the UNet, patched or not) within the block."""
     watch = Stopwatch(next(module.parameters()).device)
     handles = [
         module.register_forward_pre_hook(lambda *_: watch.start()),

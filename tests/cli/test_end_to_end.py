@@ -304,7 +304,7 @@ BAD = [
     ("scripts/compare_searches.py", ("--methods", "magic"), "unknown search 'magic'"),
     ("scripts/evaluate.py", ("none.json",), "no file and no shipped strategy"),
     ("scripts/evaluate.py", ("--metrics", "psnr,beauty"), "--metrics: unknown metric 'beauty'"),
-    ("scripts/evaluate.py", ("--metrics", "fid", "--images", "2"), "give --real FOLDER"),
+    ("scripts/evaluate.py", ("--metrics", "fid", "--images", "2"), "give a folder as real"),
     ("scripts/evaluate.py", ("--protocol", "coco"), "give --captions"),
     ("scripts/generalise.py", ("none.json",), "no file and no shipped strategy"),
     ("scripts/generalise.py", ("emoji-sd-depth", "--schedulers", "fast"), "--schedulers: unknown scheduler 'fast'"),

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from dato import DatoError, emoji_sd
-from dato.generation.protocols import coco_captions, guidance_of, imagenet_prompts
+from dato.generation.guidance import guidance_of
+from dato.generation.prompts import coco_captions, imagenet_prompts
 
 
 def test_imagenet_gives_every_class_twice():
@@ -13,7 +14,7 @@ def test_imagenet_gives_every_class_twice():
     assert len(prompts) == 2000 and prompts[:1000] == prompts[1000:] and "a photo of a tench" in prompts
     assert len(set(prompts)) >= 990  # a few classes share a name
     assert imagenet_prompts(20) == prompts[:20]
-    with pytest.raises(DatoError, match="--images 2001: the protocol imagenet has 2000 prompts"):
+    with pytest.raises(DatoError, match="2001 prompts are asked for and ImageNet gives 2000"):
         imagenet_prompts(2001)
 
 

@@ -91,7 +91,9 @@ def test_the_seed_decides_the_weights():
 
 
 def test_a_model_can_be_loaded_by_its_name(monkeypatch):
-    monkeypatch.setattr("dato.generation.sampling.random_pipeline", lambda name, device, dtype: tiny(name, dtype=dtype))
+    monkeypatch.setattr(
+        "dato.generation.pipelines.random_pipeline", lambda name, device, dtype: tiny(name, dtype=dtype)
+    )
     pipe = load_pipeline("sdxl-random", dtype=torch.bfloat16, scheduler="dpm++2m")
     assert type(pipe).__name__ == "StableDiffusionXLPipeline" and pipe.dtype == torch.bfloat16
     assert type(pipe.scheduler).__name__ == "DPMSolverMultistepScheduler"

@@ -13,8 +13,8 @@ from torch import nn
 
 from dato import DatoError, load_front
 from dato.cli.options import model_place
+from dato.generation.guidance import guidance_of
 from dato.generation.pipelines import load_pipeline
-from dato.generation.protocols import guidance_of
 from dato.generation.random_models import RANDOM_MODELS, random_pipeline
 from dato.generation.sampling import Sampling, generate
 from dato.unet.ladder import Ladder

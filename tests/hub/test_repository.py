@@ -55,7 +55,7 @@ def front_of(**conditions):
 
 
 def card_of(front, name):
-    return front_card(front.to_dict(), front.points.index(front.knee()), name)
+    return front_card(front.to_dict(), front.knee_index, name)
 
 
 def without_places(front):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_error_model import random_model
+from error_models import random_model
 
 from dato.errors import DatoError
 from dato.prediction.calibration import FEWEST, Calibration

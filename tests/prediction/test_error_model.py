@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import PROMPTS, draw
 from diffusers import DDIMScheduler, PNDMScheduler
+from error_models import random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,6 @@ import dato
 from dato.errors import DatoError
 from dato.generation.sampling import Sampling
 from dato.prediction.error_measure import final_latent, measure_sensitivity
-from dato.prediction.error_model import Sensitivity
 from dato.prediction.error_model_file import sensitivity_from_dict, sensitivity_to_dict
 from dato.prediction.sampler_response import effective_weights, sampler_response
 from dato.samplers import SAMPLERS, num_calls, set_scheduler
@@ -25,24 +25,6 @@ from dato.search.planner import plan
 
 STEPS = 6
 SAMPLING = Sampling(STEPS, 3.0, 64, 64, 0, 2)
-
-
-def random_model(seed: int = 0, calls: int = 6, rungs: int = 3, depths: tuple[int, ...] = (1,)) -> Sensitivity:
-    """A model with random numbers in it, whose second and third call have the same timestep, as in PLMS."""
-    rng, k = np.random.default_rng(seed), 8
-    times = [float(100 * (calls - call)) for call in range(calls)]
-    times[2:] = [t + 100 for t in times[2:]]
-    ages = (1, 2, 4)
-    return Sensitivity(
-        rungs=rungs,
-        times=tuple(times),
-        weights=rng.normal(size=calls),
-        feedback=np.zeros(calls),
-        final=np.zeros(k),
-        ages=ages,
-        predictions=rng.normal(size=(calls, k)).cumsum(axis=0),
-        partial={depth: rng.normal(size=(calls, len(ages), k)) for depth in depths},
-    )
 
 
 @pytest.fixture(scope="module")

@@ -104,10 +104,13 @@ def test_every_kind_of_pruning_is_counted_as_it_runs(pruning):
 
 
 def test_spectrums_depth_0_runs_the_head():
-    unet, schedule = small_unet(), dato.Schedule((4, 0), rungs=4, forecast="chebyshev")
+    unet, schedule = small_unet(), dato.Schedule((4, 0), orders=1, rungs=4, forecast="chebyshev")
     head = 2 * 2 * 16 * 16 * (4 * 8 * 9)  # conv_out
     whole = call_flops(unet, 4, sample_shape=SMALL, text_tokens=5)
     assert schedule_flops(unet, schedule, sample_shape=SMALL, text_tokens=5) == whole + head
+    # Of order 0 it hands back the prediction, as every rule does.
+    reuse = dato.Schedule((4, 0), orders=0, rungs=4, forecast="chebyshev")
+    assert schedule_flops(unet, reuse, sample_shape=SMALL, text_tokens=5) == whole
 
 
 def test_attention_is_counted_by_its_formula():

@@ -8,7 +8,6 @@ import torch
 from conftest import draw
 
 import dato
-from dato import pruning as descriptions
 from dato.pruning import BASE_SCORES, SCORES, BaseScore, Pruning
 from dato.tokens import scores
 from dato.tokens.scores import base_score
@@ -81,13 +80,12 @@ def test_a_new_score_takes_a_description_and_a_function(monkeypatch, pipe):
     with pytest.raises(dato.DatoError, match="score must be one of"):
         Pruning(score="norm")
     with pytest.raises(KeyError, match="describe the base score 'norm'"):
-        scores._computes("norm")(similarity_score)
-    monkeypatch.setattr(descriptions, "SCORES", (*SCORES, "norm"))
+        scores.computes("norm")(similarity_score)
     monkeypatch.setitem(BASE_SCORES, "norm", BaseScore("norm", "length of the token", noise=False))
     monkeypatch.setattr(scores, "_FUNCTIONS", dict(scores._FUNCTIONS))
     calls = []
 
-    @scores._computes("norm")
+    @scores.computes("norm")
     def norm(tokens, pruning):
         calls.append((tokens.noise, tokens.difference))
         return tokens.x.norm(dim=2).float()

@@ -1,26 +1,10 @@
 """Every pipeline with every sampler."""
 
 import pytest
-from test_compatibility import check
+from pipeline_features import SAMPLERS, check
 from tiny_pipelines import PIPELINES, tiny
 
 from dato.samplers import set_scheduler
-
-SAMPLERS = (
-    "plms",
-    "ddim",
-    "ddpm",
-    "euler",
-    "euler-a",
-    "dpm++2m",
-    "dpm++2m-karras",
-    "dpm++2m-sde",
-    "dpm++sde",
-    "heun",
-    "unipc",
-    "lms",
-    "lcm",
-)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

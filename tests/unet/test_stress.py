@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_samplers import SAMPLERS
+import which_tests
+from pipeline_features import SAMPLERS
 from tiny_pipelines import PIPELINES, SIZED, sample, tiny
 
 import dato
@@ -114,7 +115,7 @@ def _is_tensor(thing: Any) -> bool:
 
 
 def test_runs_do_not_depend_on_what_ran_before(request):
-    count = request.config.getoption("--combinations")
+    count = which_tests.combinations(request.config)
     warnings.simplefilter("ignore")
     pool = {name: tiny(name) for name in PIPELINES}
     schedulers = {name: (type(each.pipe.scheduler), each.pipe.scheduler.config) for name, each in pool.items()}

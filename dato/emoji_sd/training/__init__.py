@@ -1,4 +1,4 @@
-"""How emoji-sd is trained, a module per stage. A stage that is done is left alone; a killed one goes on."""
+"""Train emoji-sd: one module for each stage. A finished stage is skipped, an interrupted one goes on."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ STAGES = {
 
 
 def train(work: Workspace, stages: Sequence[str] = tuple(STAGES)) -> None:
-    """Run the stages, in the order of `STAGES` whatever the order they are given in.
+    """Run stages in the order of `STAGES`.
+
+    Args:
+        work: The run.
+        stages: Which ones, in any order.
 
     Raises:
-        DatoError: a name is no stage's, or a stage raises it.
+        DatoError: if there is no such stage, or a stage fails.
     """
     if unknown := [stage for stage in stages if stage not in STAGES]:
         raise DatoError(f"no stage '{unknown[0]}': the stages are {', '.join(STAGES)}")

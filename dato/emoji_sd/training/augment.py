@@ -1,4 +1,4 @@
-"""Random changes to pictures before CLIP sees them; all take a CPU generator, so every device draws the same."""
+"""Random changes to pictures for the training of CLIP. The generator is on the CPU, so all devices draw the same."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from torch import Generator, Tensor
 
 
 def uniform(shape: tuple[int, ...], low: float, high: float, generator: Generator, device: torch.device) -> Tensor:
-    """Uniform numbers in [low, high)."""
+    """Return uniform random numbers in [low, high)."""
     return (torch.rand(shape, generator=generator) * (high - low) + low).to(device)
 
 
 def jitter(cutouts: Tensor, generator: Generator) -> Tensor:
-    """Shift by up to 10% and scale by 0.8 to 1.15; (B, 4, H, W) in [0, 1] with the alpha last."""
+    """Shift cut-outs (B, 4, H, W) in [0, 1] by up to 10%, and scale them by 0.8 to 1.15."""
     count, device = len(cutouts), cutouts.device
     scale = uniform((count,), 0.8, 1.15, generator, device)
-    shift = uniform((count, 2), -0.2, 0.2, generator, device)  # affine_grid's picture is 2 wide
+    shift = uniform((count, 2), -0.2, 0.2, generator, device)  # in affine_grid's units a picture is 2 wide
     matrix = torch.zeros(count, 2, 3, device=device)
     matrix[:, 0, 0] = matrix[:, 1, 1] = 1 / scale
     matrix[:, :, 2] = shift
     grid = F.affine_grid(matrix, list(cutouts.shape), align_corners=False)
     alpha = cutouts[:, 3:]
-    # Premultiplied, or the colours of transparent pixels would bleed into the edge.
+    # Multiply by alpha first. Else the colours of transparent pixels would bleed into the edge.
     moved = F.grid_sample(torch.cat((cutouts[:, :3] * alpha, alpha), 1), grid, align_corners=False)
     return torch.cat((moved[:, :3] / moved[:, 3:].clamp(min=1e-4), moved[:, 3:]), 1).clamp(0, 1)
 
 
 def noise(images: Tensor, generator: Generator, most: float = 0.03) -> Tensor:
-    """White noise whose standard deviation is drawn for each picture, up to `most`."""
+    """Add white noise. Its standard deviation is drawn for each picture, from 0 to `most`."""
     amount = uniform((len(images), 1, 1, 1), 0, most, generator, images.device)
     return (images + amount * torch.randn(images.shape, generator=generator).to(images)).clamp(0, 1)
 
 
 def degrade(images: Tensor, generator: Generator) -> Tensor:
-    """What a weak image generator does to a picture: blur, low-frequency noise, and a colour that is a bit off."""
+    """Change pictures as a weak image generator does: blur, low-frequency noise, and slightly wrong colours."""
     count, device = len(images), images.device
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     images = torch.lerp(images, blurred, uniform((count, 1, 1, 1), 0, 1, generator, device))

@@ -1,4 +1,4 @@
-"""Stage `clip`: both towers, contrastive, on all names and colours; Radford et al. 2021, arxiv.org/abs/2103.00020."""
+"""Stage `clip`: contrastive training of both towers, all names and colours (Radford et al. 2021, arXiv:2103.00020)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special
 
 
 def train(work: Workspace) -> None:
-    """Train the CLIP from nothing, or on from `--init`."""
+    """Train the CLIP from random weights, or from the run's initial model."""
     settings = work.recipe.clip
     run_stage(work, "clip", settings, lambda: _build(work), lambda model: _loss(work, model), saver(work))
 
@@ -65,7 +65,7 @@ def _loss(work: Workspace, model: CLIPModel) -> Callable[[Generator], Tensor]:
     def loss(generator: Generator) -> Tensor:
         first = known[torch.randperm(len(known), generator=generator)[:from_known]]
         others = torch.randperm(len(ids), generator=generator)
-        # A caption twice in a batch would be its own wrong answer.
+        # No caption may be in a batch twice: it would count as a wrong answer for itself.
         chosen = torch.cat((first, others[~torch.isin(others, first)]))[: settings.fit.batch]
         images = noise(augmented(work, chosen, generator), generator)
         with torch.no_grad():
@@ -76,26 +76,26 @@ def _loss(work: Workspace, model: CLIPModel) -> Callable[[Generator], Tensor]:
 
 
 def augmented(work: Workspace, captions: Tensor, generator: Generator) -> Tensor:
-    """Pictures (B, 3, 64, 64) in [0, 1] of these captions, mirrored, moved and scaled at random."""
+    """Return the pictures (B, 3, 64, 64) in [0, 1] of captions, mirrored, moved and scaled at random."""
     mirrored = torch.rand(len(captions), generator=generator) < 0.5
     cutouts, colours = work.pictures.parts(captions, mirrored)
     return paste(jitter(cutouts, generator), colours)
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Pictures in [0, 1] as the image tower takes them."""
+    """Return pictures in [0, 1] as the image tower takes them."""
     mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def tokens(work: Workspace, captions: list[str]) -> Tensor:
-    """Token ids (B, 16), padded."""
+    """Return token ids (B, 16), padded."""
     tokenizer = CLIPTokenizer.from_pretrained(work.find("tokenizer"))
     return tokenizer(captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt").input_ids
 
 
 def saver(work: Workspace) -> Callable[[CLIPModel, Path], None]:
-    """Writes a whole CLIP folder: model, tokenizer and image processor settings."""
+    """Return a function that writes a whole CLIP folder: model, tokenizer and settings of the image processor."""
     tokenizer = work.find("tokenizer")
 
     def save(model: CLIPModel, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Stage `clip-image`: teach the image tower to judge what the UNet draws; the text tower stays as it is."""
+"""Stage `clip-image`: train the image tower to judge the UNet's images. The text tower stays as it is."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dato.metrics.clip_model import Clip
 
 
 def train(work: Workspace) -> None:
-    """Fine-tune the image tower of stage `clip`, or of `--init`."""
+    """Fine-tune the image tower of stage `clip`, or of the run's initial model."""
     settings = work.recipe.clip_image
     run_stage(work, "clip-image", settings, lambda: _build(work), lambda model: _loss(work, model), saver(work))
 
@@ -47,7 +47,7 @@ def _loss(work: Workspace, model: CLIPModel) -> Callable[[Generator], Tensor]:
         images = torch.cat((augmented(work, real, generator), images))
         images = noise(degrade(images, generator), generator)
         features = model.get_image_features(normalise(images))
-        # transformers 5 returns an output object, earlier ones the embeddings themselves.
+        # transformers 5 returns an output object, earlier versions return the embeddings.
         features = F.normalize(getattr(features, "pooler_output", features).float(), dim=1)
         target = torch.cat((real, drawn["captions"][rows])).to(work.device)
         return F.cross_entropy(model.logit_scale.exp() * features @ texts.T, target)
@@ -57,7 +57,7 @@ def _loss(work: Workspace, model: CLIPModel) -> Callable[[Generator], Tensor]:
 
 @torch.no_grad()
 def _draw(work: Workspace) -> dict[str, Tensor]:
-    """Pictures of the known names on all colours: autoencoded, and denoised in one step from random noise levels.
+    """Make pictures of the known names on all colours: autoencoded, and denoised in one step from random noise levels.
 
     Returns:
         `images` (N, 3, 64, 64) uint8, and `captions` (N,), indices into the pictures' captions.
@@ -84,11 +84,11 @@ def _draw(work: Workspace) -> dict[str, Tensor]:
         signal = noising.alphas_cumprod[times].view(-1, 1, 1, 1)
         return (noisy - (1 - signal).sqrt() * predicted) / signal.sqrt()
 
-    found = []
+    drawn = []
     with progress() as bar:
         for draw in bar.track(range(1 + settings.draws), description="clip-image pictures"):
             for rows in torch.arange(len(latents)).split(vae.AT_ONCE):
                 chosen = denoised(rows) if draw else latents[rows]
                 images = vae.decode(decoder, work, chosen.to(work.device) / decoder.config.scaling_factor)
-                found.append((images * 255).round().to(torch.uint8).cpu())
-    return {"images": torch.cat(found), "captions": known.repeat(2 * (1 + settings.draws))}
+                drawn.append((images * 255).round().to(torch.uint8).cpu())
+    return {"images": torch.cat(drawn), "captions": known.repeat(2 * (1 + settings.draws))}

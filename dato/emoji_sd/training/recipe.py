@@ -1,7 +1,7 @@
-"""Every number of the training, one dataclass per stage.
+"""All settings of the training, one dataclass for each stage.
 
-The defaults are those of the model card. Where it is silent they are a choice made here: weight decay of the VAE and
-the UNet (PyTorch's default), clipping of the gradient's norm, and how many denoised pictures a latent gives.
+The defaults are those of the model card. Three settings are not in it: the weight decay of the VAE and the UNet
+(PyTorch's default), the clipping of the gradient's norm, and the number of denoised pictures for each latent.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Fit:
-    """What the one training loop needs to know."""
+    """The settings of the training loop."""
 
     steps: int
     batch: int
@@ -65,7 +65,7 @@ class ClipImage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The whole training."""
+    """The settings of all stages."""
 
     clip: Clip = field(default_factory=Clip)
     vae: Vae = field(default_factory=Vae)
@@ -74,7 +74,7 @@ class Recipe:
 
     @classmethod
     def smoke(cls) -> Recipe:
-        """The same stages at toy widths and a few steps: whether it runs, not whether it learns."""
+        """Return toy widths and a few steps for each stage. They show that the training runs, not that it learns."""
         return cls(
             Clip(Fit(3, 8, 1e-3), 32, 1, 2, 32, 1, 2, 16, 32),
             Vae(Fit(3, 4, 1e-3), widths=(8, 16)),

@@ -1,4 +1,4 @@
-"""CLIP's byte-level BPE, trained on the captions and written in the layout of OpenAI's CLIP tokenizers."""
+"""Stage `tokenizer`: CLIP's byte-level BPE on the captions, in the layout of OpenAI's CLIP tokenizers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[
 
 
 def train(work: Workspace) -> None:
-    """The tokenizer of the pictures' captions, or the one of `--init`, whose text tower knows no other."""
+    """Train the tokenizer on the pictures' captions, unless an initial model has one: its text tower needs that one."""
     from transformers import CLIPTokenizer
 
     if work.done("tokenizer") or work.initial("tokenizer"):
@@ -44,12 +44,12 @@ def write(folder: Path, captions: Iterable[str]) -> None:
     )
     letters = _byte_letters()
     letters += [f"{letter}</w>" for letter in letters]
-    # Every name is in 8 captions: a pair of symbols has to be in two names to be worth an entry.
+    # Every name is in 8 captions. A pair of symbols gets an entry if it is in at least two names.
     trainer = trainers.BpeTrainer(
         vocab_size=10_000,
         min_frequency=2 * len(COLOURS),
         end_of_word_suffix="</w>",
-        # Numbered here, because the trainer numbers letters in the order of a hash table, and breaks ties by it.
+        # Number the letters here. The trainer would number them in the order of a hash table, which changes.
         special_tokens=letters,
         show_progress=False,
     )
@@ -77,7 +77,7 @@ def write(folder: Path, captions: Iterable[str]) -> None:
 
 
 def _byte_letters() -> list[str]:
-    """The 256 letters that stand for the bytes, in CLIP's order: the printable bytes, then the others."""
+    """Return the 256 letters that stand for the bytes, in CLIP's order: the printable bytes, then the others."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = 256 - len(printable)
     return [chr(code) for code in printable] + [chr(256 + index) for index in range(others)]

@@ -1,4 +1,4 @@
-"""Stage `unet`: epsilon prediction, with the min-SNR weight of Hang et al. 2023 (arxiv.org/abs/2303.09556)."""
+"""Stage `unet`: epsilon prediction with the min-SNR weight (Hang et al. 2023, arXiv:2303.09556)."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from dato.emoji_sd.training.workspace import Workspace
 
 
 def train(work: Workspace) -> None:
-    """Train the UNet from nothing, or on from `--init`."""
+    """Train the UNet from random weights, or from the run's initial model."""
     run_stage(work, "unet", work.recipe.unet, lambda: _build(work), lambda model: _loss(work, model), _save)
 
 
 def scheduler() -> PNDMScheduler:
-    """Stable Diffusion's noise schedule and sampler."""
-    made = PNDMScheduler(
+    """Return Stable Diffusion's noise schedule and sampler."""
+    pndm = PNDMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
     )
-    # PNDM does not know the key, but DDIM made from this configuration does, and would clip the latents.
-    made.register_to_config(clip_sample=False)
-    return made
+    # PNDM does not have this key. A DDIM scheduler made from this configuration has it, and clips latents without it.
+    pndm.register_to_config(clip_sample=False)
+    return pndm
 
 
 def _build(work: Workspace) -> UNet2DConditionModel:
@@ -47,7 +47,7 @@ def _build(work: Workspace) -> UNet2DConditionModel:
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1),
         block_out_channels=settings.widths,
         layers_per_block=2,
-        attention_head_dim=settings.heads,  # diffusers takes this for the number of heads
+        attention_head_dim=settings.heads,  # diffusers reads this as the number of heads
         cross_attention_dim=work.recipe.clip.text_width,
         norm_num_groups=8,
     )
@@ -66,7 +66,7 @@ def _loss(work: Workspace, model: UNet2DConditionModel) -> Callable[[Generator],
         chosen = torch.randint(len(latents), (count,), generator=generator)
         times = torch.randint(steps, (count,), generator=generator)
         draw = torch.randn((count, *latents.shape[1:]), generator=generator).to(work.device)
-        # The latents are the known captions' twice over, plain and mirrored; the last text is the empty one.
+        # There are two latents for each known caption, plain and mirrored. The last text is the empty one.
         text = torch.where(torch.rand(count, generator=generator) < settings.empty_captions, -1, chosen % len(known))
         snr = compute_snr(noising, times)
         weight = (snr.clamp(max=settings.min_snr) / snr).to(work.device)
@@ -81,7 +81,7 @@ def _loss(work: Workspace, model: UNet2DConditionModel) -> Callable[[Generator],
 
 
 def scaled_latents(work: Workspace, captions: Tensor, file: Path) -> Tensor:
-    """Latents at the UNet's scale, plain then mirrored (2 B, 4, h, w), kept in `file` while the stage runs."""
+    """Return latents (2 B, 4, h, w) at the UNet's scale, plain then mirrored. `file` keeps them during the stage."""
 
     def make() -> dict[str, Tensor]:
         encoder = vae.load(work)
@@ -92,7 +92,7 @@ def scaled_latents(work: Workspace, captions: Tensor, file: Path) -> Tensor:
 
 @torch.no_grad()
 def text_states(work: Workspace, captions: list[str]) -> Tensor:
-    """What the UNet attends to: the text tower's last hidden states (B, 16, width)."""
+    """Return the text tower's last hidden states (B, 16, width), which the UNet attends to."""
     model = CLIPModel.from_pretrained(work.find("clip")).float().eval()
     return model.text_model(tokens(work, captions)).last_hidden_state
 

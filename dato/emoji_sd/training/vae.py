@@ -17,7 +17,7 @@ AT_ONCE = 64  # pictures per forward pass without gradients
 
 
 def train(work: Workspace) -> None:
-    """Train the VAE from nothing, or on from `--init`."""
+    """Train the VAE from random weights, or from the run's initial model."""
     run_stage(work, "vae", work.recipe.vae, lambda: _build(work), lambda model: _loss(work, model), _saver(work))
 
 
@@ -61,7 +61,7 @@ def _loss(work: Workspace, model: AutoencoderKL) -> Callable[[Generator], Tensor
 def _saver(work: Workspace) -> Callable[[AutoencoderKL, Path], None]:
     def save(model: AutoencoderKL, folder: Path) -> None:
         latents = encode(model, work, work.pictures.known(trained_only=True))
-        # So that the UNet sees latents whose mean square is 1.
+        # The scaled latents have a mean square of 1.
         model.register_to_config(scaling_factor=round(1 / latents.square().mean().sqrt().item(), 4))
         model.save_pretrained(folder)
 
@@ -69,31 +69,31 @@ def _saver(work: Workspace) -> Callable[[AutoencoderKL, Path], None]:
 
 
 def load(work: Workspace) -> AutoencoderKL:
-    """The finished VAE, for use."""
+    """Return the finished VAE, for use."""
     vae = AutoencoderKL.from_pretrained(work.find("vae")).float().requires_grad_(False).eval()
     return vae.to(work.device, memory_format=torch.channels_last)
 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, work: Workspace, captions: Tensor) -> Tensor:
-    """Latents, unscaled, of the pictures of these captions, then of their mirror images: (2 B, 4, h, w)."""
-    found = []
+    """Return unscaled latents (2 B, 4, h, w) of the pictures of captions, then of their mirror images."""
+    latents = []
     for mirrored in (False, True):
         for chosen in captions.split(AT_ONCE):
             with work.autocast():
                 images = _as_input(work.pictures.paste(chosen, mirrored))
-                found.append(vae.encode(images).latent_dist.mean.float())
-    return torch.cat(found)
+                latents.append(vae.encode(images).latent_dist.mean.float())
+    return torch.cat(latents)
 
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, work: Workspace, latents: Tensor) -> Tensor:
-    """Pictures (B, 3, 64, 64) in [0, 1] of unscaled latents."""
-    found = []
+    """Return pictures (B, 3, 64, 64) in [0, 1] of unscaled latents."""
+    pictures = []
     for chosen in latents.split(AT_ONCE):
         with work.autocast():
-            found.append(vae.decode(chosen).sample.float())
-    return (torch.cat(found) / 2 + 0.5).clamp(0, 1)
+            pictures.append(vae.decode(chosen).sample.float())
+    return (torch.cat(pictures) / 2 + 0.5).clamp(0, 1)
 
 
 def _as_input(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the stages share: the run's folder, where each part is found in it, the device, the precision."""
+"""What the stages share: the run's folder and the parts in it, the device, the precision."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dato.emoji_sd.pictures import Pictures
 from dato.emoji_sd.training.recipe import Recipe
 from dato.errors import DatoError
 
-# Where `--init` keeps what a stage leaves in the run's folder: the layout of the exported model.
+# Where an exported model has the result of each stage.
 IN_EXPORT = {
     "tokenizer": "pipe/tokenizer",
     "clip": "clip",
@@ -23,7 +23,18 @@ IN_EXPORT = {
 
 @dataclass(frozen=True)
 class Workspace:
-    """One training run. `save_seconds`: time between checkpoints; `bf16`: whether to train in autocast."""
+    """One training run.
+
+    Attributes:
+        out: The run's folder.
+        pictures: The data.
+        recipe: All settings of the training.
+        device: Where it trains.
+        bf16: Whether it trains in autocast to bfloat16.
+        init: The folder of an exported model to go on from. Parts that are not trained are taken from it.
+        seed: Of the initial weights and of every random draw.
+        save_seconds: Seconds between checkpoints.
+    """
 
     out: Path
     pictures: Pictures
@@ -35,60 +46,68 @@ class Workspace:
     save_seconds: float = 60.0
 
     def folder(self, stage: str) -> Path:
-        """Where a stage leaves its result; the folder appears when the stage is done, and is whole then."""
+        """Return the folder of a stage's result. It exists only when the stage is done."""
         return self.out / stage
 
     def unfinished(self, name: str) -> Path:
-        """A file that only a stage in progress needs."""
+        """Return the path of a file that a stage needs only while it runs."""
         return self.out / "unfinished" / name
 
     def done(self, stage: str) -> bool:
-        """Whether the stage has left its result."""
+        """Return whether the stage is done."""
         return (self.folder(stage) / "log.json").is_file()
 
     def find(self, stage: str) -> Path:
-        """A finished stage's folder, or that part of `--init`.
+        """Return a finished stage's folder, or that part of the initial model.
 
         Raises:
-            DatoError: there is neither.
+            DatoError: if there is neither.
         """
         if self.done(stage):
             return self.folder(stage)
-        if found := self.initial(stage):
-            return found
-        raise DatoError(f"stage '{stage}' comes first: add it to --stages, or give a trained model with --init")
+        if part := self.initial(stage):
+            return part
+        raise DatoError(f"stage '{stage}' comes first: add it to the stages, or give a trained model as init")
 
     def initial(self, stage: str) -> Path | None:
-        """That part of `--init`, or None without `--init`. Raises DatoError where `--init` lacks it."""
+        """Return that part of the initial model, or None if there is no initial model.
+
+        Raises:
+            DatoError: if the initial model does not have the part.
+        """
         if self.init is None:
             return None
-        found = self.init / IN_EXPORT[stage]
-        if not found.is_dir():
-            raise DatoError(f"--init {self.init} has no folder {IN_EXPORT[stage]}")
-        return found
+        part = self.init / IN_EXPORT[stage]
+        if not part.is_dir():
+            raise DatoError(f"the model to go on from (init), {self.init}, has no folder {IN_EXPORT[stage]}")
+        return part
 
-    def autocast(self):
-        """The context that forward passes run in."""
+    def autocast(self) -> torch.autocast:
+        """Return the context for forward passes."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda`. Raises DatoError for others, and for cuda where there is none."""
+    """Return the device of a name: auto, cpu or cuda.
+
+    Raises:
+        DatoError: if the name is another one, or there is no CUDA device for cuda.
+    """
     if name not in ("auto", "cpu", "cuda"):
-        raise DatoError(f"--device is auto, cpu or cuda, not '{name}'")
+        raise DatoError(f"device is auto, cpu or cuda, not '{name}'")
     if name == "cuda" and not torch.cuda.is_available():
-        raise DatoError("--device cuda: this PyTorch finds no CUDA device")
+        raise DatoError("device cuda: this PyTorch finds no CUDA device")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def choose_precision(name: str, device: torch.device) -> bool:
-    """Whether to train in bf16 autocast; `auto`: where it is native, for emulated it is slower than float32.
+    """Return whether to train in autocast to bfloat16. "auto": if the device has it, else it is slower than float32.
 
     Raises:
-        DatoError: the name is not auto, bf16 or float32.
+        DatoError: if the name is not auto, bf16 or float32.
     """
     if name not in ("auto", "bf16", "float32"):
-        raise DatoError(f"--precision is auto, bf16 or float32, not '{name}'")
+        raise DatoError(f"precision is auto, bf16 or float32, not '{name}'")
     if name != "auto":
         return name == "bf16"
     if device.type == "cuda":
