@@ -19,7 +19,9 @@ FRONT = dato.load_front("emoji-sd-depth")
 
 def with_memory(front):
     """The front as if the memory of its knee and of stock had been measured."""
-    points = tuple(replace(p, metrics={**p.metrics, "peak_mb": 4321.0}) if p is front.knee() else p for p in front.points)
+    points = tuple(
+        replace(p, metrics={**p.metrics, "peak_mb": 4321.0}) if p is front.knee() else p for p in front.points
+    )
     baseline = replace(front.baseline, metrics={**front.baseline.metrics, "peak_mb": 10802.5})
     return replace(front, points=points, baseline=baseline)
 
