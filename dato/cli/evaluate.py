@@ -249,10 +249,10 @@ def _metrics(text: str | None, model: str, files: Mapping[str, Any]) -> tuple[st
 
 
 def _table(rows: Sequence[Mapping[str, str]], images: int, ours: Collection[str]) -> Table:
-    """Return the table for the terminal, which has no room for the schedules."""
+    """Return the table for the terminal, which has no room for the schedules and their ratios."""
     style = {"box": box.SIMPLE, "header_style": "bold", "padding": (0, 1, 0, 0)}
     table = Table(title=f"{images} prompts", title_justify="left", **style)
-    columns = [column for column in rows[0] if column != "depth by call"]
+    columns = [column for column in rows[0] if column not in ("pruned", "depth by call")]
     for column in columns:
         # If there is no room for everything, names are folded and numbers stay whole.
         first = column == "method"
