@@ -26,7 +26,7 @@ def loaded_by(code: str) -> set[str]:
         "import dato.hub.card",
         "from dato.hub import card_in, is_name",
         "from dato.front import Front\nfrom dato import load_front\nassert load_front('emoji-sd-depth').knee()",
-        "import dato.generation, dato.emoji_sd",
+        "import dato.emoji_sd\nfrom dato.generation import RANDOM_MODELS, usual_guidance\nusual_guidance(RANDOM_MODELS[0])",
         "from dato.generation import read_prompts\nassert read_prompts(None, 3)",
         "import dato.utils.files, dato.utils.markdown",
     ],

@@ -84,7 +84,7 @@ def load_single_file(file: str, dtype: torch.dtype, config: str | None = None) -
 
     Args:
         file: A .safetensors or .ckpt with UNet, VAE and text encoders under the original names. Only tensors are read
-            from a .ckpt. Other code that is pickled in it never runs.
+            from a .ckpt. Code that is pickled in it never runs.
         dtype: The precision.
         config: A folder or hub id in diffusers' layout that describes the parts. Its weights are not used. None: that
             of SD 1.5, 2.1 or XL, from the hub.
