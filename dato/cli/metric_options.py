@@ -23,7 +23,7 @@ def with_metric_options(before: str) -> Callable[[Callable[..., None]], Callable
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
         parameters = list(signature.parameters.values())
-        place = list(signature.parameters).index(before)
+        position = list(signature.parameters).index(before)
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         options = [inspect.Parameter(n, kind, default=None, annotation=_typer(o)) for n, o in OPTIONS.items()]
 
@@ -31,7 +31,7 @@ def with_metric_options(before: str) -> Callable[[Callable[..., None]], Callable
         def run(**values: Any) -> None:
             command(**{name: value for name, value in values.items() if name not in OPTIONS})
 
-        parameters[place:place] = options
+        parameters[position:position] = options
         run.__signature__ = signature.replace(parameters=parameters)
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
@@ -47,5 +47,5 @@ def files_of(options: Mapping[str, Any], front: Mapping[str, Any] | None = None)
 
 def _typer(option: Option) -> Any:
     callback = given_place if option.is_path else None
-    shown = option.shown_default or option.default or True  # True: typer's own way
+    shown = option.shown_default or option.default or True  # True: as typer shows it
     return Annotated[str | None, typer.Option(help=option.help, callback=callback, show_default=shown)]

@@ -177,7 +177,7 @@ def _layout(config: str, family: Family) -> str:
     folder = Path(config)
     if not folder.is_dir():
         try:
-            patterns = [f"{place}*.{kind}" for place in ("", "**/") for kind in ("json", "txt")]
+            patterns = [f"{folders}*.{kind}" for folders in ("", "**/") for kind in ("json", "txt")]
             folder = Path(snapshot_download(config, allow_patterns=patterns))
         except (OSError, ValueError) as error:
             raise DatoError(
