@@ -19,8 +19,10 @@ FRONT = dato.load_front("emoji-sd-depth")
 
 def with_memory(front):
     """The front as if the memory of its knee and of stock had been measured."""
-    points = tuple(replace(p, metrics={**p.metrics, "peak_mb": 50.0}) if p is front.knee() else p for p in front.points)
-    baseline = replace(front.baseline, metrics={**front.baseline.metrics, "peak_mb": 125.0})
+    points = tuple(
+        replace(p, metrics={**p.metrics, "peak_mb": 4321.0}) if p is front.knee() else p for p in front.points
+    )
+    baseline = replace(front.baseline, metrics={**front.baseline.metrics, "peak_mb": 10802.5})
     return replace(front, points=points, baseline=baseline)
 
 
@@ -43,16 +45,16 @@ def test_columns_that_say_nothing_are_left_out():
 def test_a_column_is_in_every_table():
     front = with_memory(FRONT)
     assert headings(front)[2:4] == ["MB", "compression"]
-    for text in ("MB", "compression", " 50 ", "2.50x"):
+    for text in ("MB", "compression", " 4321 ", "2.50x"):
         assert text in printed(front_table(front)) and text not in printed(front_table(FRONT))
     run = page_data([Run("run", front)])["runs"][0]
     assert run["columns"] == headings(front)
     number = front.points.index(front.knee())
     cells = dict(zip(run["columns"], run["points"][number]["cells"], strict=True))
-    assert cells["MB"] == "50" and cells["compression"] == "2.50x"
+    assert cells["MB"] == "4321" and cells["compression"] == "2.50x"
     assert dict(zip(run["columns"], run["points"][number + 1]["cells"], strict=True))["MB"] == ""
     rows = rows_of({"knee": front.knee(), "stock": front.baseline}, front.baseline, metrics_of(front))
-    assert [row["method"] for row in rows] == ["knee", "stock"] and rows[0]["MB"] == "50" and rows[1]["MB"] == "125"
+    assert [row["method"] for row in rows] == ["knee", "stock"] and rows[0]["MB"] == "4321" and rows[1]["MB"] == "10802"
 
 
 @pytest.mark.parametrize("module", ["dato.report.tables", "dato.report.page", "dato.cli.report"])
