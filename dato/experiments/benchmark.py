@@ -237,7 +237,8 @@ class _Bench:
         """Compare a latency table with the clock: 20 random schedules of three lengths."""
         settings, pipe, rungs = self.settings, self.pipe, self.rungs
         sampling = replace(settings.sampling, batch_size=settings.batch_sizes[0])
-        steps = {sampling.steps, max(2, sampling.steps // 2), max(2, sampling.steps // 5)}
+        # Of fewer than 3 steps there are too few different schedules.
+        steps = {sampling.steps, max(3, sampling.steps // 2), max(3, sampling.steps // 5)}
         lengths = [num_calls(pipe, count) for count in steps]
         kinds = {"depths": range(min(4, rungs)), "orders": (0, 1), "rungs": rungs}
         pruned = {"ratios": settings.ratios, "pruning": settings.pruning}
