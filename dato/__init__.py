@@ -1,4 +1,8 @@
-"""dato: search cache-and-prune schedules for UNet diffusion models, and run them."""
+"""dato: search cache-and-prune schedules for UNet diffusion models, and run them.
+
+`apply_patch(pipe, front)` makes a diffusers pipeline faster, `remove_patch(pipe)` makes it the stock pipeline again,
+`load_front` reads a searched front, and `dato.search` searches one on a pipeline and prompts of your own.
+"""
 
 from __future__ import annotations
 

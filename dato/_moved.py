@@ -1,4 +1,4 @@
-"""Keep imports working that older pages of the documentation showed, with a warning that names the new place."""
+"""Old imports that the documentation used to show. They still work, with a warning that names the new place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOVED = {
     "dato.steps": {"Steps": ("dato.unet", "CompiledCalls")},
     "dato.ladder": {"Ladder": ("dato.unet", "Ladder")},
 }
-# `import dato` used to bring these modules along: "dato.steps.Steps" worked without an import of its own.
+# `import dato` used to import these modules, so "dato.steps.Steps" worked without an import of its own.
 ATTRIBUTES = {name.removeprefix("dato."): name for name in MOVED}
 
 

@@ -1,10 +1,11 @@
-"""The one exception that means "the input is wrong", as against "there is a bug"."""
+"""The exception for wrong input. Every other exception is a bug."""
 
 
 class DatoError(ValueError):
     """Bad input: the message is one line that says what is wrong and what to do about it.
 
-    The command lines print it and leave with exit code 2; any other exception keeps its traceback.
+    Names of Python's arguments stand in backticks, as `pop_size`. The command line writes them as its flags, as
+    --pop-size, prints the message and exits with code 2.
     """
 
 

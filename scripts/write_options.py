@@ -5,15 +5,18 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import typer
 
 import dato
+import dato.search
 from dato.cli.compare import compare_searches
 from dato.cli.main import app
 from dato.pruning import SITO_KEYWORDS
+from dato.search.options import DepthSearch
 
 PAGE = Path(__file__).parent.parent / "docs" / "options.md"
 SAME_IN_SITO = ("sx", "sy", "noise_alpha", "sim_beta")
@@ -21,6 +24,9 @@ SCHEDULES = ("full", "uniform", "growing", "with_ratios", "resampled", "for_rung
 HEAD = """# Every option\n
 `python scripts/write_options.py` writes this page from the code: it says what `help()` and `--help` say. Explained:
 [get started](get-started.md), [how it works](how-it-works.md), [search your own model](search-your-own-model.md).\n"""
+SEARCHES = """## `search_depth`, `search_joint` and `search_ratio`\n
+The searches as functions of `dato.search`, on a pipeline that is loaded already. `search_ratio(pipe, front, ...)`
+builds on a front. All further options of `dato search depth`, `joint` and `ratio` are keywords, too.\n\n"""
 PRUNING = """## `Pruning`\n
 How ratios are meant: `Schedule(..., pruning=dato.Pruning(...))`, or the fields as keywords of `apply_patch`, which
 takes SiTo's names for them, too. SiTo's `prune_ratio` is an argument of `apply_patch` itself.\n\n"""
@@ -48,6 +54,9 @@ def _python() -> Iterator[str]:
     yield _table("field | what", _section(dato.Schedule).items())
     methods = [(f"Schedule.{name}", getattr(dato.Schedule, name)) for name in SCHEDULES]
     yield _table("constructor or method | what", [(_call(*each), _intro(each[1])) for each in methods])
+    options = {field.name for field in fields(DepthSearch)}
+    rows = [(name, text) for name, text in _section(dato.search.search_depth).items() if name not in options]
+    yield SEARCHES + _table("argument | what", rows)
 
 
 def _command(name: str, what: Any) -> Iterator[str]:

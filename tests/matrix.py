@@ -8,17 +8,22 @@ from collections.abc import Collection, Iterable, Mapping
 SIGNS = {"passed": "✓", "failed": "✗", "skipped": "–"}
 HEAD = """# Supported pipelines
 
-Written by `pytest tests/unet/test_compatibility.py tests/unet/test_samplers.py --matrix docs/supported.md`, not by
-hand: each sign is a test's outcome, on tiny models with random weights made of diffusers' own classes. ✓ means: at
-full depth and ratio 0 the latents equal stock's bit for bit; a schedule of whole, partial and absent calls, with
-forecasts and token pruning, gives finite latents of the same shape, the same each time; and after `remove_patch` they
-are stock's again.
-✗ means that it fails; – that the two do not go together in diffusers. Offloading is tested from a CPU to a CPU,
-a UNet that the user compiled with the compiler told to do nothing (tests/test_targets.py compiles), and equal there
-means to rounding, for convolutions' weights are laid out otherwise.
+The tests write this page: `pytest tests/unet/test_compatibility.py tests/unet/test_samplers.py --matrix
+docs/supported.md`. Each sign is the outcome of a test, on a tiny model with random weights, made of diffusers' own
+classes.
 
-What is no `UNet2DConditionModel`, or has other blocks than Stable Diffusion's (transformers such as SD 3 and Flux,
-video and motion UNets, DeepFloyd IF, Kandinsky), is refused with one line.
+- ✓ means three things. At full depth and ratio 0, the latents equal stock's bit for bit. A schedule of whole, partial
+  and absent calls, with forecasts and token pruning, gives finite latents of the same shape, and the same latents
+  each time. After `remove_patch`, the latents are stock's again.
+- ✗ means that the test fails.
+- – means that diffusers cannot combine the two.
+
+Offloading is tested from a CPU to a CPU. A UNet that the user compiled is tested with a compiler that does nothing
+(`tests/unet/test_targets.py` really compiles). There "equal" means equal to rounding, because the weights of
+convolutions have another layout.
+
+dato refuses everything that is no `UNet2DConditionModel`, or has other blocks than Stable Diffusion's, with one line:
+transformers such as SD 3 and Flux, video and motion UNets, DeepFloyd IF, Kandinsky.
 """
 
 

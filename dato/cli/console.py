@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -20,6 +22,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from typer.core import TyperCommand
 
 from dato.errors import DatoError
 
@@ -29,7 +32,7 @@ err = Console(stderr=True)
 
 
 def progress() -> Progress:
-    """A progress bar on standard error, so that standard output can be piped."""
+    """Return a progress bar on standard error, so that standard output can be piped."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -49,29 +52,70 @@ def show_progress(description: str) -> Iterator[Callable[[float, float], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _quiet_libraries() -> None:
-    # Loading a pipeline otherwise prints bars and notices that bury the command's own output.
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+def quiet_libraries() -> None:
+    """Silence the bars and notices of the libraries that are imported. They would bury the command's own output."""
+    for name in ("diffusers", "transformers"):
+        if name in sys.modules:
+            library = sys.modules[name]
+            library.utils.logging.disable_progress_bar()
+            library.utils.logging.set_verbosity_error()
     logging.getLogger("torchao").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     err.print(f"[yellow]warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
 
 
-def main(*commands: Callable[..., None]) -> None:
-    """Run one command with typer: see `run_app`."""
+def with_flags(text: str, flags: Mapping[str, str]) -> str:
+    """Write the names of arguments that stand in backticks, as `pop_size`, as a command's flags, as --pop-size."""
+    return re.sub(r"`(\w+)`", lambda match: flags.get(match[1], match[0]), text)
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of an option by the name of its argument."""
+    return f"--{name.replace('_', '-')}"
+
+
+class DatoCommand(TyperCommand):
+    """A command. Errors name its options as the user types them; libraries that it has imported are quiet."""
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """The flags by the names of arguments, and by their own."""
+        options = [option for option in self.params if option.param_type_name == "option"]
+        flags = {flag.lstrip("-").replace("-", "_"): flag for option in options for flag in option.opts}
+        return flags | {option.name: option.opts[0] for option in options}
+
+    @contextlib.contextmanager
+    def _flags_in_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except DatoError as error:
+            raise DatoError(with_flags(str(error), self.flags)) from None
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See `TyperCommand`."""
+        with self._flags_in_errors():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """See `TyperCommand`."""
+        quiet_libraries()
+        with self._flags_in_errors():
+            return super().invoke(ctx)
+
+
+def command_app(*commands: Callable[..., None]) -> typer.Typer:
+    """Return a command line of these commands; one alone needs no name."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
     for command in commands:
-        app.command()(command)
-    run_app(app)
+        app.command(cls=DatoCommand)(command)
+    return app
+
+
+def main(*commands: Callable[..., None]) -> None:
+    """Run one command: see `run_app`."""
+    run_app(command_app(*commands))
 
 
 def run_app(app: typer.Typer) -> None:
@@ -80,9 +124,12 @@ def run_app(app: typer.Typer) -> None:
     Other exceptions are bugs and keep their traceback.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # What is not imported yet reads these when it is.
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        _quiet_libraries()
         with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
             warnings.showwarning = _show_warning
             app()
     except DatoError as error:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import re
-import statistics as stats
+import statistics
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dato.cli import options as opt
-from dato.cli.console import err, out
+from dato.cli.console import err, out, quiet_libraries
 from dato.errors import DatoError
 from dato.front import Front
-from dato.generation.guidance import usual_guidance
-from dato.generation.pipelines import load_pipeline
-from dato.generation.sampling import Generated, Sampling, generate
+from dato.point import Point
 from dato.report.schedule_text import strip
+from dato.schedule import Schedule
 from dato.strategies import load_strategy
-from dato.unet.patch import apply_patch, remove_patch
-from dato.utils.files import write_atomic
-from dato.utils.hardware import hardware
-from dato.utils.images import png
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from dato.generation.sampling import Generated, Sampling
 
 
 def generate_image(
@@ -51,53 +52,79 @@ def generate_image(
     Model, steps, sampler, guidance and size are those of the front, unless given. Where a schedule has its own number
     of steps, stock runs those of the front's reference.
     """
+    from dato.generation.guidance import usual_guidance
+    from dato.generation.pipelines import load_pipeline
+    from dato.generation.sampling import Sampling
+    from dato.utils.hardware import hardware
+
+    quiet_libraries()
     loaded = load_strategy(strategy)
     if not isinstance(loaded, Front) and pick != "knee":
         raise DatoError(f"--pick {pick}: {strategy} is one schedule, there is nothing to pick")
-    point = opt.pick_point(loaded, pick) if isinstance(loaded, Front) else None
-    schedule = loaded if point is None else point.schedule
-    known = loaded.conditions if isinstance(loaded, Front) else {}
-
-    try:
-        out_folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DatoError(f"cannot write to {out_folder}: {error.strerror}; give another --out") from None
+    chosen = opt.pick_point(loaded, pick) if isinstance(loaded, Front) else loaded
+    conditions = loaded.conditions if isinstance(loaded, Front) else {}
+    _make(out_folder)
     where = opt.device_of(device)
-    name, config, own = opt.model_of(model, config, known)
+    name, config, of_model = opt.model_of(model, config, conditions)
     with err.status(f"Loading {name}"):
-        kind = opt.dtype_of(dtype, where, known.get("dtype", "auto"))
-        sampler = scheduler or known.get("scheduler_name")
+        kind = opt.dtype_of(dtype, where, conditions.get("dtype", "auto"))
+        sampler = scheduler or conditions.get("scheduler_name")
         pipe = load_pipeline(name, device=where, dtype=kind, scheduler=sampler, config=config)
-    sampling = Sampling(
-        steps or known.get("steps", 50),
-        guidance_scale or known.get("guidance_scale") or usual_guidance(name),
-        height or own.get("height"),
-        width or own.get("width"),
+    stock = Sampling(
+        steps or conditions.get("steps", 50),
+        guidance_scale or conditions.get("guidance_scale") or usual_guidance(name),
+        height or of_model.get("height"),
+        width or of_model.get("width"),
         seed,
         batch_size=1,
     )
-    own = replace(sampling, steps=steps or (point and point.steps) or sampling.steps)
-    runs: dict[str, list[Generated]] = {"stock": [], "dato": []}
+    own_steps = chosen.steps if isinstance(chosen, Point) else None
+    samplings = {"stock": stock, "dato": replace(stock, steps=steps or own_steps or stock.steps)}
     with err.status("Generating"):
-        for repeat in range(repeats + 1):
-            for way, results in runs.items():
-                remove_patch(pipe) if way == "stock" else apply_patch(pipe, point or schedule)
-                result = generate(pipe, [prompt], sampling if way == "stock" else own)
-                if repeat:  # the first round warms up
-                    results.append(result)
-
-    stem = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "image"
-    counts = {"stock": sampling.steps, "dato": own.steps}
+        results = _in_turn(pipe, prompt, chosen, samplings, repeats)
     out.print(f"{hardware(where)}; median of {repeats}", highlight=False)
-    times = {way: stats.median(r.latency_ms[0] for r in results) for way, results in runs.items()}
-    for way, results in runs.items():
-        path = out_folder / f"{stem}-{seed}{'' if way == 'dato' else '-stock'}.png"
-        write_atomic(path, png(results[-1].images[0]))
-        ratio = f" ({times['stock'] / times['dato']:.2f}x faster)" if way == "dato" else ""
+    stem = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "image"
+    _tell(results, samplings, out_folder, f"{stem}-{seed}")
+    out.print(f" calls: {strip(chosen.schedule if isinstance(chosen, Point) else chosen)}", highlight=False)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatoError(f"cannot write to {folder}: {error.strerror}; give another --out") from None
+
+
+def _in_turn(
+    pipe: DiffusionPipeline, prompt: str, chosen: Point | Schedule, samplings: Mapping[str, Sampling], repeats: int
+) -> dict[str, list[Generated]]:
+    """Generate with stock and with the schedule in turn, and return what each repeat gave. The first round warms up."""
+    from dato.generation.sampling import generate
+    from dato.unet.patch import apply_patch, remove_patch
+
+    results: dict[str, list[Generated]] = {name: [] for name in samplings}
+    for repeat in range(repeats + 1):
+        for name, sampling in samplings.items():
+            remove_patch(pipe) if name == "stock" else apply_patch(pipe, chosen)
+            result = generate(pipe, [prompt], sampling)
+            if repeat:
+                results[name].append(result)
+    return results
+
+
+def _tell(results: Mapping[str, list[Generated]], samplings: Mapping[str, Sampling], folder: Path, stem: str) -> None:
+    """Write the images, and print how long they took."""
+    from dato.utils.files import write_atomic
+    from dato.utils.images import png
+
+    times = {name: statistics.median(r.latency_ms[0] for r in repeats) for name, repeats in results.items()}
+    for name, repeats in results.items():
+        path = folder / f"{stem}{'' if name == 'dato' else '-stock'}.png"
+        write_atomic(path, png(repeats[-1].images[0]))
+        ratio = f" ({times['stock'] / times['dato']:.2f}x faster)" if name == "dato" else ""
         out.print(
-            f"{way:>6}: {counts[way]} steps, {times[way]:8.1f} ms{ratio}  {path}",
+            f"{name:>6}: {samplings[name].steps} steps, {times[name]:8.1f} ms{ratio}  {path}",
             highlight=False,
             soft_wrap=True,
             markup=False,
         )
-    out.print(f" calls: {strip(schedule)}", highlight=False)

@@ -1,51 +1,55 @@
-"""`dato`: every command under one name."""
+"""`dato`: every command under one name. A command's module is imported when it is needed."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import ClassVar
 
 import typer
 
-from dato.cli.benchmark import run_benchmark
-from dato.cli.console import out, run_app
-from dato.cli.evaluate import evaluate
-from dato.cli.generalise import generalise
-from dato.cli.generate import generate_image
-from dato.cli.options import STRATEGY
-from dato.cli.pruned_tokens import pruned_tokens
-from dato.cli.report import report
-from dato.cli.search import search_depth, search_joint, search_ratio
-from dato.cli.share import share
-from dato.report.tables import front_table
-from dato.strategies import load_front
+from dato.cli.console import run_app
+from dato.cli.lazy_group import LazyGroup
+
+
+class Commands(LazyGroup):
+    """The commands of `dato`."""
+
+    lazy: ClassVar = {
+        "generate": ("dato.cli.generate:generate_image", "Generate an image with a schedule, and time it."),
+        "report": ("dato.cli.report:report", "Write a run's page: the front, its schedules and images."),
+        "evaluate": ("dato.cli.evaluate:evaluate", "Judge schedules on held-out prompts, beside other methods."),
+        "generalise": ("dato.cli.generalise:generalise", "Judge a front where it was not searched."),
+        "pruned-tokens": ("dato.cli.pruned_tokens:pruned_tokens", "Draw which tokens are pruned."),
+        "benchmark": ("dato.cli.benchmark:run_benchmark", "Measure how fast schedules run here."),
+        "share": ("dato.cli.share:share", "Upload a front to the Hugging Face hub."),
+        "show": ("dato.cli.show:show", "Print a front as a table."),
+    }
+
+
+class Searches(LazyGroup):
+    """The commands of `dato search`."""
+
+    lazy: ClassVar = {
+        "depth": ("dato.cli.search:search_depth", "Search cache depths and numbers of steps."),
+        "ratio": ("dato.cli.search:search_ratio", "Search prune ratios on top of a front of depths."),
+        "joint": ("dato.cli.search:search_joint", "Search depths and prune ratios together."),
+    }
+
 
 app = typer.Typer(
+    cls=Commands,
     help="Search cache-and-prune schedules for UNet diffusion models, and run them.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     no_args_is_help=True,
 )
-searches = typer.Typer(help="Search schedules: depths, ratios on top of them, or both together.", no_args_is_help=True)
+searches = typer.Typer(
+    cls=Searches, help="Search schedules: depths, ratios on top of them, or both together.", no_args_is_help=True
+)
+searches.callback()(lambda: None)
 app.add_typer(searches, name="search")
-searches.command("depth")(search_depth)
-searches.command("ratio")(search_ratio)
-searches.command("joint")(search_joint)
-app.command("generate")(generate_image)
-app.command("report")(report)
-app.command("evaluate")(evaluate)
-app.command("generalise")(generalise)
-app.command("pruned-tokens")(pruned_tokens)
-app.command("benchmark")(run_benchmark)
-app.command("share")(share)
-
-
-@app.command("show")
-def show(front: Annotated[str, typer.Argument(help=f"A front: {STRATEGY}.")]):
-    """Print a front as a table, fastest first, with what it was compared with."""
-    out.print(front_table(load_front(front)))
 
 
 def main() -> None:
-    """The command `dato`."""
+    """Run the command `dato`."""
     run_app(app)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from dato.cli.options import given_place
-from dato.metrics import OPTIONS, Option
+from dato.cli.options import parameters_of
+from dato.metrics import OPTIONS
+from dato.search.options import MetricOptions
 
 
 def with_metric_options(before: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -23,15 +22,15 @@ def with_metric_options(before: str) -> Callable[[Callable[..., None]], Callable
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
         parameters = list(signature.parameters.values())
-        place = list(signature.parameters).index(before)
+        position = list(signature.parameters).index(before)
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        options = [inspect.Parameter(n, kind, default=None, annotation=_typer(o)) for n, o in OPTIONS.items()]
+        options = [parameter.replace(kind=kind) for parameter in parameters_of(MetricOptions)]
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
             command(**{name: value for name, value in values.items() if name not in OPTIONS})
 
-        parameters[place:place] = options
+        parameters[position:position] = options
         run.__signature__ = signature.replace(parameters=parameters)
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
@@ -39,13 +38,6 @@ def with_metric_options(before: str) -> Callable[[Callable[..., None]], Callable
     return decorate
 
 
-def files_of(options: Mapping[str, Any], front: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """Return the metrics' options that were given on the command line, else in a front's conditions."""
-    values = {name: options.get(name) or (front or {}).get(name) for name in OPTIONS}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _typer(option: Option) -> Any:
-    callback = given_place if option.is_path else None
-    shown = option.shown_default or option.default or True  # True: typer's own way
-    return Annotated[str | None, typer.Option(help=option.help, callback=callback, show_default=shown)]
+def files_of(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return those of the metrics' options that were given on the command line."""
+    return {name: options[name] for name in OPTIONS if options.get(name) is not None}

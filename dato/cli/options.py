@@ -2,49 +2,47 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import sys
+import typing
 from collections.abc import Mapping
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
+from dato.cli.console import flag_of, with_flags
 from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError, first_line
-from dato.front import Front
 from dato.generation.model_configs import RANDOM_MODELS
-from dato.metrics import shown
-from dato.point import Point
 from dato.samplers import SAMPLERS
+from dato.search.options import annotations, place
+from dato.search.picking import floor_of as floor_of
+from dato.search.picking import pick_point as pick_point
+
+if TYPE_CHECKING:
+    import torch
 
 STRATEGY = "a JSON file, a run's folder, a shipped one's name, or user/name on the Hugging Face hub"
 
 
-def place(name: str) -> str:
-    """A file's or folder's whole path, so that it is found from anywhere; what is none is a name or a hub id."""
-    path = Path(name)
-    if path.is_file():  # a link keeps its name: what the hub's cache links to has no suffix
-        return str(path.parent.resolve() / path.name)
-    return str(path.resolve()) if path.exists() else name
-
-
 def given_place(name: str | None) -> str | None:
-    """`place` of what may be left out."""
+    """Return the `place` of a name, None for None."""
     return None if name is None else place(name)
 
 
 def model_place(name: str | None) -> str | None:
-    """`place` of a model; those that come with dato are no folders, whatever lies here."""
+    """Return the `place` of a model. The models that come with dato are no folders, whatever lies here."""
     return name if name in (EMBEDDED, *RANDOM_MODELS) else given_place(name)
 
 
 def model_of(
     model: str | None, config: str | None, known: Mapping[str, Any]
 ) -> tuple[str, str | None, Mapping[str, Any]]:
-    """The model that is meant, its configuration, and the conditions `known` of a front, if it is its model."""
+    """Return the model that is meant, its configuration, and the conditions `known` of a front if it is its model."""
     searched = model_place(known.get("model"))
     own = known if model in (None, searched) else {}
     return model or searched or EMBEDDED, config or own.get("config"), own
@@ -81,11 +79,13 @@ Seed = Annotated[int, typer.Option(min=0, help="Fixes the noise of the images, a
 
 
 def device_of(name: str, elsewhere: bool = False) -> torch.device:
-    """The device that a name means; of workers `elsewhere` auto is a GPU.
+    """Return the device that a name means. If workers run `elsewhere`, auto is a GPU.
 
     Raises:
-        DatoError: if this machine, should it be here, has none such.
+        DatoError: if this machine has none of that name, and the device is to be here.
     """
+    import torch
+
     if elsewhere and name in ("auto", "cpu", "cuda"):
         return torch.device("cpu" if name == "cpu" else "cuda")
     if name == "auto":
@@ -102,7 +102,13 @@ def device_of(name: str, elsewhere: bool = False) -> torch.device:
 
 
 def dtype_of(name: str | None, device: torch.device, front: str = "auto") -> torch.dtype:
-    """The dtype that a name means; None: a front's own on a GPU, else auto. Raises DatoError for an unknown one."""
+    """Return the dtype that a name means; None: a front's own on a GPU, else auto.
+
+    Raises:
+        DatoError: if the name is not known.
+    """
+    import torch
+
     name = name or (front if device.type == "cuda" else "auto")
     if name == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
@@ -113,12 +119,12 @@ def dtype_of(name: str | None, device: torch.device, front: str = "auto") -> tor
 
 
 def dtype_name(name: str | None, device: torch.device, front: str = "auto") -> str:
-    """`dtype_of` as a recipe has it: float16, ..."""
+    """Return the name of the dtype that `dtype_of` returns, as float16."""
     return str(dtype_of(name, device, front)).removeprefix("torch.")
 
 
 def numbers(option: str, text: str | None, kind: type) -> list | None:
-    """A comma-separated list, as in "0,1,3"."""
+    """Return the numbers of a comma-separated list, as in "0,1,3". Raises DatoError if it is none."""
     if text is None:
         return None
     try:
@@ -128,32 +134,44 @@ def numbers(option: str, text: str | None, kind: type) -> list | None:
 
 
 def whole_numbers(option: str, text: str | None) -> tuple[int, ...] | None:
-    """A comma-separated list of whole numbers from 0 on, each once, ascending."""
+    """Return the whole numbers of a comma-separated list, each once, ascending. Raises DatoError if one is negative."""
     values = numbers(option, text, int)
     if values is not None and min(values) < 0:
         raise DatoError(f"{option} {text!r}: the numbers must not be negative")
     return None if values is None else tuple(sorted(set(values)))
 
 
-def pick_point(front: Front, text: str) -> Point:
-    """The point of a front that `--pick` means: knee, speedup=NUMBER or quality=NUMBER."""
-    if text == "knee":
-        return front.knee()
-    name, _, value = text.partition("=")
-    try:
-        number = float(value)
-    except ValueError:
-        name = ""
-    if name == "speedup":
-        return front.pick(speedup=number)
-    if name == "quality":
-        return front.pick(quality=floor_of(front.conditions["quality"], number))
-    raise DatoError(f"--pick {text!r}: give knee, speedup=NUMBER or quality=NUMBER")
+def parameters_of(options: type, shown: Mapping[str, str] | None = None) -> list[inspect.Parameter]:
+    """Return a command's parameters for the fields of a dataclass of `dato.search.options`.
+
+    Args:
+        options: The dataclass.
+        shown: What the help shows as defaults, by field, where the command's differ from the function's.
+    """
+    hints, flags = annotations(options), {field.name: flag_of(field.name) for field in fields(options)}
+    parameters = []
+    for field in fields(options):
+        about = field.metadata
+        default = (shown or {}).get(field.name, about["shown"])
+        option = typer.Option(
+            help=with_flags(about["help"], flags),
+            min=about["least"],
+            show_default=True if default is None else with_flags(default, flags),
+            callback=given_place if about["place"] else None,
+        )
+        kind = Annotated[_typed(hints[field.name]), option]
+        parameters.append(
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kind)
+        )
+    return parameters
 
 
-def floor_of(metric: str, value: float | None) -> float | None:
-    """What the user calls a quality, as `Point.quality` counts it: of a distance, higher is better there too."""
-    return None if value is None else shown(metric, value)
+def _typed(hint: Any) -> Any:
+    """Return the type of what the user types: lists and places are text."""
+    kinds = set(typing.get_args(hint)) or {hint}
+    if kinds <= {int, float, str, type(None)}:
+        return hint
+    return str | None
 
 
 SCRIPTS = {
@@ -165,13 +183,13 @@ SCRIPTS = {
 
 
 def command_line(command: str, *arguments: str) -> str:
-    """A command to go on with, in the way that this one was called: as a script, or `dato`'s command of that name."""
+    """Return a command as this one was called: as a script, or as `dato`'s command of that name."""
     words = ["python", SCRIPTS[command]] if sys.argv[0].endswith(".py") else ["dato", *command.split()]
     return shlex.join([*words, *arguments])
 
 
 def new_folder(out: Path | None, kind: str) -> Path:
-    """The folder of a new run. Raises DatoError if it holds a run already, or cannot be written to."""
+    """Return the folder of a new run. Raises DatoError if it holds a run already, or cannot be written to."""
     folder = out or Path("runs") / f"{kind}-{datetime.now():%Y%m%d-%H%M%S}"
     if (folder / "pareto.json").exists():
         raise DatoError(f"{folder} holds a front already; give another --out, or remove it first")

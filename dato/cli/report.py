@@ -9,8 +9,7 @@ import typer
 
 from dato.cli.console import out
 from dato.report.page import write_page
-from dato.search.run_folder import Folder
-from dato.search.run_record import Run
+from dato.search.run_folder import Folder, Run
 
 
 def report(

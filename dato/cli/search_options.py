@@ -1,24 +1,35 @@
-"""The options that the searches share, as types of their parameters."""
+"""The parameters of the searches' commands: those of `dato.search.options`, and where and how a command runs."""
 
 from __future__ import annotations
 
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from dato.cli import options as opt
+from dato.cli.console import flag_of
+from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError
-from dato.metrics import METRICS
-from dato.pruning import SCORES
-from dato.samplers import SAMPLERS
-from dato.schedule import FORECASTS
 from dato.search.journal import check_header, read_entries
+from dato.search.options import SearchOptions, annotations
 from dato.search.run_folder import Folder
+
+S = TypeVar("S", bound=SearchOptions)
+# These say nothing of what is searched. A journal does not remember them.
+_PASSING = ("out", "resume", "workers", "ray_address", "quiet", "as_json")
+# In a command's help these come before the options of the search.
+_FIRST = ("depths", "model", "config", "prompts", "images")
+# What a command takes as a default and a function does not.
+_SHOWN = {"scheduler": "the model's own; quick on emoji-sd: dpm++2m"}
 
 
 def take_up(ctx: typer.Context, folder: Path | None) -> Path | None:
-    """Make a journal's options this command line's defaults."""
+    """Make the options that a journal remembers this command line's defaults."""
     if folder is None:
         return None
     path = Folder(folder).journal
@@ -27,106 +38,139 @@ def take_up(ctx: typer.Context, folder: Path | None) -> Path | None:
     kind = entries[0]["command"]
     if f"search {kind}" not in opt.SCRIPTS:
         raise DatoError(f"{path} is the journal of {kind!r}, no search that can be gone on with")
+    if "pipeline_sha256" in entries[0]["settings"]:
+        raise DatoError(
+            f"{folder} holds a search that was begun in Python: go on with search_{kind}(..., out={folder})"
+        )
     if f"search_{kind}" != ctx.command.callback.__name__:
         raise DatoError(f"{folder} holds a search of {kind}: go on with {opt.command_line(f'search {kind}')}")
     ctx.default_map = {k: v for k, v in entries[0]["options"].items() if v is not None}
     return folder
 
 
-Prompts = Annotated[
-    Path | None, typer.Option(help="Text file, one prompt a line.", show_default="the embedded model's search split")
-]
-Quality = Annotated[
-    str, typer.Option(help=f"Objective beside latency: {', '.join(METRICS)}. All that need no extra file are recorded.")
-]
-MinQuality = Annotated[
-    float | None,
-    typer.Option(help="Constraint: the objective must be at least this (a distance, as frechet: at most)."),
-]
 Images = Annotated[
     int | None, typer.Option(min=1, help="Images (prompts) for each candidate.", show_default="the preset's")
 ]
-Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Images per generation; latency is per image.")]
-PopSize = Annotated[int | None, typer.Option(min=2, help="Population of NSGA-II.", show_default="the preset's")]
-Generations = Annotated[int | None, typer.Option(min=1, help="Generations.", show_default="the preset's")]
-Rounds = Annotated[
-    int, typer.Option(min=0, help="After the search, time the front, references and stock again this often, in turn.")
-]
-Out = Annotated[
-    Path | None, typer.Option(help="Folder of the run; pareto.json goes there.", show_default="runs/<kind>-<time>")
-]
-PresetName = Annotated[
-    str, typer.Option("--preset", help="quick (minutes on a CPU, embedded model) or paper (DaTo's).")
-]
-Resume = Annotated[
-    Path | None,
-    typer.Option(
-        is_eager=True,
-        callback=take_up,
-        help="Go on with the search of this folder, with its options: what its journal holds is not generated again.",
-    ),
-]
-Workers = Annotated[
-    int, typer.Option(min=1, help="GPUs (or shares of a CPU) that judge candidates at the same time; above 1 with Ray.")
-]
-RayAddress = Annotated[
-    str | None, typer.Option(help="A Ray cluster, as auto or ray://host:10001; --device auto is a GPU there.")
-]
-Race = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        help="After so many images a candidate that is surely dominated is given up; 0: all get all images.",
-        show_default="the preset's",
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print the place of the front and nothing else.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print what happens as JSON, one object a line.")]
-Ratios = Annotated[
-    str | None, typer.Option(help="Ratios to choose from, as in 0,0.3,0.5,0.7.", show_default="the preset's")
-]
-Score = Annotated[str, typer.Option(help=f"Base score of token pruning: {', '.join(SCORES)}.")]
-RecoverFrom = Annotated[
-    str | None,
-    typer.Option(
-        "--recover-from",
-        help="What a pruned token gets: base, kept (token's output), past (its own).",
-        show_default="past; with --preset paper base",
-    ),
-]
-MaxDownsample = Annotated[
-    int | None, typer.Option(min=1, help="Prune at a downsampling of at most this.", show_default="the smallest")
-]
-Depths = Annotated[
-    str | None,
-    typer.Option(help="Depths to choose from besides the whole UNet, as in 0,1,3.", show_default="the preset's"),
-]
-Orders = Annotated[
-    str | None,
-    typer.Option(help="Orders of forecasts to choose from; 0: hand back what is cached.", show_default="the preset's"),
-]
-Forecast = Annotated[
-    str | None,
-    typer.Option(help=f"What an order above 0 means: {', '.join(FORECASTS)}.", show_default="the preset's"),
-]
-Guidance = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance-scale",
-        min=1,
-        help="Classifier-free guidance; 1 is off.",
-        show_default="emoji-sd: the preset's; else the papers', 7.5 and of SD 2.x 9",
-    ),
-]
-Steps = Annotated[
-    str | None,
-    typer.Option(help="Sampler steps to choose from, as in 10,15,20,25,50.", show_default="the preset's"),
-]
-ReferenceSteps = Annotated[
-    int | None,
-    typer.Option(min=1, help="Stock with so many steps is the reference.", show_default="the largest of --steps"),
-]
-Scheduler = Annotated[
-    str | None,
-    typer.Option(help=f"Sampler: {', '.join(SAMPLERS)}.", show_default="the model's own; quick on emoji-sd: dpm++2m"),
-]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandOptions:
+    """Where and how a search's command runs."""
+
+    model: opt.Model = EMBEDDED
+    config: opt.Config = None
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Text file, one prompt a line.", show_default="the embedded model's search split"),
+    ] = None
+    images: Images = None
+    workers: Annotated[
+        int,
+        typer.Option(min=1, help="GPUs (or shares of a CPU) that judge candidates at the same time; above 1 with Ray."),
+    ] = 1
+    ray_address: Annotated[
+        str | None, typer.Option(help="A Ray cluster, as auto or ray://host:10001; --device auto is a GPU there.")
+    ] = None
+    device: opt.Device = "auto"
+    dtype: opt.Dtype = "auto"
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; pareto.json goes there.", show_default="runs/<kind>-<time>")
+    ] = None
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            is_eager=True,
+            callback=take_up,
+            help="Go on with the search of this folder, with its options: what its journal holds is not generated "
+            "again.",
+        ),
+    ] = None
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the place of the front and nothing else.")] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print what happens as JSON, one object a line.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatioCommandOptions(CommandOptions):
+    """The same for a search of ratios. What they leave open is as the front says."""
+
+    depths: Annotated[
+        str | None,
+        typer.Option(
+            help=f"The front to build on: {opt.STRATEGY}.", show_default="the newest runs/depth-*/pareto.json"
+        ),
+    ] = None
+    model: opt.Model = None
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file, one prompt a line.", show_default="the front's own prompts")
+    ] = None
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16, bfloat16 or auto.", show_default="the front's")
+    ] = None
+
+
+def command_of(
+    body: Callable[[Any, Any, dict[str, Any]], None],
+    name: str,
+    options: type[SearchOptions],
+    where: type[CommandOptions] = CommandOptions,
+) -> Callable[..., None]:
+    """Return the function of a search's command.
+
+    Args:
+        body: Called with the search's options, the command's, and those that a journal remembers. Its docstring is the
+            command's help.
+        name: The function's, as "search_depth".
+        options: The search's options.
+        where: The command's.
+    """
+
+    def command(ctx: typer.Context, **values: Any) -> None:
+        own = {field.name: values[field.name] for field in fields(where)}
+        body(_parsed(options, values), where(**own), _remembered(ctx.params))
+
+    parameters = [_context(), *_in_order(opt.parameters_of(options, _SHOWN), _command_parameters(where))]
+    command.__name__ = command.__qualname__ = name
+    command.__doc__ = body.__doc__
+    command.__signature__ = inspect.Signature(parameters)
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def _context() -> inspect.Parameter:
+    return inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+
+
+def _command_parameters(where: type[CommandOptions]) -> list[inspect.Parameter]:
+    hints = typing.get_type_hints(where, include_extras=True)
+    return [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+        for f in fields(where)
+    ]
+
+
+def _in_order(options: list[inspect.Parameter], where: list[inspect.Parameter]) -> list[inspect.Parameter]:
+    first = sorted((p for p in where if p.name in _FIRST), key=lambda p: _FIRST.index(p.name))
+    return [*first, *options, *(p for p in where if p.name not in _FIRST)]
+
+
+def _numbers(hint: Any) -> type | None:
+    """Return the type of the numbers in a list of them, None for another type."""
+    for kind in typing.get_args(hint):
+        if typing.get_origin(kind) is Sequence:
+            return typing.get_args(kind)[0]
+    return None
+
+
+def _parsed(options: type[S], values: Mapping[str, Any]) -> S:
+    """Return a search's options from what the user typed."""
+    parsed = {}
+    for name, hint in annotations(options).items():
+        kind = _numbers(hint)
+        parsed[name] = values[name] if kind is None else opt.numbers(flag_of(name), values[name], kind)
+    return options(**parsed)
+
+
+def _remembered(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as a journal keeps them: files by their whole path, so that they are found from anywhere."""
+    paths = {name: str(value.resolve()) for name, value in values.items() if isinstance(value, Path)}
+    return {name: paths.get(name, value) for name, value in values.items() if name not in _PASSING}

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from dato.cli.console import out
-from dato.hub import CARD_FILE, FRONT_FILE, card_in, push_front, save_front
 from dato.strategies import load_front
 
 
@@ -27,6 +26,8 @@ def share(
     Its conditions go along, the prompts too; of folders on this machine the last part only. To edit the card first,
     write both to a folder with --dry-run, and share that folder. A card that was edited, there or on the hub, is kept.
     """
+    from dato.hub import CARD_FILE, FRONT_FILE, card_in, push_front, save_front
+
     loaded = load_front(front)
     data, knee = loaded.to_dict(), loaded.knee_index
     card = card_in(front) if Path(front).is_dir() else None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
+from diffusers import DiffusionPipeline
 
 from dato.evaluation.evaluator import Evaluator
 from dato.evaluation.judgement import Judgement
@@ -62,11 +63,14 @@ class Recipe:
 
     def evaluator(self) -> Evaluator:
         """Load the pipeline and the metrics, and make an evaluator of them."""
-        device = torch.device(self.device)
-        setup = self.setup.on(device)
-        metrics = [load_metric(name, setup) for name in self.metrics]
-        dtype = getattr(torch, self.dtype)
+        device, dtype = torch.device(self.device), getattr(torch, self.dtype)
         pipe = load_pipeline(self.model, device=device, dtype=dtype, scheduler=self.scheduler, config=self.config)
+        return self.evaluator_of(pipe)
+
+    def evaluator_of(self, pipe: DiffusionPipeline) -> Evaluator:
+        """Load the metrics, and make an evaluator of them and of a pipeline that is already loaded."""
+        setup = self.setup.on(torch.device(self.device))
+        metrics = [load_metric(name, setup) for name in self.metrics]
         return Evaluator(
             pipe,
             self.prompts,

@@ -139,7 +139,7 @@ def compare_searches(settings: ComparisonSettings, folder: Path, progress: Progr
         accounts = judging.search(settings, progress)
         again = judging.judge_again(accounts, progress)
         rows = [judging.row(name, seed, account, again[name, seed]) for (name, seed), account in accounts.items()]
-        return Comparison(settings.conditions(searched.judges.facts.hardware), rows)
+        return Comparison(settings.conditions(searched.pool.facts.hardware), rows)
 
 
 Key = tuple[str, int]  # (search, seed)
@@ -160,7 +160,7 @@ class _Judging:
     model_prompts: Sequence[str]
 
     def search(self, settings: ComparisonSettings, progress: Progress) -> dict[Key, Account]:
-        facts = self.searched.judges.facts
+        facts = self.searched.pool.facts
         narrow = DepthSpace([facts.calls], facts.rungs, [0, 1])
         wide = DepthSpace([facts.calls], facts.rungs, [0, 1, 2, 3], (0, 1), "aligned")
         with progress("Measuring the latency table") as update:

@@ -12,16 +12,17 @@ from dato.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from dato.generation.guidance import guidance_of, usual_guidance
+    from dato.generation.model_configs import RANDOM_MODELS
     from dato.generation.pipelines import load_pipeline
     from dato.generation.prompts import coco_captions, imagenet_prompts, read_prompts
-    from dato.generation.random_models import RANDOM_MODELS, random_pipeline
+    from dato.generation.random_models import random_pipeline
     from dato.generation.sampling import Generated, Sampling, generate
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "Generated": "dato.generation.sampling",
-        "RANDOM_MODELS": "dato.generation.random_models",
+        "RANDOM_MODELS": "dato.generation.model_configs",
         "Sampling": "dato.generation.sampling",
         "coco_captions": "dato.generation.prompts",
         "generate": "dato.generation.sampling",

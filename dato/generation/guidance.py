@@ -27,7 +27,7 @@ def guidance_of(model: str) -> float:
     if model == EMBEDDED:
         return _OF_OTHERS
     if model in RANDOM_MODELS:
-        return _OF_SD2 if text_width(model) == _SD2_WIDTH else _OF_OTHERS
+        return guidance_of_width(text_width(model))
     if is_single_file(model):
         return _OF_SD2 if family_of(model) is SD2 else _OF_OTHERS
     from diffusers import UNet2DConditionModel
@@ -40,4 +40,9 @@ def guidance_of(model: str) -> float:
         raise DatoError(
             f"cannot load the model {model!r}: its UNet has no configuration ({first_line(error)})"
         ) from None
+    return guidance_of_width(width)
+
+
+def guidance_of_width(width: int) -> float:
+    """Return the papers' guidance scale for a UNet whose text states have so many features."""
     return _OF_SD2 if width == _SD2_WIDTH else _OF_OTHERS

@@ -56,7 +56,7 @@ def _stored(model: str, dtype: torch.dtype) -> DiffusionPipeline:
     path = str(emoji_sd.PIPE) if model == EMBEDDED else model
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # newer transformers call `torch_dtype` otherwise
+            warnings.simplefilter("ignore", FutureWarning)  # newer versions have another name for `torch_dtype`
             return AutoPipelineForText2Image.from_pretrained(path, torch_dtype=dtype)
     except (OSError, ValueError) as error:
         reason = first_line(error)

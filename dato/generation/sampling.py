@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -24,6 +25,7 @@ class Sampling:
         width: Pixels. None: the model's own.
         seed: Image i starts from the noise of seed + i.
         batch_size: Images per generation.
+        pipe_kwargs: Further keyword arguments of every call of the pipeline, as a ControlNet's `image`.
 
     Raises:
         DatoError: if height or width is not a multiple of 8.
@@ -35,6 +37,7 @@ class Sampling:
     width: int | None = None
     seed: int = 0
     batch_size: int = 2
+    pipe_kwargs: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
@@ -86,6 +89,7 @@ def generate(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling
                 width=sampling.width,
                 generator=noise,
                 output_type="pt" if decode else "latent",
+                **sampling.pipe_kwargs,
             ).images
             whole.stop()
             loop_ms.append(calls.span() / len(batch))

@@ -84,7 +84,7 @@ def load_single_file(file: str, dtype: torch.dtype, config: str | None = None) -
 
     Args:
         file: A .safetensors or .ckpt with UNet, VAE and text encoders under the original names. Only tensors are read
-            from a .ckpt. Other code that is pickled in it never runs.
+            from a .ckpt. Code that is pickled in it never runs.
         dtype: The precision.
         config: A folder or hub id in diffusers' layout that describes the parts. Its weights are not used. None: that
             of SD 1.5, 2.1 or XL, from the hub.
@@ -177,7 +177,7 @@ def _layout(config: str, family: Family) -> str:
     folder = Path(config)
     if not folder.is_dir():
         try:
-            patterns = [f"{place}*.{kind}" for place in ("", "**/") for kind in ("json", "txt")]
+            patterns = [f"{folders}*.{kind}" for folders in ("", "**/") for kind in ("json", "txt")]
             folder = Path(snapshot_download(config, allow_patterns=patterns))
         except (OSError, ValueError) as error:
             raise DatoError(

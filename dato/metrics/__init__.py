@@ -89,8 +89,8 @@ def shown(metric: str | type[Metric] | Metric, value: float) -> float:
 
     Inside dato higher is always better, so a distance is negative. A value of an unknown metric stays as it is.
     """
-    known = METRICS.get(metric) if isinstance(metric, str) else metric
-    return -value if known is not None and known.lower_is_better else value
+    kind = METRICS.get(metric) if isinstance(metric, str) else metric
+    return -value if kind is not None and kind.lower_is_better else value
 
 
 def text_of(metric: str, value: float) -> str:

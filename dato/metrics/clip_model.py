@@ -1,7 +1,7 @@
 """A CLIP model: features of unit length for images and prompts, and the CLIP score of a pair.
 
 It loads every CLIP checkpoint in transformers' layout, the embedded one and OpenAI's alike. It works on tensors:
-images are prepared by the checkpoint's own preprocessor settings, without a way through 8-bit files.
+images are prepared by the checkpoint's own preprocessor settings, and are not rounded to 8 bits.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from plotly.offline import get_plotlyjs
 
 from dato.errors import DatoError
 from dato.report.page_data import page_data
-from dato.search.run_record import Run
+from dato.search.run_folder import Run
 from dato.utils.files import write_atomic
 
 _HERE = Path(__file__).parent

@@ -17,7 +17,7 @@ from dato.report.schedule_text import forecast_of, mean_ratio
 from dato.report.usage import use_of_point, use_of_reference
 from dato.schedule import Schedule
 from dato.search.hypervolume import Scale, by_evaluation
-from dato.search.run_record import Run
+from dato.search.run_folder import Run
 
 JUDGING = ("quality", "clip", "statistics", "latency", "hardware", "seeds", "prompts_sha256")  # of the conditions
 

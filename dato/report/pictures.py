@@ -14,7 +14,7 @@ from torch import Tensor
 from dato.errors import DatoError
 from dato.front import Front
 from dato.point import Point
-from dato.search.run_record import Run
+from dato.search.run_folder import Run
 from dato.utils.files import save_figure
 
 

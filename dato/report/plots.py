@@ -12,7 +12,7 @@ from dato.errors import DatoError
 from dato.evaluation.baselines import OTHER_FAMILY, STOCK_FAMILY, UNIFORM_FAMILY, family_of
 from dato.metrics import METRICS, label_of, shown
 from dato.point import Point
-from dato.search.run_record import Run
+from dato.search.run_folder import Run
 from dato.utils.files import save_figure
 
 # Runs differ in marker, line and colour. Each of these alone tells them apart.

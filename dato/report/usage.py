@@ -12,7 +12,7 @@ from dato.metrics import shown
 from dato.point import Point
 from dato.report.columns import metrics_of
 from dato.samplers import SAMPLERS
-from dato.search.run_record import Run
+from dato.search.run_folder import Run
 
 
 def pick_of(front: Front, point: Point) -> dict[str, float]:

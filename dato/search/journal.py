@@ -1,7 +1,7 @@
-"""A journal: an append-only file with one JSON value a line, each on the disk before it counts.
+"""A journal: a file to which JSON values are appended, one a line. Each is on the disk before it counts.
 
-Whatever kills the writer, what was appended before is whole. At most the last line is torn, and opening the journal
-again drops it.
+Whatever kills the process, all lines that were appended before stay whole. At most the last line is torn. It is dropped
+when the journal is opened again.
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ from dato.errors import DatoError
 from dato.evaluation.judgement import Judgement
 from dato.pruning import Pruning
 
+FORMAT = "dato.journal"
+VERSION = 1
+
 
 class Journal:
-    """An open journal. Only one process at a time has it.
+    """An open journal. Only one process at a time can open it.
 
     Args:
-        path: The file; it is made if there is none.
+        path: The file. It is created if it does not exist.
 
     Attributes:
-        entries: All values, the earlier ones first.
+        entries: All values, the oldest first.
         torn: Whether a torn last line was dropped.
 
     Raises:
-        DatoError: if the file cannot be written to, another process has it, or a line that is not the last one is bad.
+        DatoError: if the file cannot be written, another process has it open, or a line before the last is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -44,7 +47,7 @@ class Journal:
             raise DatoError(f"{self.path.parent} is in use: another process writes its journal") from None
         except OSError as error:
             self._lock.release()
-            raise DatoError(f"cannot write {self.path}: {error.strerror}; choose another place with --out") from None
+            raise DatoError(f"cannot write {self.path}: {error.strerror}; choose another folder (`out`)") from None
         try:
             self.entries, whole = read_entries(self.path)
             self.torn = whole < self.path.stat().st_size
@@ -55,10 +58,10 @@ class Journal:
             raise
 
     def append(self, entry: Any) -> None:
-        """Add a value. When this returns it is on the disk.
+        """Append a value. When this returns, the value is on the disk.
 
         Raises:
-            DatoError: if it cannot be written; what was written before is safe.
+            DatoError: if it cannot be written. What was appended before is safe.
         """
         line = json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
         try:
@@ -68,23 +71,23 @@ class Journal:
         except OSError as error:
             self.close()
             raise DatoError(
-                f"cannot write {self.path}: {error.strerror}; all before it is kept: make room, then --resume "
-                f"{self.path.parent}"
+                f"cannot write {self.path}: {error.strerror}; all before it is kept: make room, then resume "
+                f"the search in {self.path.parent}"
             ) from None
         self.entries.append(entry)
 
     def close(self) -> None:
-        """Let others have it."""
-        with contextlib.suppress(OSError):  # what could not be written was reported when it was tried
+        """Close the file, so that another process can open it."""
+        with contextlib.suppress(OSError):  # a failed write was reported when it happened
             self._file.close()
         self._lock.release()
 
 
 def read_entries(path: str | Path) -> tuple[list[Any], int]:
-    """The values of a journal, and how many bytes their lines take; a torn last line is left out.
+    """Return the values of a journal, and the number of bytes of their lines. A torn last line is left out.
 
     Raises:
-        DatoError: if it cannot be read, or a line that is not the last one is bad.
+        DatoError: if it cannot be read, or a line before the last is damaged.
     """
     path = Path(path)
     try:
@@ -95,7 +98,7 @@ def read_entries(path: str | Path) -> tuple[list[Any], int]:
     for number, line in enumerate(lines, start=1):
         try:
             if not line.endswith(b"\n"):
-                raise ValueError("it does not end")
+                raise ValueError("it is cut off")
             entries.append(json.loads(line))
         except ValueError as error:
             if number == len(lines):
@@ -105,14 +108,12 @@ def read_entries(path: str | Path) -> tuple[list[Any], int]:
     return entries, whole
 
 
-FORMAT = "dato.journal"
-
-
-VERSION = 1
-
-
 def read_judgements(path: Path) -> list[Judgement]:
-    """All judgements of a search's journal, in their order. Raises DatoError if it is none of dato's, or damaged."""
+    """Return all judgements of a search's journal, in their order.
+
+    Raises:
+        DatoError: if it is not a journal of dato's, or is damaged.
+    """
     entries, _ = read_entries(path)
     check_header(entries[0] if entries else None, path)
     rungs, pruning = entries[0]["rungs"], Pruning.from_dict(entries[0]["pruning"])
@@ -120,7 +121,7 @@ def read_judgements(path: Path) -> list[Judgement]:
 
 
 def check_header(entry: Any, path: Path) -> None:
-    """Raise DatoError unless this is the first line of a journal that this dato reads."""
+    """Raise DatoError unless this is the first line of a journal that this version of dato reads."""
     if not isinstance(entry, dict) or entry.get("format") != FORMAT:
         raise DatoError(f"{path}: not a journal of dato's")
     if entry.get("version") != VERSION:

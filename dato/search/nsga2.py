@@ -26,12 +26,12 @@ from dato.schedule import Schedule
 from dato.search.operators import EditMutation, Layout, SpliceCrossover
 from dato.search.presets import Preset
 
-OVERSAMPLE = 8  # offspring that an adviser chooses from, for each that is judged
-WORST = 1e9  # stands for objectives and violated constraints of a candidate that failed
+OVERSAMPLE = 8  # with an adviser, so many offspring are made for each that is judged
+WORST = 1e9  # both objectives and the violated constraint of a candidate that failed
 
 
 class Space(Layout, Protocol):
-    """What a search needs of a space (see `dato.search.spaces`)."""
+    """What the search calls of a space (see `dato.search.spaces`)."""
 
     def decode(self, x: Sequence[int]) -> Schedule: ...
     def initial(self, count: int, rng: np.random.Generator, seeds: Sequence[Schedule]) -> np.ndarray: ...
@@ -39,19 +39,19 @@ class Space(Layout, Protocol):
 
 
 class Adviser(Protocol):
-    """Who guesses what a schedule would be judged to be, without generating images."""
+    """Guesses a schedule's quality and latency without generating images."""
 
     def guess(self, schedule: Schedule) -> tuple[float, float]:
-        """Quality and latency (milliseconds per image)."""
+        """Return quality and latency (milliseconds per image)."""
         ...
 
     def tell(self, points: Sequence[Point]) -> None:
-        """All that was judged so far, to learn from."""
+        """Learn from all points that were judged so far."""
         ...
 
 
 def first_generation(space: Space, preset: Preset, seed: int, seeds: Sequence[Schedule]) -> np.ndarray:
-    """(n, genes) the vectors that a search begins with; with many seeds more than the population."""
+    """Return the (n, genes) vectors of the first generation. With many seeds n is above the population size."""
     rng = np.random.default_rng(seed)
     if preset.from_uniform:
         return space.initial(preset.pop_size, rng, seeds)
@@ -68,17 +68,17 @@ def search(
     min_quality: float | None = None,
     adviser: Adviser | None = None,
 ) -> Iterator[Point]:
-    """Evolve schedules and yield each one's point as soon as it is judged; their non-dominated set is the front.
+    """Evolve schedules, and yield each one's point as soon as it is judged. The non-dominated points are the front.
 
     Args:
-        space: What to search.
-        ask: Gives the points of a generation's schedules, in their order (`dato.search.study.Study`).
+        space: The schedules to choose from.
+        ask: Returns the points of a generation's schedules, in their order (as `dato.search.study.Study` does).
         preset: Population, generations, operators.
         seed: Fixes everything random in the search. The same seed and the same judgements give the same points.
         seeds: Schedules to begin from.
-        min_quality: Schedules below this quality count as infeasible, as those that failed do.
-        adviser: Ranks offspring: `OVERSAMPLE` times as many are made as the population has room for, and those that
-            are promising by its guess, and new, are judged.
+        min_quality: Schedules below this quality are infeasible, and so are those that failed.
+        adviser: Ranks offspring. `OVERSAMPLE` times as many are made as the population holds. Of those that are new,
+            the most promising ones are judged.
     """
     initial = first_generation(space, preset, seed, seeds)
     problem = Problem(
@@ -101,7 +101,7 @@ def search(
     judged: list[Point] = []
     while algorithm.has_next():
         individuals = algorithm.ask()
-        if individuals is None:  # everything there is has been tried
+        if individuals is None:  # the whole space has been tried
             return
         if adviser is not None and judged:
             adviser.tell(judged)
@@ -109,19 +109,19 @@ def search(
         objectives, constraints = [], []
         for point in ask([space.decode(x) for x in individuals.get("X")]):
             judged.append(point)
-            found, violation = _told(point, min_quality)
-            objectives.append(found)
+            costs, violation = _told(point, min_quality)
+            objectives.append(costs)
             constraints.append([violation])
             yield point
-        known = {"F": np.array(objectives), "G": np.array(constraints)}
-        PymooEvaluator().eval(StaticProblem(problem, **known), individuals)
+        values = {"F": np.array(objectives), "G": np.array(constraints)}
+        PymooEvaluator().eval(StaticProblem(problem, **values), individuals)
         algorithm.tell(infills=individuals)
 
 
 def _promising(
     individuals: Population, space: Space, adviser: Adviser, count: int, judged: Collection[Schedule]
 ) -> Population:
-    """Of these, `count` that are new and, by the adviser's guess, non-dominated and spread along the front."""
+    """Return `count` individuals that are new and rank best by the adviser's guesses (non-dominated, then crowding)."""
     new = [i for i, x in enumerate(individuals.get("X")) if space.decode(x) not in judged]
     individuals = individuals[new or range(len(individuals))]
     guesses = [adviser.guess(space.decode(x)) for x in individuals.get("X")]
@@ -132,12 +132,12 @@ def _promising(
 
 
 def _told(point: Point, min_quality: float | None) -> tuple[list[float], float]:
-    """What the algorithm is told of a point: both objectives, to be minimised, and by how much it is infeasible."""
+    """Return both objectives of a point, to be minimised, and by how much it violates the constraint."""
     if not (math.isfinite(point.quality) and math.isfinite(point.latency_ms)):
         return [WORST, WORST], WORST
     return [-point.quality, point.latency_ms], 0.0 if min_quality is None else min_quality - point.quality
 
 
 def _rounded(operator: type, prob: float, eta: float) -> SBX | PM:
-    """A real-number operator whose children are rounded to whole numbers, as in the authors' searches."""
+    """Return an operator for real numbers whose children are rounded, as in the authors' searches."""
     return operator(prob=prob, eta=eta, vtype=float, repair=RoundingRepair())

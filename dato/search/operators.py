@@ -1,8 +1,9 @@
-"""Variation of schedules as whole-number vectors, in place of rounded real-number operators.
+"""Crossover and mutation of schedules as vectors of whole numbers.
 
-Rounding polynomial mutation mostly leaves a gene where it was, and never moves a whole call to the neighbouring
-place, which is what improves a schedule that is nearly right. And schedules of different lengths have a common
-measure, time, not the index of the call: what is taken from one into another is resampled first.
+They replace rounded operators for real numbers. Rounded polynomial mutation mostly leaves a gene as it was, and it
+never moves a whole call to a neighbouring place, which is what improves a schedule that is nearly right. Schedules of
+different lengths correspond in time, not in the index of the call. So a schedule is resampled before a part of it is
+put into another.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pymoo.core.mutation import Mutation
 
 
 class Layout(Protocol):
-    """What variation needs to know of a space: genes that hold for the whole schedule come first, then the calls'."""
+    """What the operators call of a space. Genes for the whole schedule come first, then those of the calls."""
 
     upper: np.ndarray
     heads: int
@@ -26,7 +27,7 @@ class Layout(Protocol):
 
 
 def splice(space: Layout, one: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """`one` with a stretch of calls of `other`: from a random call to the end or to another random call."""
+    """Return `one` with a stretch of calls taken from `other`, between two random calls."""
     for gene in range(space.heads):
         if space.active(other) != space.active(one):
             other = space.with_head(other, gene, one[gene])
@@ -38,7 +39,7 @@ def splice(space: Layout, one: np.ndarray, other: np.ndarray, rng: np.random.Gen
 
 
 class SpliceCrossover(Crossover):
-    """Two-point crossover in time: each of two children is one parent with a stretch of the other."""
+    """Two-point crossover in time. Each of the two children is one parent with a stretch of the other."""
 
     def __init__(self, space: Layout, prob: float = 0.7) -> None:
         super().__init__(2, 2, prob=prob)
@@ -54,10 +55,10 @@ class SpliceCrossover(Crossover):
 
 
 class EditMutation(Mutation):
-    """A few edits on each vector: set a gene anew, step it up or down, or exchange it with its neighbour.
+    """Makes a few edits to each vector: draws a gene anew, moves it up or down by one, or swaps it with its neighbour.
 
     Args:
-        space: Where its vectors come from.
+        space: The space of the vectors.
         edits: Mean number of edits beyond the first.
         heads: Probability that an edit changes a gene of the whole schedule, if there is one.
     """

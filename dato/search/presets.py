@@ -1,4 +1,4 @@
-"""The settings of a search, as named presets."""
+"""The settings of a search as named presets: what to choose from (`depths`, `ratios`, `steps`, `orders`), and how."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ class Preset:
         scheduler: The sampler, for the embedded model; None: the model's own.
         guidance_scale: Classifier-free guidance.
         images: Prompts, one image each.
-        race: After so many images a candidate that is surely dominated gets no more; None: all get all.
+        race: After so many images a candidate that is surely dominated gets no more; None or 0: all get all.
         pop_size: Individuals of a generation; the first one takes in all seeds.
         generations: Generations, the initial population included.
         crossover: Probability and eta of simulated binary crossover, rounded; None: `SpliceCrossover`.
         mutation: Probability and eta of polynomial mutation, rounded; None: `EditMutation`.
-        alphabet: Depths (besides the whole UNet) or ratios to choose from.
+        depths: Depths to choose from, besides the whole UNet.
+        ratios: Prune ratios to choose from; those of a search of depths alone are none.
         from_uniform: Begin from uniform schedules and variations; else as the paper does.
         advised: Measure the sensitivity model, begin from its plans, and let it rank offspring.
     """
@@ -37,7 +38,8 @@ class Preset:
     generations: int
     crossover: tuple[float, float] | None
     mutation: tuple[float, float] | None
-    alphabet: tuple[float, ...]
+    depths: tuple[int, ...]
+    ratios: tuple[float, ...]
     from_uniform: bool
     advised: bool
 
@@ -55,7 +57,8 @@ DEPTH_PRESETS = {
         generations=3,
         crossover=None,
         mutation=None,
-        alphabet=(0, 1, 2, 3),
+        depths=(0, 1, 2, 3),
+        ratios=(),
         from_uniform=True,
         advised=True,
     ),
@@ -71,17 +74,18 @@ DEPTH_PRESETS = {
         generations=30,
         crossover=(0.8, 15),
         mutation=(0.8, 15),
-        alphabet=(0, 1),
+        depths=(0, 1),
+        ratios=(),
         from_uniform=False,
         advised=False,
     ),
 }
 
 
-# Of steps, orders and sampler a search of ratios takes those of the front.
+# A search of ratios takes depths, steps, orders and sampler from the front. A joint search takes `ratios` from here.
 RATIO_PRESETS = {
     "quick": replace(
-        DEPTH_PRESETS["quick"], images=4, pop_size=16, generations=5, alphabet=(0, 0.3, 0.5, 0.7), advised=False
+        DEPTH_PRESETS["quick"], images=4, pop_size=16, generations=5, ratios=(0, 0.3, 0.5, 0.7), advised=False
     ),
     "paper": replace(
         DEPTH_PRESETS["paper"],
@@ -90,6 +94,6 @@ RATIO_PRESETS = {
         generations=100,
         crossover=(0.7, 7),
         mutation=(0.4, 15),
-        alphabet=(0.3, 0.4, 0.5, 0.6, 0.7),
+        ratios=(0.3, 0.4, 0.5, 0.6, 0.7),
     ),
 }

@@ -1,4 +1,4 @@
-"""Search spaces: schedules as vectors of whole numbers, for an evolutionary algorithm to vary."""
+"""Search spaces: schedules as vectors of whole numbers, which an evolutionary algorithm varies."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from dato.search.operators import splice
 
 
 class DepthSpace:
-    """Schedules over an alphabet of depths, of one length or several, with forecasts of one order or several.
+    """Schedules of several depths, of one length or several, with forecasts of one order or several.
 
-    The vector begins with the *heads*, which hold for the whole schedule: which length, if there are several, and
-    which order. Then comes one gene for each call but the first, which is always whole; a shorter schedule leaves the
-    last genes unused, and they are 0. A gene chooses a depth; where ratios are searched together with depths, it
-    chooses a (depth, ratio), so that the same operators serve both.
+    The vector begins with the *heads*: genes for the whole schedule. One chooses the length, one the order, each only
+    if there are several. Then comes one gene for each call but the first, which is always whole. A shorter schedule
+    does not use the last genes, and they are 0. A gene chooses a depth. If ratios are searched together with depths, it
+    chooses a pair of a depth and a ratio, so that the same operators serve both.
 
     Args:
-        calls: The lengths to choose from: UNet calls of one generation.
+        calls: The lengths to choose from, in UNet calls of one generation.
         rungs: Rungs of the UNet.
-        depths: The depths to choose from; the whole UNet is always among them.
+        depths: The depths to choose from. The whole UNet is always one of them.
         orders: The orders of forecasts to choose from.
         forecast: What orders above 0 mean (see `Schedule`).
-        ratios: The prune ratios to choose from; 0 is always among them.
+        ratios: The prune ratios to choose from. 0 is always one of them.
         pruning: The settings that the ratios are meant with.
 
     Attributes:
-        upper: (n,) the largest value of each gene; the smallest is 0. Genes of calls are ordered by depth, and within
-            a depth from the largest ratio to the smallest: what costs less comes first.
+        upper: (n,) the largest value of each gene. The smallest is 0. Values of a call's gene are ordered by depth,
+            and within a depth from the largest ratio to the smallest, so what costs less comes first.
         heads: How many genes come before those of the calls.
 
     Raises:
@@ -53,20 +53,20 @@ class DepthSpace:
     ) -> None:
         for depth in depths:
             if not 0 <= depth <= rungs:
-                raise DatoError(f"--depths: the depths of this UNet are 0 to {rungs}, not {depth}")
+                raise DatoError(f"`depths`: the depths of this UNet are 0 to {rungs}, not {depth}")
         self.rungs, self.forecast, self.pruning = rungs, forecast, pruning or Pruning()
         self.depths, self.ratios = sorted({*depths, rungs}), sorted({0.0, *ratios})
         _check_ratios(self.ratios, self.pruning)
         self.calls, self.orders = sorted(set(calls)), sorted(set(orders))
         if len(self.depths) < 2:
-            raise DatoError(f"--depths: besides {rungs}, the whole UNet, there must be something to choose")
+            raise DatoError(f"`depths`: besides {rungs}, the whole UNet, there must be something to choose")
         if self.calls[0] < 2:
-            raise DatoError("a search needs at least two UNet calls: give more --steps")
+            raise DatoError("a search needs at least two UNet calls: give more `steps`")
         if not self.orders or not set(self.orders) <= {0, 1, 2}:
-            raise DatoError(f"--orders: forecasts have order 0, 1 or 2, not {self.orders}")
+            raise DatoError(f"`orders`: forecasts have order 0, 1 or 2, not {self.orders}")
         # At depth 0 nothing runs, so nothing is pruned.
         self.entries = [(d, r) for d in self.depths for r in ([0.0] if d == 0 else reversed(self.ratios))]
-        # A head with one choice is none: the papers' operators would waste their effort on it.
+        # A gene with one choice is left out: the papers' operators would spend mutations on it.
         self._choices = {name: c for name, c in [("calls", self.calls), ("orders", self.orders)] if len(c) > 1}
         self.heads = len(self._choices)
         heads = [len(choices) - 1 for choices in self._choices.values()]
@@ -78,18 +78,18 @@ class DepthSpace:
         return self._choices[name][int(x[list(self._choices).index(name)])]
 
     def active(self, x: Sequence[int]) -> int:
-        """How many genes of calls a vector uses."""
+        """Return how many genes of calls a vector uses."""
         return self._head(x, "calls") - 1
 
     def decode(self, x: Sequence[int]) -> Schedule:
-        """The schedule of a vector of genes."""
+        """Return the schedule of a vector of genes."""
         chosen = [self.entries[int(gene)] for gene in x[self.heads : self.heads + self.active(x)]]
         depths, ratios = zip((self.rungs, 0.0), *chosen, strict=True)
         order = self._head(x, "orders")
         return Schedule(depths, ratios, order, self.rungs, self.pruning, self.forecast).canonical()
 
     def examples(self) -> list[Schedule]:
-        """Schedules that hold between them every kind of call of this space's, for a latency table."""
+        """Return schedules that together have every kind of call of this space, for a latency table."""
         plain = [
             Schedule.uniform(6, 2, depth, order, rungs=self.rungs, forecast=self.forecast).canonical()
             for depth in self.depths[:-1]
@@ -98,7 +98,7 @@ class DepthSpace:
         return plain if len(self.ratios) == 1 else [*plain, *RatioSpace(plain, self.ratios, self.pruning).examples()]
 
     def encode(self, schedule: Schedule) -> np.ndarray | None:
-        """The genes of a schedule; None if it has a length, an order or calls that there is no choosing here."""
+        """Return the genes of a schedule, or None if its length, its order or a call of it is not in this space."""
         schedule = schedule.canonical()
         whole = set(schedule.depths) == {self.rungs}  # then every order is the same schedule
         order = self.orders[0] if whole else schedule.orders[0]
@@ -109,13 +109,13 @@ class DepthSpace:
             return None
         if chosen[0] != (self.rungs, 0.0) or (any(schedule.ratios) and schedule.pruning != self.pruning):
             return None
-        own = {"calls": len(schedule), "orders": order}
-        heads = [choices.index(own[name]) for name, choices in self._choices.items()]
+        values = {"calls": len(schedule), "orders": order}
+        heads = [choices.index(values[name]) for name, choices in self._choices.items()]
         genes = [self.entries.index(entry) for entry in chosen[1:]]
         return np.array([*heads, *genes, *[0] * (self.calls[-1] - len(schedule))])
 
     def with_head(self, x: np.ndarray, gene: int, value: int) -> np.ndarray:
-        """The vector with one head changed; another length resamples the schedule."""
+        """Return the vector with one head changed. If that is the length, the schedule is resampled."""
         new = x.copy()
         new[gene] = value
         if list(self._choices)[gene] != "calls":
@@ -126,38 +126,38 @@ class DepthSpace:
 
     @property
     def can_be_planned(self) -> bool:
-        """Whether `dato.search.planner` has plans of this space: a Chebyshev forecast reads all of the past."""
+        """Whether `dato.search.planner` can plan here. A Chebyshev forecast reads all of the past, so it cannot."""
         return RULES[self.forecast].can_be_planned or not any(self.orders)
 
     @property
-    def kinds(self) -> list[float]:
-        """The ratios with which a seed is tried: none, and a middle one of those there are to choose from."""
+    def seed_ratios(self) -> list[float]:
+        """The ratios that every seed is tried with: 0, and a middle one if there are ratios to choose from."""
         return [0.0] if len(self.ratios) == 1 else [0.0, self.ratios[len(self.ratios) // 2]]
 
     def also_pruned(self, schedules: Sequence[Schedule]) -> list[Schedule]:
-        """These schedules, and where there are ratios to choose from each once more with a middle one throughout."""
-        found = []
-        for ratio in self.kinds:
+        """Return the schedules. If there are ratios to choose from, each is there once more with a middle ratio."""
+        seeds = []
+        for ratio in self.seed_ratios:
             for schedule in schedules:
                 ratios = [ratio if depth and call else 0.0 for call, depth in enumerate(schedule.depths)]
-                found.append(replace(schedule, ratios=ratios, pruning=self.pruning))
-        return list(dict.fromkeys(found))
+                seeds.append(replace(schedule, ratios=ratios, pruning=self.pruning))
+        return list(dict.fromkeys(seeds))
 
     def initial(self, count: int, rng: np.random.Generator, seeds: Sequence[Schedule]) -> np.ndarray:
-        """(count or more, n) genes to begin with: all seeds, then one of them with a stretch of another.
+        """Return the genes (count or more, n) of a first generation: all seeds, then seeds with a stretch of another.
 
         Args:
-            count: Size of the population; of more seeds than that, the survivors make it.
+            count: Size of the population. If there are more seeds, all are returned.
             rng: Source of randomness.
-            seeds: Known schedules, as far as they are in the space; of fewer than two, whole calls come at random
-                places among shallow ones.
+            seeds: Schedules to begin from. Those outside the space are ignored. With fewer than two of them, the rest
+                has whole calls at random places among shallow ones.
         """
-        known = [genes for seed in seeds if (genes := self.encode(seed)) is not None]
-        population, whole = list(known), len(self.entries) - 1
+        encoded = [genes for seed in seeds if (genes := self.encode(seed)) is not None]
+        population, whole = list(encoded), len(self.entries) - 1
         while len(population) < count:
-            if len(known) > 1:
-                early, late = rng.choice(len(known), 2, replace=False)
-                population.append(splice(self, known[early], known[late], rng))
+            if len(encoded) > 1:
+                early, late = rng.choice(len(encoded), 2, replace=False)
+                population.append(splice(self, encoded[early], encoded[late], rng))
             else:
                 heads = [rng.integers(0, upper + 1) for upper in self.upper[: self.heads]]
                 genes = np.array([*heads, *np.full(self.calls[-1] - 1, rng.integers(0, whole))])
@@ -168,10 +168,10 @@ class DepthSpace:
         return np.array(population)
 
     def papers_initial(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """(count, n) genes as in DaTo's search: few whole calls.
+        """Return the genes (count, n) of a first generation as in DaTo's search, which has few whole calls.
 
-        At most 1, 2 and 1 beside the first in the first three, next four and last three tenths of the calls, the
-        rest shallow at random.
+        Beside the first call at most 1, 2 and 1 are whole in the first three, next four and last three tenths of the
+        calls. The others are shallow, at random.
         """
         whole, population = len(self.entries) - 1, np.zeros((count, len(self.upper)), dtype=int)
         for x in population:
@@ -187,10 +187,10 @@ class DepthSpace:
 
 
 class RatioSpace:
-    """Prune ratios on top of schedules that were found before.
+    """Prune ratios on top of the schedules of an earlier search.
 
-    One gene for each call, and, of several schedules, one more that says which. Where nothing runs (depth 0) nothing
-    is pruned: the ratio of such a call is 0 whatever its gene.
+    The first gene chooses the schedule. Then comes one gene for each call. At depth 0 nothing runs, so nothing is
+    pruned: the ratio of such a call is 0 whatever its gene.
 
     Args:
         bases: The schedules.
@@ -204,34 +204,34 @@ class RatioSpace:
         self.ratios = sorted(set(ratios))
         _check_ratios(self.ratios, pruning)
         if len(self.ratios) < 2:
-            raise DatoError("--ratios: there must be at least two to choose from")
+            raise DatoError("`ratios`: there must be at least two to choose from")
         calls = max(len(base) for base in self.bases)
         self.upper = np.array([len(self.bases) - 1, *[len(self.ratios) - 1] * calls])
 
     def decode(self, x: Sequence[int]) -> Schedule:
-        """The schedule of a vector of genes."""
+        """Return the schedule of a vector of genes."""
         base = self.bases[int(x[0])]
         ratios = [self.ratios[int(g)] if d else 0.0 for g, d in zip(x[1 : 1 + len(base)], base.depths, strict=True)]
         return base.with_ratios(ratios)
 
     def examples(self) -> list[Schedule]:
-        """Schedules that hold between them every kind of call of this space's, for a latency table."""
-        # A call at ratio 0 among others that prune is another kind than one where nothing does.
+        """Return schedules that together have every kind of call of this space, for a latency table."""
+        # A call of ratio 0 in a schedule that prunes elsewhere is another kind of call than in one that never prunes.
         least, most = self.ratios[0], self.ratios[-1]
         pairs = [(least, most), (most, least), *((ratio, ratio) for ratio in self.ratios)]
-        found = []
+        schedules = []
         for base in self.bases:
             for pair in pairs:
-                turns = itertools.cycle(pair)  # over the calls that run: every other call may be of depth 0
-                found.append(base.with_ratios([next(turns) if depth else 0.0 for depth in base.depths]))
-        return found
+                turns = itertools.cycle(pair)  # only calls that run take turns: every other call may be of depth 0
+                schedules.append(base.with_ratios([next(turns) if depth else 0.0 for depth in base.depths]))
+        return schedules
 
     def active(self, x: Sequence[int]) -> int:
-        """How many genes of calls a vector uses."""
+        """Return how many genes of calls a vector uses."""
         return len(self.bases[int(x[0])])
 
     def with_head(self, x: np.ndarray, gene: int, value: int) -> np.ndarray:
-        """The vector with another base; the ratios stay where they are in time."""
+        """Return the vector with another schedule. The ratios stay where they are in time."""
         new = np.zeros_like(x)
         new[gene] = value
         before, now = self.active(x), self.active(new)
@@ -239,7 +239,10 @@ class RatioSpace:
         return new
 
     def initial(self, count: int, rng: np.random.Generator, seeds: Sequence[Schedule] = ()) -> np.ndarray:
-        """(count or more, n) genes to begin with: every base with its lowest ratios, then with one ratio throughout."""
+        """Return the genes (count or more, n) of a first generation.
+
+        It has every schedule with its lowest ratio, then schedules with one ratio throughout.
+        """
         population = [np.array([base, *np.zeros(len(self.upper) - 1)]) for base in range(len(self.bases))]
         while len(population) < max(count, 2 * len(self.bases)):
             x = np.zeros(len(self.upper))
@@ -249,7 +252,7 @@ class RatioSpace:
         return np.array(population).astype(int)
 
     def papers_initial(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """(count, n) genes at random."""
+        """Return random genes (count, n)."""
         return rng.integers(0, self.upper + 1, size=(count, len(self.upper)))
 
 
@@ -258,4 +261,4 @@ def _check_ratios(ratios: Sequence[float], pruning: Pruning) -> None:
     for ratio in ratios:
         if not 0 <= ratio <= bound:
             patch = f"{pruning.sy} x {pruning.sx}"
-            raise DatoError(f"--ratios: with patches of {patch}, ratios go from 0 to {bound:g}, not {ratio:g}")
+            raise DatoError(f"`ratios`: with patches of {patch}, ratios go from 0 to {bound:g}, not {ratio:g}")

@@ -1,8 +1,8 @@
-"""A study: what was asked of a search's judges and what they said, in a journal that can be gone on from.
+"""A study: it has schedules judged by a pool, and keeps every judgement in a journal.
 
-A search asks for schedules; a study answers from its journal, or has them judged and writes that down before it hands
-it on. A seeded search that asks a study again gets the same answers in the same order, so it comes to where it was, and
-goes on from there: resuming is asking once more.
+A search asks a study for the points of schedules. The study answers from its journal. What the journal does not hold is
+judged, and written down before the search gets it. A search with the same seed asks the same questions and gets the
+same answers, so a search that is started again reaches the place where it was stopped, and continues from there.
 """
 
 from __future__ import annotations
@@ -42,27 +42,28 @@ LIBRARIES = ("dato", "torch", "diffusers", "transformers", "pymoo", "numpy")
 
 
 class Study:
-    """One search's judgements.
+    """The judgements of one search.
 
-    The journal's first line says what was searched; then come, each on a line of its own, stock, the latency table,
-    and every judgement.
+    The first line of the journal says what is searched. Then come stock, the latency table, sensitivity models, every
+    judgement, and final timings, each on a line of its own.
 
     Args:
         folder: The run's files.
-        judges: Who judges schedules.
+        pool: What judges schedules. `close` closes it, too.
 
     Attributes:
-        judged: All judgements, by schedule, in the order in which they were made.
+        judged: All judgements by schedule, in the order in which they were made.
         replayed: How many of them came from the journal.
-        torn: Whether the journal's last line was torn, and dropped.
-        other_versions: Libraries that have changed since the journal was begun: name -> what was and what is.
+        table: The latency table, once it was measured or read from the journal.
+        torn: Whether the journal's last line was torn, and was dropped.
+        other_versions: Libraries that have changed since the journal was begun: name -> both versions, in words.
 
     Raises:
         DatoError: if the journal cannot be read or written, or holds another kind of search.
     """
 
-    def __init__(self, folder: Folder, judges: Pool) -> None:
-        self.folder, self.judges = folder, judges
+    def __init__(self, folder: Folder, pool: Pool) -> None:
+        self.folder, self.pool = folder, pool
         self.journal = Journal(folder.journal)
         self.torn = self.journal.torn
         self.judged: dict[Schedule, Judgement] = {}
@@ -85,19 +86,19 @@ class Study:
         pruning: Pruning,
         floor: float | None = None,
     ) -> None:
-        """Write down what is searched, or compare it with what the journal says and take in what that holds.
+        """Write down what is searched. If the journal exists, compare it with that and read what it holds.
 
         Args:
-            command: As "depth".
-            options: The command line's, for who resumes it.
+            command: The kind of search, as "depth".
+            options: What was asked for. It is kept for whoever resumes the search, and is not compared.
             settings: Everything that the judgements depend on.
             pruning: The settings that ratios are meant with.
-            floor: Points below this quality are no rivals.
+            floor: Points below this quality are no rivals in a race.
 
         Raises:
-            DatoError: if the journal is of other settings; the message names them.
+            DatoError: if the journal has other settings; the message names them.
         """
-        self._rungs, self._pruning = self.judges.facts.rungs, pruning
+        self._rungs, self._pruning = self.pool.facts.rungs, pruning
         self._floor = floor
         header = {
             "format": FORMAT,
@@ -106,7 +107,7 @@ class Study:
             "rungs": self._rungs,
             "pruning": pruning.to_dict(),
             "options": dict(options),
-            "settings": json.loads(json.dumps(settings)),  # as they come back from the file
+            "settings": json.loads(json.dumps(settings)),  # as JSON gives them back
             "versions": versions(*LIBRARIES),
         }
         if not self.journal.entries:
@@ -128,72 +129,74 @@ class Study:
             self._take(entry)
         self.replayed = len(self.judged)
         if self._point is not None and (stock := self._stored_stock(self._point)) is not None:
-            self.judges.stock, self._stored = stock, True
+            self.pool.stock, self._stored = stock, True
 
     @property
     def stock(self) -> Stock:
-        """Stock; generated and written down when it is first asked for, or where its images were lost."""
+        """Stock. It is generated and written down if the run does not hold it, or if its images were lost."""
         if not self._stored:
-            stock = self.judges.stock
+            stock = self.pool.stock
             self._write(self.folder.stock, save({"images": stock.images.contiguous()}))
             self._write(self.folder.sample(stock.point.schedule), stock.sample)
             if self._point is None:
                 self._point = stock.point
                 self.journal.append({"stock": stock.point.to_dict()})
-            self.judges.stock = replace(stock, point=self._point)
+            self.pool.stock = replace(stock, point=self._point)
             self._stored = True
-        return self.judges.stock
+        return self.pool.stock
 
     def measured_table(self, schedules: Sequence[Schedule], progress: Any = None) -> LatencyTable:
-        """The journal's latency table; where it has none, it is measured for these schedules' calls."""
+        """Return the journal's latency table. If there is none, measure one for the calls of these schedules."""
         if self.table is None:
-            self.table = self.judges.ask(_measure_table, schedules, progress=progress)
+            self.table = self.pool.ask(_measure_table, schedules, progress=progress)
             self.journal.append({"latency_table": self.table.to_dict()})
         return self.table
 
     def use_table(self, table: LatencyTable) -> None:
-        """Have latencies predicted from now on; to be said before anything is judged."""
-        self.table = self.judges.table = table
+        """Predict latencies by a table from now on. Call it before anything is judged."""
+        self.table = self.pool.table = table
 
     def sensitivity(
         self, steps: Sequence[int], depths: Sequence[int], prompts: Sequence[str] | None = None
     ) -> list[Sensitivity]:
-        """Sensitivity models, one for each number of steps, against the reference; measured if the journal has none.
+        """Return sensitivity models against the reference, one for each number of steps.
+
+        They are measured if the journal has none.
 
         Args:
-            steps: Of the sampler; the reference's are measured in any case, and the others read off it.
-            depths: To know.
-            prompts: To measure on; None: the first of those that candidates are judged by.
+            steps: Numbers of steps. Only the reference's is measured. The others are derived from it.
+            depths: The partial depths that the models know.
+            prompts: What to measure on; None: the first prompt that candidates are judged by.
 
         Returns:
-            The models; none if what was measured is not finite.
+            The models, or [] if what was measured is not finite.
         """
         key = [*steps, 0, *depths]
-        if key not in [known for known, _, _ in self._models]:
-            model, finals = self.judges.ask(_measure_sensitivity, steps, depths, prompts)
+        if key not in [measured for measured, _, _ in self._models]:
+            model, finals = self.pool.ask(_measure_sensitivity, steps, depths, prompts)
             try:
-                # As it will come back from the file, where numbers are rounded.
+                # Use it as the journal will give it back: there numbers are rounded.
                 model = sensitivity_from_dict(data := sensitivity_to_dict(model))
             except DatoError:
-                model, data = None, None  # half precision may overflow where a cache is too old
+                model, data = None, None  # half precision may overflow if a cache is too old
             self.journal.append({"sensitivity": data, "finals": finals if data else [], "of": key})
             self._models.append((key, model, finals))
-        model, finals = next((model, finals) for known, model, finals in self._models if known == key)
-        return [] if model is None else self.judges.ask(_models_of, model, finals)
+        model, finals = next((model, finals) for measured, model, finals in self._models if measured == key)
+        return [] if model is None else self.pool.ask(_models_of, model, finals)
 
     def __call__(self, schedules: Sequence[Schedule], race: bool = False) -> Iterator[Point]:
-        """Yield the points of these schedules, in their order, each as soon as it and those before it are judged.
+        """Yield the points of schedules in their order, each as soon as it and those before it are judged.
 
         Args:
-            schedules: What is asked for.
-            race: Whether candidates that are surely dominated may be given up early. Their rivals are among the points
-                that were handed on before this call, so that neither the order in which workers finish makes a
-                difference, nor what a journal already knows.
+            schedules: The schedules to judge.
+            race: Whether candidates that are surely dominated may be given up early. Their rivals are points that were
+                yielded before this call. So neither the order in which workers finish makes a difference, nor what a
+                journal already holds.
         """
-        self.stock  # noqa: B018  it comes first, whoever asks
+        self.stock  # noqa: B018  stock comes first in every journal
         rivals = self._rivals() if race else ()
         unknown = [schedule for schedule in dict.fromkeys(schedules) if schedule not in self.judged]
-        arriving = self.judges.judge(unknown, rivals)
+        arriving = self.pool.judge(unknown, rivals)
         for schedule in schedules:
             while schedule not in self.judged:
                 self._keep(next(arriving))
@@ -203,14 +206,22 @@ class Study:
     def retime(
         self, points: Mapping[Schedule, Point], rounds: int, progress: Callable[[], None]
     ) -> tuple[Point, list[Point]]:
-        """Stock's and these points, timed side by side (see `side_by_side.retime`), or as the journal says."""
+        """Return stock's point and these points, timed side by side (see `dato.evaluation.side_by_side.retime`).
+
+        If the journal holds that timing, it is read from there. With 0 rounds the points stay as they are.
+
+        Args:
+            points: The points to time, by schedule.
+            rounds: How often each is timed.
+            progress: Called after each generation.
+        """
         if not rounds:
             return self.stock.point, list(points.values())
         asked = {"rounds": rounds, "of": [point.to_dict() for point in points.values()]}
-        for known, result in self._timed:
-            if known == asked:
+        for earlier, result in self._timed:
+            if earlier == asked:
                 return result[0], result[1:]
-        stock, timed = self.judges.ask(retime, points, rounds, progress=progress)
+        stock, timed = self.pool.ask(retime, points, rounds, progress=progress)
         self.journal.append({"timed": asked, "points": [point.to_dict() for point in (stock, *timed)]})
         return stock, timed
 
@@ -225,7 +236,7 @@ class Study:
             write_atomic(path, data)
         except DatoError as error:
             reason = str(error).partition(";")[0]
-            raise DatoError(f"{reason}; make room, then --resume {self.folder.path}") from None
+            raise DatoError(f"{reason}; make room, then resume the search in {self.folder.path}") from None
 
     def _rivals(self) -> tuple[Rival, ...]:
         whole = {s: j for s, j in self._told.items() if len(j.per_image) == len(self.stock.images)}
@@ -255,12 +266,12 @@ class Study:
             images = load_file(self.folder.stock)["images"]
             return Stock(point, images, self.folder.sample(point.schedule).read_bytes())
         except (OSError, SafetensorError, KeyError):
-            return None  # they are generated again, from the same noise
+            return None  # it is generated again, from the same noise
 
     def close(self) -> None:
-        """Let others have the journal, and the workers go."""
+        """Close the journal, so that another process can open it, and the pool."""
         self.journal.close()
-        self.judges.close()
+        self.pool.close()
 
 
 def _measure_table(evaluator: Evaluator, schedules: Sequence[Schedule], **progress: Any) -> LatencyTable:
@@ -270,7 +281,10 @@ def _measure_table(evaluator: Evaluator, schedules: Sequence[Schedule], **progre
 def _measure_sensitivity(
     evaluator: Evaluator, steps: Sequence[int], depths: Sequence[int], prompts: Sequence[str] | None
 ) -> tuple[Sensitivity, list[tuple[int, list[float]]]]:
-    """The reference's model, and stock's final latent for other numbers of steps, whose calls count in its cost."""
+    """Return the reference's model, and stock's final latent for each other number of steps.
+
+    The calls of the other generations count in the model's cost.
+    """
     pipe, sampling = evaluator.pipe, replace(evaluator.sampling, batch_size=1)
     prompts = evaluator.prompts[:1] if prompts is None else prompts
     model = measure_sensitivity(pipe, prompts, sampling, depths)
@@ -289,7 +303,7 @@ def _models_of(
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(name, old value, new value) of everything that differs; objects are compared by their entries."""
+    """Yield (name, old value, new value) of everything that differs. Objects are compared by their entries."""
     for name in dict.fromkeys([*old, *new]):
         a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):

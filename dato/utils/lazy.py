@@ -1,4 +1,4 @@
-"""Load the public names of a package when they are first asked for, so that importing the package costs nothing."""
+"""Load the public names of a package when they are first used, so that importing the package is cheap."""
 
 from __future__ import annotations
 

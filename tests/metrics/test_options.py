@@ -59,7 +59,7 @@ def test_values_are_shown_with_the_fields_sign_and_digits():
     assert (label_of("psnr"), label_of("frechet"), label_of("mine")) == ("PSNR (dB)", "Fréchet distance", "mine")
     assert (shown("psnr", 30), shown("fid", -12), shown("mine", -3)) == (30, 12, -3)
     assert shown(METRICS["fid"], -12) == 12 and shown("fid", shown("fid", -12)) == -12
-    assert (text_of("psnr", 30), text_of("ssim", 0.98765), text_of("kid", -1.5)) == ("30.00", "0.9877", "1.500")
+    assert (text_of("psnr", 30), text_of("ssim", 0.98765), text_of("kid", -1.5)) == ("30.00", "0.988", "1.500")
     assert text_of("mine", -3) == "-3.00"
 
 

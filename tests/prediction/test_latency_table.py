@@ -12,11 +12,10 @@ from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from diffusers import UNet2DConditionModel
 
-import dato.cli.latency
 import dato.search.study
+import dato.search.timing
 import dato.unet.cache
 import dato.utils.timing
 from dato import DatoError, Pruning, Schedule, load_front
@@ -315,5 +314,5 @@ def test_a_search_measures_its_table_and_says_how_far_it_was(tmp_path, monkeypat
 
 
 def test_auto_is_a_table_on_a_cpu():
-    assert dato.cli.latency.mode_of("auto", torch.device("cpu")) == "table"
-    assert dato.cli.latency.mode_of("measured", torch.device("cpu")) == "measured"
+    assert dato.search.timing.mode_of("auto", "cpu") == "table"
+    assert dato.search.timing.mode_of("measured", "cpu") == "measured"

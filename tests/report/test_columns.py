@@ -12,7 +12,7 @@ import dato
 from dato.report.columns import columns_of, metrics_of
 from dato.report.page_data import page_data
 from dato.report.tables import front_table, rows_of
-from dato.search.run_record import Run
+from dato.search.run_folder import Run
 
 FRONT = dato.load_front("emoji-sd-depth")
 

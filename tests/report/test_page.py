@@ -26,7 +26,7 @@ from dato.report.plots import front_picture
 from dato.report.usage import pick_of
 from dato.schedule import Schedule
 from dato.search.hypervolume import Scale, by_evaluation
-from dato.search.run_record import Run
+from dato.search.run_folder import Run
 
 HOSTILE = "</script><script>window.hacked=1</script><b>bold</b> \"'&amp; %{x} <img src=x onerror=window.hacked=1>"
 

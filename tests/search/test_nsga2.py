@@ -54,19 +54,19 @@ class Judge:
 def test_the_same_seed_gives_the_same_points(presets, name):
     preset = replace(presets[name], pop_size=10, generations=4)
     if presets is DEPTH_PRESETS:
-        space = DepthSpace([12], 12, [int(d) for d in preset.alphabet])
+        space = DepthSpace([12], 12, preset.depths)
     else:
         bases = [Schedule.uniform(12, 3, 1), Schedule.uniform(12, 4, 0)]
-        space = RatioSpace(bases, preset.alphabet, Pruning(score="dato"))
+        space = RatioSpace(bases, preset.ratios, Pruning(score="dato"))
     runs = [[p.schedule for p in search(space, Judge().ask, preset, seed=seed)] for seed in (1, 1, 2)]
     assert runs[0] == runs[1] and runs[0] != runs[2]
     assert len(runs[0]) <= 40 and len(set(runs[0])) > 10
     for schedule in runs[0]:
         if presets is DEPTH_PRESETS:
-            assert set(schedule.depths) <= {*map(int, preset.alphabet), 12}
+            assert set(schedule.depths) <= {*preset.depths, 12}
         else:
             assert schedule.depths in {base.depths for base in bases} and schedule.pruning.score == "dato"
-            assert set(schedule.ratios) <= {0.0, *preset.alphabet}
+            assert set(schedule.ratios) <= {0.0, *preset.ratios}
             assert all(r == 0 for d, r, _ in schedule.entries if d == 0)
 
 

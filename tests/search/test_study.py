@@ -137,7 +137,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
     with journal._file:
         pass
     journal._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
-    with pytest.raises(DatoError, match=r"cannot write .*No space left on device; .*--resume"):
+    with pytest.raises(DatoError, match=r"cannot write .*No space left on device; .*resume the search in"):
         journal.append({"lost": 2})
     again = Journal(tmp_path / "journal.jsonl")
     assert again.entries == [{"kept": 1}]
@@ -215,7 +215,7 @@ def test_a_full_disk_at_a_sample_says_how_to_go_on_and_keeps_the_judgement(tmp_p
     study = begun(tmp_path, ToyJudges())
     assert study.stock
     monkeypatch.setattr("dato.search.study.write_atomic", full)
-    with pytest.raises(DatoError, match="No space left on device; make room, then --resume"):
+    with pytest.raises(DatoError, match="No space left on device; make room, then resume the search in"):
         list(study([Schedule.uniform(13, 2, 1)]))
     study.close()
     again = begun(tmp_path, ToyJudges())

@@ -1,0 +1,230 @@
+"""The searches as Python functions, for any pipeline with a UNet that somebody has in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from dato import emoji_sd
+from dato.emoji_sd import EMBEDDED
+from dato.errors import DatoError
+from dato.evaluation.pool import InProcess
+from dato.front import Front
+from dato.generation.guidance import guidance_of_width
+from dato.samplers import sampler_name, set_scheduler
+from dato.search.fingerprint import described, pipeline_digest
+from dato.search.options import DepthSearch, JointSearch, RatioSearch, takes
+from dato.search.prepare import (
+    PreparedSearch,
+    Subject,
+    prepare_calls,
+    prepare_ratios,
+    ratio_bases,
+    ratio_preset,
+)
+from dato.search.progress import SearchProgress, progress_of
+from dato.search.run import run
+from dato.search.run_folder import Folder
+from dato.strategies import load_front
+
+# Arguments of a pipeline's call that the search gives.
+_GIVEN = frozenset(("prompt", "num_inference_steps", "guidance_scale", "height", "width", "generator", "output_type"))
+
+
+@takes(DepthSearch)
+def search_depth(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    *,
+    out: str | Path | None = None,
+    progress: SearchProgress | bool | None = None,
+    pipe_kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Front:
+    """Search cache-depth schedules: how many steps, and for each UNet call how deep to run; quality against latency.
+
+    The pipeline is used as it is, with its LoRA, ControlNet and sampler. Afterwards it is as it was before, but for a
+    schedule of `dato.apply_patch`, which is taken off. Ctrl-C stops at once. What was judged is in the journal.
+
+    Args:
+        pipe: A pipeline with a `UNet2DConditionModel`, on its device.
+        prompts: One image is generated for each. Candidates are judged by all of them.
+        out: The run's folder: pareto.json, journal.jsonl, stock's images and samples. If it holds the journal of the
+            same search, that is resumed. None: a temporary folder, and nothing is kept.
+        progress: What is told how it goes: True for a bar, an object of a subclass of
+            `dato.search.SearchProgress`, or None for nothing.
+        pipe_kwargs: Further arguments of every call of the pipeline, as a ControlNet's `image`; the same for all
+            prompts.
+    {options}
+
+    Returns:
+        The front, as `dato.load_front` gives it.
+
+    Raises:
+        DatoError: if an option is not valid, `out` holds another search, or no candidate could be judged.
+
+    Example:
+        front = dato.search.search_depth(pipe, ["a cat", "a dog"], steps=[10, 20], out="runs/mine")
+        dato.apply_patch(pipe, front, speedup=3)
+    """
+    return _search_calls(pipe, prompts, DepthSearch(**options), out, progress, pipe_kwargs)
+
+
+@takes(JointSearch)
+def search_joint(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    *,
+    out: str | Path | None = None,
+    progress: SearchProgress | bool | None = None,
+    pipe_kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Front:
+    """Search depths and prune ratios together: for each UNet call how deep to run and which share of tokens to prune.
+
+    The papers search depths first, then ratios on top of them (`search_depth`, `search_ratio`).
+
+    Args:
+        pipe: See `search_depth`, also for the next four.
+        prompts: One image each.
+        out: The run's folder.
+        progress: What is told how it goes.
+        pipe_kwargs: Further arguments of every call of the pipeline.
+    {options}
+
+    Returns:
+        The front.
+
+    Raises:
+        DatoError: as `search_depth`.
+    """
+    return _search_calls(pipe, prompts, JointSearch(**options), out, progress, pipe_kwargs)
+
+
+@takes(RatioSearch)
+def search_ratio(
+    pipe: DiffusionPipeline,
+    front: Front | str | Path,
+    prompts: Sequence[str] | None = None,
+    *,
+    out: str | Path | None = None,
+    progress: SearchProgress | bool | None = None,
+    pipe_kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Front:
+    """Search prune ratios on top of a front of cache-depth schedules: for each call the share of tokens to leave out.
+
+    Steps, guidance and size are those of the front. The pipeline is used as it is: see `search_depth`.
+
+    Args:
+        pipe: The pipeline, with the sampler that the front was searched with.
+        front: The front, or what `dato.load_front` takes.
+        prompts: One image each; None: the front's own, as many as the preset wants.
+        out: The run's folder; see `search_depth`.
+        progress: What is told how it goes; see `search_depth`.
+        pipe_kwargs: Further arguments of every call of the pipeline; see `search_depth`.
+    {options}
+
+    Returns:
+        The front, of schedules with ratios.
+
+    Raises:
+        DatoError: as `search_depth`, or if the front is not for this pipeline.
+    """
+    chosen = RatioSearch(**options)
+    source = "a front in memory" if isinstance(front, Front) else str(front)
+    loaded = front if isinstance(front, Front) else load_front(front)
+    conditions = loaded.conditions
+    bases = ratio_bases(chosen, loaded, source)
+    preset = ratio_preset(chosen, bases, conditions, None if prompts is None else len(prompts))
+    if prompts is None:
+        prompts = conditions.get("prompts", [])[: preset.images]
+        preset = replace(preset, images=len(prompts))
+    _check_sampler(pipe, conditions)
+    subject = _subject(pipe, None, pipe_kwargs)
+    prepared = prepare_ratios(chosen, subject, preset, _checked(prompts), bases, conditions)
+    return _search(pipe, prepared, out, progress)
+
+
+def _search_calls(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    options: DepthSearch | JointSearch,
+    out: str | Path | None,
+    progress: SearchProgress | bool | None,
+    pipe_kwargs: Mapping[str, Any] | None,
+) -> Front:
+    subject = _subject(pipe, options.scheduler, pipe_kwargs)
+    preset = options.settings(len(_checked(prompts)))
+    if options.guidance_scale is None and subject.model != EMBEDDED:
+        preset = replace(preset, guidance_scale=guidance_of_width(pipe.unet.config.cross_attention_dim))
+    return _search(pipe, prepare_calls(options, subject, preset, prompts), out, progress)
+
+
+def _search(
+    pipe: DiffusionPipeline, prepared: PreparedSearch, out: str | Path | None, progress: SearchProgress | bool | None
+) -> Front:
+    """Run a search on a pipeline in this process."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if out is None else out)
+        if Folder(folder).front.exists() and not Folder(folder).journal.exists():
+            raise DatoError(f"`out`: {folder} holds a front without its journal, which cannot be resumed")
+        stack.enter_context(_as_it_was(pipe))
+        set_scheduler(pipe, prepared.recipe.scheduler)
+        pool = InProcess(prepared.recipe.evaluator_of(pipe))
+        further: dict[str, Any] = {"pipeline_sha256": pipeline_digest(pipe)}
+        if prepared.recipe.sampling.pipe_kwargs:
+            further["pipe_kwargs"] = described(prepared.recipe.sampling.pipe_kwargs)
+        remembered = json.loads(json.dumps(prepared.options.to_dict()))
+        return run(prepared, pool, Folder(folder), remembered, progress_of(progress), further)
+
+
+@contextlib.contextmanager
+def _as_it_was(pipe: DiffusionPipeline) -> Iterator[None]:
+    """Hide the pipeline's bar within the block. Afterwards the pipeline has its bar and its sampler again."""
+    scheduler = pipe.scheduler
+    bar = dict(getattr(pipe, "_progress_bar_config", {}))
+    pipe.set_progress_bar_config(**{**bar, "disable": True})
+    try:
+        yield
+    finally:
+        pipe.scheduler = scheduler
+        pipe.set_progress_bar_config(**bar)
+
+
+def _subject(pipe: DiffusionPipeline, scheduler: str | None, pipe_kwargs: Mapping[str, Any] | None) -> Subject:
+    unet = getattr(pipe, "unet", None)
+    if unet is None:
+        raise DatoError(f"`pipe`: a {type(pipe).__name__} has no UNet, and dato is for UNets")
+    if given := sorted(_GIVEN & set(pipe_kwargs or {})):
+        raise DatoError(f"`pipe_kwargs`: {given[0]} is given to the pipeline by the search")
+    name = str(getattr(pipe, "name_or_path", None) or type(pipe).__name__)
+    model = EMBEDDED if name == str(emoji_sd.PIPE) else name
+    dtype = str(unet.dtype).removeprefix("torch.")
+    device = getattr(pipe, "_execution_device", unet.device)  # an offloaded UNet is elsewhere between its calls
+    return Subject(model, str(device), dtype, scheduler, pipe_kwargs=dict(pipe_kwargs or {}))
+
+
+def _checked(prompts: Sequence[str]) -> list[str]:
+    """Return the prompts as a list. Raises DatoError if there are none, or they are one string."""
+    if isinstance(prompts, str) or not prompts:
+        raise DatoError("`prompts`: give a list of at least one prompt")
+    return list(prompts)
+
+
+def _check_sampler(pipe: DiffusionPipeline, conditions: Mapping[str, Any]) -> None:
+    """Raise DatoError if a front was searched with another sampler than the pipeline has."""
+    searched = conditions.get("scheduler_name") or conditions.get("scheduler")
+    names = sampler_name(pipe.scheduler), type(pipe.scheduler).__name__
+    if searched is not None and searched not in names:
+        raise DatoError(
+            f"`front` was searched with the sampler {searched}, and the pipeline has {names[0]}: call "
+            f"dato.set_scheduler(pipe, {searched!r}), or search depths with this sampler first"
+        )

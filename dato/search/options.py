@@ -1,0 +1,307 @@
+"""The options of a search, one dataclass for each kind. Both signatures, Python's and the command's, come from them.
+
+The metadata of a field holds its help, its least value, and what is shown as its default. In help, shown defaults and
+messages, names of other options stand in backticks. The command line writes them as its flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+import textwrap
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dato.errors import DatoError
+from dato.metrics import METRICS, OPTIONS
+from dato.pruning import SCORES, Pruning
+from dato.samplers import SAMPLERS
+from dato.schedule import FORECASTS
+from dato.search.presets import DEPTH_PRESETS, RATIO_PRESETS, Preset
+from dato.search.timing import MODES
+
+F = TypeVar("F", bound=Callable[..., Any])
+S = TypeVar("S", bound="type[SearchOptions]")
+
+
+def option(
+    default: Any, help: str, *, least: float | None = None, shown: str | None = None, place: bool = False
+) -> Any:
+    """Return a dataclass field that describes an option.
+
+    Args:
+        default: Its default.
+        help: One sentence or two.
+        least: The least value that is allowed.
+        shown: What the default means, in words, where the value does not say it.
+        place: Whether it is a file or folder if one of that name exists.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "least": least, "shown": shown, "place": place})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """What all searches have in common."""
+
+    preset: str = option("quick", "quick (minutes on a CPU, embedded model) or paper (DaTo's).")
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if value is None:
+                continue
+            least = field.metadata["least"]
+            if isinstance(value, float) and not math.isfinite(value):
+                raise DatoError(f"`{name}` {value}: give a finite number")
+            if least is not None and value < least:
+                raise DatoError(f"`{name}` {value}: it must be at least {least}")
+            if field.metadata["place"]:
+                object.__setattr__(self, name, place(str(value)))
+            elif isinstance(value, Sequence) and not isinstance(value, str):
+                object.__setattr__(self, name, tuple(value))
+        if self.preset not in DEPTH_PRESETS:
+            raise DatoError(f"`preset` {self.preset!r}: known are {', '.join(DEPTH_PRESETS)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as JSON values, as a journal keeps them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallOptions(SearchOptions):
+    """What calls of the UNet may be: how many, how deep, and with which forecasts."""
+
+    depths: Sequence[int] | None = option(
+        None, "Depths to choose from besides the whole UNet, as in 0,1,3.", shown="the preset's"
+    )
+    orders: Sequence[int] | None = option(
+        None, "Orders of forecasts to choose from; 0: hand back what is cached.", shown="the preset's"
+    )
+    forecast: str | None = option(None, f"What an order above 0 means: {', '.join(FORECASTS)}.", shown="the preset's")
+    steps: Sequence[int] | None = option(
+        None, "Sampler steps to choose from, as in 10,15,20,25,50.", shown="the preset's"
+    )
+    reference_steps: int | None = option(
+        None, "Stock with so many steps is the reference.", least=1, shown="the largest of `steps`"
+    )
+    scheduler: str | None = option(None, f"Sampler: {', '.join(SAMPLERS)}.", shown="the model's own")
+    guidance_scale: float | None = option(
+        None,
+        "Classifier-free guidance; 1 is off.",
+        least=1,
+        shown="emoji-sd: the preset's; else the papers', 7.5 and of SD 2.x 9",
+    )
+    height: int | None = option(None, "Image height in pixels.", least=16, shown="the model's own")
+    width: int | None = option(None, "Image width in pixels.", least=16, shown="the model's own")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.forecast is not None and self.forecast not in FORECASTS:
+            raise DatoError(f"`forecast` {self.forecast!r}: known are {', '.join(FORECASTS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontOptions(SearchOptions):
+    """What of a front is built on."""
+
+    pick: str | None = option(
+        None,
+        "Build on one point of it, as in the paper: knee, speedup=NUMBER or quality=NUMBER.",
+        shown="all its points at once",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningOptions(SearchOptions):
+    """Which tokens calls may leave out."""
+
+    ratios: Sequence[float] | None = option(None, "Ratios to choose from, as in 0,0.3,0.5,0.7.", shown="the preset's")
+    score: str = option("sito", f"Base score of token pruning: {', '.join(SCORES)}.")
+    recover_from: str | None = option(
+        None,
+        "What a pruned token gets: base, kept (token's output), past (its own).",
+        shown="past; with `preset` paper base",
+    )
+    max_downsample: int | None = option(None, "Prune at a downsampling of at most this.", least=1, shown="the smallest")
+
+    def pruning(self, guidance_scale: float) -> Pruning:
+        """Return the settings that the ratios are meant with.
+
+        In the papers every block chooses its own tokens, and a pruned token gets another one's output.
+        """
+        papers = self.preset == "paper"
+        score = Pruning(score=self.score).base_score
+        return Pruning(
+            score=self.score,
+            max_downsample=self.max_downsample,
+            shared=not papers,
+            recover_from=self.recover_from or ("base" if papers else "past"),
+            # Local similarity gives nearly the same tokens for less. Scores that go by no patch have no neighbours.
+            similarity="global" if papers or not score.by_patch else "local",
+            # Where chance decides, the halves of guidance must not choose differently.
+            align_cfg=not papers and score.align_cfg and guidance_scale > 1,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgingOptions(SearchOptions):
+    """How candidates are judged and varied."""
+
+    quality: str = option(
+        "psnr", f"Objective beside latency: {', '.join(METRICS)}. All that need no extra file are recorded."
+    )
+    min_quality: float | None = option(
+        None, "Constraint: the objective must be at least this (a distance, as frechet: at most)."
+    )
+    batch_size: int = option(2, "Images per generation; latency is per image.", least=1)
+    pop_size: int | None = option(None, "Population of NSGA-II.", least=2, shown="the preset's")
+    generations: int | None = option(None, "Generations.", least=1, shown="the preset's")
+    latency: str = option(
+        "auto",
+        "How candidates are timed: table (each kind of UNet call is measured once, a schedule is their sum), "
+        "measured (each candidate), or auto: measured on a GPU, table on a CPU.",
+    )
+    rounds: int = option(
+        2, "After the search, time the front, references and stock again this often, in turn.", least=0
+    )
+    race: int | None = option(
+        None,
+        "After so many images a candidate that is surely dominated is given up; 0: all get all images.",
+        least=0,
+        shown="the preset's",
+    )
+    seed: int = option(0, "Fixes the noise of the images, and all else that is random.", least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.quality is not None and self.quality not in METRICS:
+            raise DatoError(f"unknown quality metric {self.quality!r}; known are {', '.join(METRICS)}")
+        if self.latency not in MODES:
+            raise DatoError(f"`latency` {self.latency!r}: known are {', '.join(MODES)}")
+
+    def metric_files(self, conditions: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the metrics' options, as given or else as a front's conditions say."""
+        values = {name: getattr(self, name) or (conditions or {}).get(name) for name in OPTIONS}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _changed(self, preset: Preset, *names: str, **changes: Any) -> Preset:
+        """Return the preset with these fields as the options say, where they say something."""
+        changes |= {name: getattr(self, name) for name in ("pop_size", "generations", "race", *names)}
+        return dataclasses.replace(preset, **{key: value for key, value in changes.items() if value is not None})
+
+
+# What metrics are made from, as they declare it themselves.
+MetricOptions = dataclasses.make_dataclass(
+    "MetricOptions",
+    [
+        (
+            metric.name,
+            "str | Path | None" if metric.is_path else "str | None",
+            option(None, metric.help, shown=metric.shown_default or metric.default, place=metric.is_path),
+        )
+        for metric in OPTIONS.values()
+    ],
+    frozen=True,
+    kw_only=True,
+)
+MetricOptions.__module__ = __name__  # where the types of its fields are looked up
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthSearch(MetricOptions, JudgingOptions, CallOptions):
+    """Options of a search of cache depths."""
+
+    def settings(self, images: int | None = None) -> Preset:
+        """Return the preset as the options change it; `images` prompts are judged by, None: the preset's number."""
+        numbers = {name: _ascending(getattr(self, name)) for name in ("steps", "orders")}
+        return self._changed(
+            DEPTH_PRESETS[self.preset], "depths", "forecast", "guidance_scale", images=images, **numbers
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointSearch(MetricOptions, JudgingOptions, PruningOptions, CallOptions):
+    """Options of a search of cache depths and prune ratios together."""
+
+    def settings(self, images: int | None = None) -> Preset:
+        """Return the preset of depths with the ratios of that of ratios, as the options change it."""
+        numbers = {name: _ascending(getattr(self, name)) for name in ("steps", "orders")}
+        preset = dataclasses.replace(DEPTH_PRESETS[self.preset], ratios=RATIO_PRESETS[self.preset].ratios)
+        return self._changed(preset, "depths", "ratios", "forecast", "guidance_scale", images=images, **numbers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatioSearch(MetricOptions, JudgingOptions, PruningOptions, FrontOptions):
+    """Options of a search of prune ratios on top of a front."""
+
+    quality: str | None = option(None, "Objective beside latency.", shown="the front's")
+    batch_size: int | None = option(None, "Images per generation.", least=1, shown="the front's")
+
+    def settings(self, images: int | None = None) -> Preset:
+        """Return the preset as the options change it; `images` prompts are judged by, None: the preset's number."""
+        return self._changed(RATIO_PRESETS[self.preset], "ratios", images=images)
+
+
+AnySearch = DepthSearch | JointSearch | RatioSearch
+
+
+def place(name: str) -> str:
+    """Return a file's or folder's whole path, so that it is found from anywhere; other names stay as they are."""
+    path = Path(name)
+    if path.is_file():  # a link keeps its name: what the hub's cache links to has no suffix
+        return str(path.parent.resolve() / path.name)
+    return str(path.resolve()) if path.exists() else name
+
+
+def annotations(options: S) -> dict[str, Any]:
+    """Return the types of a dataclass's fields by name."""
+    hints = typing.get_type_hints(options)
+    return {field.name: hints[field.name] for field in fields(options)}
+
+
+def takes(options: S) -> Callable[[F], F]:
+    """Give a function that ends in `**options` the fields of a dataclass as keyword arguments.
+
+    The signature shows them, and the docstring describes them where it says `{options}`.
+    """
+
+    def decorate(function: F) -> F:
+        hints = annotations(options)
+        keywords = [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+            for f in fields(options)
+        ]
+        assert all(keyword.default is not MISSING for keyword in keywords)
+        plain = inspect.signature(function)
+        before = [p for p in plain.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        signature = plain.replace(parameters=[*before, *keywords])
+
+        @functools.wraps(function)
+        def checked(*arguments: Any, **named: Any) -> Any:
+            signature.bind(*arguments, **named)  # a TypeError names this function, not the dataclass
+            return function(*arguments, **named)
+
+        checked.__signature__ = signature
+        checked.__doc__ = inspect.cleandoc(function.__doc__ or "").replace("{options}", _described(options))
+        return checked
+
+    return decorate
+
+
+def _described(options: type[SearchOptions]) -> str:
+    """Return the lines of a docstring's section Args for all fields."""
+    lines = []
+    for field in fields(options):
+        shown = field.metadata["shown"]
+        text = f"{field.name}: {field.metadata['help']}" + (f" Default: {shown}." if shown else "")
+        lines += textwrap.wrap(text, 116, initial_indent="    ", subsequent_indent="        ")
+    return "\n".join(lines)
+
+
+def _ascending(numbers: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if numbers is None else tuple(sorted(set(numbers)))

@@ -1,0 +1,218 @@
+"""From options to a search that is ready to run: what judges candidates, and what the front will say of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from dato.emoji_sd import EMBEDDED
+from dato.errors import DatoError
+from dato.evaluation.baselines import fewer_steps
+from dato.evaluation.pool import Facts, Recipe
+from dato.front import Front
+from dato.generation.sampling import Sampling
+from dato.metrics import METRICS, setup_for
+from dato.search.options import AnySearch, DepthSearch, JointSearch, RatioSearch
+from dato.search.picking import floor_of, pick_point
+from dato.search.presets import RATIO_PRESETS, Preset
+from dato.search.problem import Bases, SearchProblem, call_problem, ratio_problem
+from dato.search.timing import HOW, mode_of
+
+# What a front's conditions say elsewhere than in the settings of the search.
+_ELSEWHERE = ("steps", "orders", "forecast", "scheduler", "guidance_scale", "depths", "ratios")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The pipeline that is searched, as far as it has to be known before it is loaded.
+
+    Attributes:
+        model: Its name or place.
+        device: As "cuda".
+        dtype: As "float16".
+        scheduler: The sampler to give it, a name of `dato.samplers.SAMPLERS`; None: the one that it has.
+        config: As in `load_pipeline`.
+        pipe_kwargs: As in `Sampling`.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    scheduler: str | None = None
+    config: str | None = None
+    pipe_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PreparedSearch:
+    """A search that is ready to run.
+
+    Attributes:
+        kind: "depth", "ratio" or "joint".
+        options: What was asked for.
+        preset: Settings of the search.
+        recipe: What judges candidates.
+        problem: Makes the problem, once the pipeline is known.
+        timing: "table" or "measured".
+        metric_files: What metrics are made from, by the names of `Setup`, where the user named it.
+    """
+
+    kind: str
+    options: AnySearch
+    preset: Preset
+    recipe: Recipe
+    problem: Callable[[Facts], SearchProblem]
+    timing: str
+    metric_files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def floor(self) -> float | None:
+        """The least quality that counts, as `Point.quality` has it."""
+        return floor_of(self.recipe.metrics[0], self.options.min_quality)
+
+    def conditions(self, facts: Facts, problem: SearchProblem) -> dict[str, Any]:
+        """Return what is needed to trust and repeat the search, but for what it will find out itself."""
+        recipe, sampling = self.recipe, self.recipe.sampling
+        prompts = list(recipe.prompts)
+        settings = {name: value for name, value in asdict(self.preset).items() if name not in _ELSEWHERE}
+        asked = {"kind": self.kind, "min_quality": self.options.min_quality, "seed": self.options.seed}
+        return {
+            "model": recipe.model,
+            **({} if recipe.config is None else {"config": recipe.config}),
+            "dtype": recipe.dtype,
+            "height": sampling.height or facts.pixels,
+            "width": sampling.width or facts.pixels,
+            "scheduler": facts.scheduler,
+            "scheduler_name": facts.scheduler_name,
+            "steps": sampling.steps,
+            "calls": facts.calls,
+            "guidance_scale": sampling.guidance_scale,
+            "prompts": prompts,
+            "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
+            "seeds": [sampling.seed + i for i in range(len(prompts))],
+            "batch_size": sampling.batch_size,
+            "safety_checker": False,
+            "quality": recipe.metrics[0],
+            **({"clip": None, "statistics": None} | dict(self.metric_files)),
+            "latency": HOW[self.timing],
+            "search": settings | dict(problem.settings) | asked,
+        }
+
+
+def prepare_calls(
+    options: DepthSearch | JointSearch, subject: Subject, preset: Preset, prompts: Sequence[str]
+) -> PreparedSearch:
+    """Prepare a search of depths, or of depths and ratios together.
+
+    Args:
+        options: What is asked for.
+        subject: The pipeline.
+        preset: `options.settings()`, with the guidance scale that is meant.
+        prompts: One image each.
+    """
+    joint = isinstance(options, JointSearch)
+    pruning = options.pruning(preset.guidance_scale) if joint else None
+    sampling = Sampling(
+        options.reference_steps or max(preset.steps),
+        preset.guidance_scale,
+        options.height,
+        options.width,
+        options.seed,
+        options.batch_size,
+        subject.pipe_kwargs,
+    )
+    problem = partial(call_problem, preset=preset, name=options.preset, pruning=pruning)
+    return _prepared(
+        "joint" if joint else "depth", options, subject, preset, prompts, sampling, options.quality, problem
+    )
+
+
+def ratio_bases(options: RatioSearch, front: Front, source: str) -> Bases:
+    """Return what a search of ratios builds on: all points of a front, or the one that `options.pick` says."""
+    points = front.points if options.pick is None else (pick_point(front, options.pick),)
+    reference = front.conditions.get("steps", max(RATIO_PRESETS["quick"].steps))
+    return Bases(points, front.rungs, reference, source, options.pick)
+
+
+def ratio_preset(options: RatioSearch, bases: Bases, conditions: Mapping[str, Any], images: int | None) -> Preset:
+    """Return the settings of a search of ratios, with the front's steps and guidance."""
+    preset = options.settings(images)
+    return replace(
+        preset,
+        steps=tuple(sorted({bases.steps(point) for point in bases.points})),
+        guidance_scale=conditions.get("guidance_scale", preset.guidance_scale),
+    )
+
+
+def prepare_ratios(
+    options: RatioSearch,
+    subject: Subject,
+    preset: Preset,
+    prompts: Sequence[str],
+    bases: Bases,
+    conditions: Mapping[str, Any],
+) -> PreparedSearch:
+    """Prepare a search of prune ratios.
+
+    Args:
+        options: What is asked for.
+        subject: The pipeline.
+        preset: By `ratio_preset`.
+        prompts: One image each.
+        bases: What to build on.
+        conditions: Those of the front. What the options leave open is as they say.
+
+    Raises:
+        DatoError: if there are no ratios to choose from.
+    """
+    pruning = options.pruning(preset.guidance_scale)
+    space = bases.space(preset.ratios, pruning)
+    sampling = Sampling(
+        bases.reference,
+        preset.guidance_scale,
+        conditions.get("height"),
+        conditions.get("width"),
+        options.seed,
+        options.batch_size or conditions.get("batch_size", 2),
+        subject.pipe_kwargs,
+    )
+    problem = partial(ratio_problem, bases=bases, space=space, name=options.preset, pruning=pruning)
+    quality = options.quality or conditions["quality"]
+    return _prepared("ratio", options, subject, preset, prompts, sampling, quality, problem, conditions)
+
+
+def _prepared(
+    kind: str,
+    options: AnySearch,
+    subject: Subject,
+    preset: Preset,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    quality: str,
+    problem: Callable[[Facts], SearchProblem],
+    conditions: Mapping[str, Any] | None = None,
+) -> PreparedSearch:
+    if quality not in METRICS:
+        raise DatoError(f"unknown quality metric {quality!r}; known are {', '.join(METRICS)}")
+    files = options.metric_files(conditions)
+    timing = mode_of(options.latency, subject.device)
+    # Of another model only fidelity is free; CLIP is loaded where it is asked for.
+    recorded = ["psnr", "ssim"] + (["clip-score"] if subject.model == EMBEDDED or "clip" in files else [])
+    recipe = Recipe(
+        subject.model,
+        subject.device,
+        subject.dtype,
+        subject.scheduler,
+        tuple(prompts),
+        sampling,
+        (*preset.steps, *fewer_steps(sampling.steps)),
+        tuple(dict.fromkeys([quality, *recorded])),
+        setup_for(subject.model, files),
+        preset.race or None,
+        timing == "measured",
+        subject.config,
+    )
+    return PreparedSearch(kind, options, preset, recipe, problem, timing, files)

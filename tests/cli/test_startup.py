@@ -1,0 +1,79 @@
+"""Commands start at once: what a command does not need is not imported. Modules are counted, not seconds."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {
+    "accelerate",
+    "diffusers",
+    "huggingface_hub",
+    "matplotlib",
+    "peft",
+    "pymoo",
+    "ray",
+    "safetensors",
+    "scipy",
+    "torch",
+    "transformers",
+}
+SCRIPT = """
+import json, sys
+from dato.cli.main import main
+try:
+    main()
+except SystemExit as left:
+    code = left.code or 0
+else:
+    code = 0
+print()
+print(json.dumps([code, sorted(sys.modules)]))
+"""
+
+
+def imported(*arguments, cwd=None):
+    """(what the command printed, the modules that it imported) in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=True, cwd=cwd
+    )
+    printed, _, last = done.stdout.rstrip().rpartition("\n")
+    code, modules = json.loads(last)
+    assert code == 0, done.stderr
+    return printed, set(modules)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("search", "--help"),
+        ("search", "depth", "--help"),
+        ("search", "ratio", "--help"),
+        ("search", "joint", "--help"),
+        ("generate", "--help"),
+        ("share", "--help"),
+        ("report", "--help"),
+        ("show", "--help"),
+        ("show", "emoji-sd-depth"),
+        ("report", "emoji-sd-depth", "--out", "page.html"),
+    ],
+    ids=" ".join,
+)
+def test_nothing_heavy_is_imported(arguments, tmp_path):
+    printed, modules = imported(*arguments, cwd=tmp_path)
+    assert not HEAVY & modules and printed.strip()
+
+
+def test_help_of_all_commands_imports_the_module_of_none(tmp_path):
+    printed, modules = imported("--help", cwd=tmp_path)
+    assert all(name in printed for name in ("generate", "search", "show", "pruned-tokens"))
+    assert not {"dato.cli.generate", "dato.cli.search", "dato.cli.show", "dato.front", "dato.metrics"} & modules
+
+
+@pytest.mark.parametrize("module", ["dato", "dato.search", "dato.search.options", "dato.search.run_folder"])
+def test_packages_are_light(module):
+    code = f"import {module}, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not HEAVY & set(done.stdout.split())
