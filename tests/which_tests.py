@@ -13,7 +13,7 @@ import pytest
 
 # Two processes take file after file. These take longest, so they come first.
 LONG = (
-    "test_search_comparison.py",
+    "test_searches.py",
     "test_end_to_end.py",
     "test_speed.py",
     "test_compatibility.py",
