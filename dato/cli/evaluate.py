@@ -18,9 +18,9 @@ from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError
 from dato.evaluation.methods import STOCK
 from dato.evaluation.pool import Recipe
-from dato.experiments import evaluation
-from dato.experiments.evaluation import Entry, title_of
+from dato.experiments import paper_evaluation
 from dato.experiments.method_families import DEFAULT_FAMILIES, FAMILIES, check_families, has_tomesd, thinned
+from dato.experiments.paper_evaluation import Entry, title_of
 from dato.front import Front
 from dato.generation.guidance import guidance_of, usual_guidance
 from dato.generation.prompts import COCO_COUNT, coco_captions, imagenet_prompts, read_prompts
@@ -154,7 +154,7 @@ def evaluate(
     )
     folder = out_folder or opt.new_folder(None, "evaluation")
     err.print(f"Going to {folder}; stopped, the same command with --out {folder} goes on.", soft_wrap=True)
-    result = evaluation.evaluate(
+    result = paper_evaluation.evaluate(
         recipe, folder, names, entries, workers=workers, ray_address=ray_address, progress=show_progress
     )
     result.save()
@@ -165,7 +165,7 @@ def evaluate(
             out.print(f"written to {path}", highlight=False)
 
 
-def _show(result: evaluation.Evaluation, ours: Collection[str]) -> None:
+def _show(result: paper_evaluation.Evaluation, ours: Collection[str]) -> None:
     """Print the table, with the methods `ours` bright, what went wrong, and where everything was written."""
     for name, reason in result.failures.items():
         warnings.warn(f"{name}: {reason}", stacklevel=2)

@@ -375,7 +375,7 @@ def test_commands_take_files_and_remember_them(sd15, layout, run, tmp_path, monk
 
     for module in ("cli.generate", "experiments.benchmark", "cli.pruned_tokens"):
         monkeypatch.setattr(f"dato.{module}.load_pipeline", load)
-    for module in ("search.run", "experiments.evaluation", "experiments.generalisation"):
+    for module in ("search.run", "experiments.paper_evaluation", "experiments.generalisation"):
         monkeypatch.setattr(f"dato.{module}.make_pool", lambda r, *_: load(r.model, config=r.config))
     own, prompts = tuple(where.values()), ("--prompts", sd15.parent / "prompts.txt")
     named = ("--model", own[0], "--config", own[1])
