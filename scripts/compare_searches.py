@@ -1,6 +1,6 @@
 """Compare kinds of search by hypervolume and UNet calls; `--help` tells the options."""
 
-from dato.cli.compare import compare_searches
+from dato.cli.compare_searches import compare_searches
 from dato.cli.console import main
 
 if __name__ == "__main__":

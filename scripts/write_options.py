@@ -13,7 +13,7 @@ import typer
 
 import dato
 import dato.search
-from dato.cli.compare import compare_searches
+from dato.cli.compare_searches import compare_searches
 from dato.cli.main import app
 from dato.pruning import SITO_KEYWORDS
 from dato.search.options import DepthSearch

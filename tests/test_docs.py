@@ -13,7 +13,7 @@ import typer
 from conftest import ROOT
 
 import dato
-from dato.cli.compare import compare_searches
+from dato.cli.compare_searches import compare_searches
 from dato.cli.main import app
 from dato.generation.pipelines import load_pipeline
 

@@ -1,4 +1,4 @@
-"""`benchmark`: how fast everything is beside stock and other packages, as tables, JSON and a bar chart."""
+"""The command `benchmark`: measure speed beside stock and other packages; tables, JSON and a bar chart."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich import box
 from rich.table import Table
 
 from dato.cli import options as opt
-from dato.cli.console import err, out, show_progress
+from dato.cli.console import err, out, quiet_libraries, show_progress
 from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError
-from dato.experiments.benchmark import PARTS, BenchmarkSettings, Result, benchmark, missing_packages
-from dato.generation.sampling import Sampling
+from dato.experiments.benchmark_parts import PARTS
 from dato.pruning import Pruning
-from dato.report.plots import speed_chart
 from dato.strategies import load_strategy
 from dato.utils.files import dumps, write_atomic
 from dato.utils.hardware import hardware
+
+if TYPE_CHECKING:
+    import torch
+
+    from dato.experiments.benchmark import BenchmarkSettings, Result
 
 
 def run_benchmark(
@@ -34,8 +36,7 @@ def run_benchmark(
     parts: Annotated[
         str | None,
         typer.Option(
-            help=f"What to measure: {', '.join(PARTS)} (calls at each depth and ratio; images with each method; 20 "
-            "random schedules against the latency table; schedules beside a ControlNet; the choice of tokens alone).",
+            help=f"What to measure: {', '.join(PARTS)} ({'; '.join(PARTS.values())}).",
             show_default="all; with --compile without table",
         ),
     ] = None,
@@ -78,16 +79,13 @@ def run_benchmark(
     With no option it measures the embedded model. sd15-random, sd21-random and sdxl-random are the published
     configurations with random weights, for time does not depend on weights.
     """
+    from dato.experiments.benchmark import BenchmarkSettings
+    from dato.generation.sampling import Sampling
+
+    quiet_libraries()
     chosen = tuple(parts.split(",")) if parts else tuple(part for part in PARTS if part != "table" or not compile)
-    batches = opt.whole_numbers("--batch-size", batch_size)
-    if min(batches) < 1:
-        raise DatoError(f"--batch-size {batch_size!r}: the numbers must be at least 1")
-    if compile and "table" in chosen:
-        raise DatoError("--compile: the latency table is of eager calls; leave table out of --parts")
     if chart is not None and "images" not in chosen:
         raise DatoError("--chart shows the methods: it needs --parts images")
-    if compile_mode is not None and not compile:
-        raise DatoError("--compile-mode needs --compile")
     where = opt.device_of(device)
     names = (strategies or ("emoji-sd-depth" if model == EMBEDDED else "")).split(",")
     settings = BenchmarkSettings(
@@ -99,7 +97,7 @@ def run_benchmark(
         {name: load_strategy(name) for name in names if name},
         Sampling(steps, guidance_scale, height, width),
         scheduler,
-        batches,
+        _batch_sizes(batch_size),
         rounds,
         tuple(opt.numbers("--depths", depths, int) or ()) or None,
         tuple(opt.numbers("--ratios", ratios, float)),
@@ -108,7 +106,25 @@ def run_benchmark(
         where,
         opt.dtype_of(dtype, where),
     )
-    path = out_file or Path("benchmarks") / _file_name(where, model, compile)
+    data = _measure(settings, out_file or Path("benchmarks") / _file_name(where, model, compile))
+    if chart is not None:
+        from dato.report.plots import speed_chart
+
+        speed_chart(data["images"], f"{model}, {data['conditions']['hardware']}", chart)
+
+
+def _batch_sizes(text: str) -> tuple[int, ...]:
+    """Return the numbers of --batch-size. Raises DatoError if one is below 1."""
+    sizes = opt.whole_numbers("--batch-size", text)
+    if min(sizes) < 1:
+        raise DatoError(f"--batch-size {text!r}: the numbers must be at least 1")
+    return sizes
+
+
+def _measure(settings: BenchmarkSettings, path: Path) -> dict[str, Any]:
+    """Run the benchmark, print the tables, and write the numbers to a file. Return what the file holds."""
+    from dato.experiments.benchmark import benchmark, missing_packages
+
     if missing := missing_packages():
         err.print(f"Not installed, so left out: {', '.join(missing)} (pip install -e '.\\[bench]')")
     called = {
@@ -120,9 +136,8 @@ def run_benchmark(
         data.setdefault(result.part, []).extend(result.rows)
         write_atomic(path, dumps(data))  # after every part, so that none is lost if a later one fails
         _print(result)
-    out.print(f"{hardware(where)}; written to {path}", highlight=False, soft_wrap=True, markup=False)
-    if chart is not None:
-        speed_chart(data["images"], f"{model}, {data['conditions']['hardware']}", chart)
+    out.print(f"{hardware(settings.device)}; written to {path}", highlight=False, soft_wrap=True, markup=False)
+    return data
 
 
 # Column title, key of the row, format.
@@ -175,6 +190,7 @@ _TABLES = {
 
 
 def _print(result: Result) -> None:
+    """Print the table of one part, or the summary of the latency table's check."""
     if result.check is not None:
         out.print(f"{result.check}", highlight=False, soft_wrap=True)
         return

@@ -1,11 +1,11 @@
-"""`evaluate`: fronts and schedules on prompts that no search has seen, beside stock, fewer steps and other methods."""
+"""The command `evaluate`: judge fronts and schedules on prompts that no search has seen, beside other methods."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich import box
@@ -13,23 +13,21 @@ from rich.table import Table
 
 from dato.cli import metric_options as metric
 from dato.cli import options as opt
-from dato.cli.console import err, out, show_progress
+from dato.cli.console import err, out, quiet_libraries, show_progress
 from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError
 from dato.evaluation.methods import STOCK
-from dato.evaluation.pool import Recipe
-from dato.experiments import evaluation
-from dato.experiments.evaluation import Entry, title_of
 from dato.experiments.method_families import DEFAULT_FAMILIES, FAMILIES, check_families, has_tomesd, thinned
 from dato.front import Front
-from dato.generation.guidance import guidance_of, usual_guidance
 from dato.generation.prompts import COCO_COUNT, coco_captions, imagenet_prompts, read_prompts
 from dato.generation.protocols import PROTOCOLS, SCHEDULER, SIZE, STEPS
-from dato.generation.sampling import Sampling
 from dato.metrics import METRICS, setup_for
 from dato.samplers import SAMPLERS
 from dato.schedule import Schedule
 from dato.strategies import load_strategy
+
+if TYPE_CHECKING:
+    from dato.experiments.paper_evaluation import Entry, Evaluation
 
 
 @metric.with_metric_options(before="seed")
@@ -121,32 +119,28 @@ def evaluate(
     Each batch of prompts is generated with all of them in turn, so that times are ratios of one run. Stopped or killed,
     the same command with --out goes on where it was.
     """
+    from dato.evaluation.pool import Recipe
+    from dato.experiments import paper_evaluation
+    from dato.generation.sampling import Sampling
+
+    quiet_libraries()
     loaded = {name: load_strategy(name) for name in strategies or []}
-    if points is not None and pick:
-        raise DatoError("give --points or --pick: the first spreads points over a front, the second names them")
-    names = _families(chosen)
-    _check_labels(loaded, names)
-    entries = [_entry(name, strategy, points, pick or []) for name, strategy in loaded.items()]
+    families = _families(chosen)
+    entries = _entries(loaded, families, points, pick or [])
     conditions = next((strategy.conditions for strategy in loaded.values() if isinstance(strategy, Front)), {})
     model, config, same_model = opt.model_of(model, config, conditions)
     texts = _prompts(protocol, model, prompts, captions, images)
     files = metric.files_of(ctx.params)
     where = opt.device_of(device, elsewhere=ray_address is not None)
-    if protocol is not None:
-        guidance_scale, scheduler, steps = guidance_scale or guidance_of(model), scheduler or SCHEDULER, steps or STEPS
-        if model != EMBEDDED:
-            height, width = height or SIZE, width or SIZE
-    else:
-        height, width = height or same_model.get("height"), width or same_model.get("width")
-    steps = steps or conditions.get("steps", STEPS)
-    guidance_scale = guidance_scale or conditions.get("guidance_scale") or usual_guidance(model)
+    given = _Settings(steps, scheduler, guidance_scale, height, width)
+    settings = _completed(given, protocol, model, conditions, same_model)
     recipe = Recipe(
         model,
         str(where),
         opt.dtype_name(dtype, where),
-        scheduler or conditions.get("scheduler_name"),
+        settings.scheduler,
         tuple(texts),
-        Sampling(steps, guidance_scale, height, width, seed, batch_size),
+        Sampling(settings.steps, settings.guidance_scale, settings.height, settings.width, seed, batch_size),
         (),
         _metrics(metrics, model, files),
         setup_for(model, files),
@@ -154,8 +148,8 @@ def evaluate(
     )
     folder = out_folder or opt.new_folder(None, "evaluation")
     err.print(f"Going to {folder}; stopped, the same command with --out {folder} goes on.", soft_wrap=True)
-    result = evaluation.evaluate(
-        recipe, folder, names, entries, workers=workers, ray_address=ray_address, progress=show_progress
+    result = paper_evaluation.evaluate(
+        recipe, folder, families, entries, workers=workers, ray_address=ray_address, progress=show_progress
     )
     result.save()
     _show(result, {name for entry in entries for name in result.families.get(entry.label, ())})
@@ -165,7 +159,53 @@ def evaluate(
             out.print(f"written to {path}", highlight=False)
 
 
-def _show(result: evaluation.Evaluation, ours: Collection[str]) -> None:
+class _Settings(NamedTuple):
+    """How images are generated. None: not given on the command line, or the model's own."""
+
+    steps: int | None
+    scheduler: str | None
+    guidance_scale: float | None
+    height: int | None
+    width: int | None
+
+
+def _completed(
+    given: _Settings,
+    protocol: str | None,
+    model: str,
+    conditions: Mapping[str, Any],
+    same_model: Mapping[str, Any],
+) -> _Settings:
+    """Return the given settings, completed from the protocol or, without one, from the first front.
+
+    Args:
+        given: What the command line gives.
+        protocol: The protocol's name; None: there is none.
+        model: The model's name.
+        conditions: The first front's conditions.
+        same_model: The same if the front was searched with this model, else nothing.
+    """
+    from dato.generation.guidance import guidance_of, usual_guidance
+
+    if protocol is not None:
+        size = None if model == EMBEDDED else SIZE
+        return _Settings(
+            given.steps or STEPS,
+            given.scheduler or SCHEDULER,
+            given.guidance_scale or guidance_of(model),
+            given.height or size,
+            given.width or size,
+        )
+    return _Settings(
+        given.steps or conditions.get("steps", STEPS),
+        given.scheduler or conditions.get("scheduler_name"),
+        given.guidance_scale or conditions.get("guidance_scale") or usual_guidance(model),
+        given.height or same_model.get("height"),
+        given.width or same_model.get("width"),
+    )
+
+
+def _show(result: Evaluation, ours: Collection[str]) -> None:
     """Print the table, with the methods `ours` bright, what went wrong, and where everything was written."""
     for name, reason in result.failures.items():
         warnings.warn(f"{name}: {reason}", stacklevel=2)
@@ -189,9 +229,21 @@ def _families(text: str | None) -> list[str]:
     return names
 
 
-def _check_labels(loaded: Mapping[str, Front | Schedule], names: Sequence[str]) -> None:
+def _entries(
+    loaded: Mapping[str, Front | Schedule], families: Sequence[str], most: int | None, picks: Sequence[str]
+) -> list[Entry]:
+    """Return the strategies to evaluate, with the points that --pick or --points asks for."""
+    if most is not None and picks:
+        raise DatoError("give --points or --pick: the first spreads points over a front, the second names them")
+    _check_labels(loaded, families)
+    return [_entry(name, strategy, most, picks) for name, strategy in loaded.items()]
+
+
+def _check_labels(loaded: Mapping[str, Front | Schedule], families: Sequence[str]) -> None:
     """Raise DatoError if two rows or families of rows would have the same name."""
-    taken = [title_of(name) for name in names]
+    from dato.experiments.paper_evaluation import title_of
+
+    taken = [title_of(name) for name in families]
     for name in loaded:
         if _label(name) in taken:
             raise DatoError(f"two strategies or methods are called {_label(name)}: rename one of the files")
@@ -199,12 +251,15 @@ def _check_labels(loaded: Mapping[str, Front | Schedule], names: Sequence[str]) 
 
 
 def _label(name: str) -> str:
+    """Return what tables call a strategy: the name of its file, or of its run's folder."""
     path = Path(name)
     return path.parent.name if path.name == "pareto.json" else path.stem
 
 
 def _entry(name: str, strategy: Front | Schedule, most: int | None, picks: Sequence[str]) -> Entry:
-    """Return a strategy with the points that --pick or --points asks for."""
+    """Return a strategy with its points."""
+    from dato.experiments.paper_evaluation import Entry
+
     if not isinstance(strategy, Front):
         if picks:
             raise DatoError(f"--pick {picks[0]}: {name} is one schedule, there is nothing to pick")
@@ -217,6 +272,7 @@ def _entry(name: str, strategy: Front | Schedule, most: int | None, picks: Seque
 def _prompts(
     protocol: str | None, model: str, prompts: Path | None, captions: Path | None, images: int | None
 ) -> list[str]:
+    """Return the prompts: the protocol's, those of a file, or the embedded model's."""
     if protocol is not None and protocol not in PROTOCOLS:
         raise DatoError(f"--protocol {protocol!r}: known are {', '.join(PROTOCOLS)}")
     if protocol in ("imagenet", "coco") and prompts is not None:

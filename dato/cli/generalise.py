@@ -1,21 +1,19 @@
-"""`generalise`: what a front is worth under conditions under which it was not searched."""
+"""The command `generalise`: judge a front under other conditions than those of its search."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.table import Table
 
 from dato.cli import options as opt
-from dato.cli.console import out, show_progress
+from dato.cli.console import out, quiet_libraries, show_progress
 from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError
-from dato.experiments import generalisation
-from dato.experiments.generalisation import recipe_of_search, recipes_of
 from dato.front import Front
 from dato.generation.prompts import read_prompts
 from dato.samplers import SAMPLERS
@@ -23,6 +21,9 @@ from dato.strategies import load_front
 from dato.utils.files import dumps, write_atomic
 from dato.utils.hardware import versions
 from dato.utils.markdown import markdown
+
+if TYPE_CHECKING:
+    from dato.experiments.generalisation import ConditionResult
 
 PICKS = ("speedup=3", "speedup=5")
 STEPS = "25,50,100"
@@ -68,45 +69,65 @@ def generalise(
     A point's PSNR is to stock under the same condition. Beside it stands the best PSNR of stock with fewer steps and
     DeepCache's uniform schedules, among those that are at least as fast there. If that is higher, search again.
     """
+    from dato.experiments import generalisation
+
+    quiet_libraries()
     loaded = load_front(front)
     points = {text: opt.pick_point(loaded, text) for text in pick or _reachable(loaded)}
-    model = loaded.conditions.get("model", EMBEDDED)
-    if model != EMBEDDED and prompts is None:
-        raise DatoError(f"give --prompts FILE for {model}: the built-in ones are {EMBEDDED}'s")
-    other = read_prompts(prompts, images, "evaluation")
+    other_prompts = _prompts(loaded, prompts, images)
     where = opt.device_of(device, elsewhere=ray_address is not None)
-    searched = recipe_of_search(loaded, images, batch_size, str(where), opt.dtype_name(dtype, where))
-    samplers = schedulers.split(",")
-    for name in samplers:
-        if name not in SAMPLERS:
-            raise DatoError(f"--schedulers: unknown scheduler {name!r}; known are {', '.join(SAMPLERS)}")
-    counts = opt.whole_numbers("--steps", steps) or ()
-    scales = opt.numbers("--guidance", guidance, float) or []
-    recipes = recipes_of(searched, other, counts, samplers, scales)
+    searched = generalisation.recipe_of_search(loaded, images, batch_size, str(where), opt.dtype_name(dtype, where))
+    recipes = generalisation.recipes_of(
+        searched,
+        other_prompts,
+        opt.whole_numbers("--steps", steps),
+        _samplers(schedulers),
+        opt.numbers("--guidance", guidance, float),
+    )
     folder = out_folder or opt.new_folder(None, "generalisation")
     results = list(
         generalisation.generalise(
             loaded, points, recipes, folder, workers=workers, ray_address=ray_address, progress=show_progress
         )
     )
-    table = [result.cells() for result in results]
-    out.print(_table(table))
-    write_atomic(folder / "table.md", markdown(table))
-    data = {
-        "front": front,
-        "picks": list(points),
-        "images": len(other),
-        "versions": versions("dato", "torch", "diffusers"),
-        "conditions": {result.condition: result.to_dict() for result in results},
-    }
-    write_atomic(folder / "generalisation.json", dumps(data) + "\n")
-    out.print(f"written to {folder}", highlight=False, soft_wrap=True, markup=False)
+    _write(results, folder, {"front": front, "picks": list(points), "images": len(other_prompts)})
 
 
 def _reachable(front: Front) -> list[str]:
     """Return the usual picks that the front is fast enough for, or else its knee."""
     fastest = max(point.speedup for point in front.points)
     return [text for text in PICKS if float(text.partition("=")[2]) <= fastest] or ["knee"]
+
+
+def _prompts(front: Front, file: Path | None, count: int) -> list[str]:
+    """Return prompts that the front was not searched with: those of a file, or the embedded model's."""
+    model = front.conditions.get("model", EMBEDDED)
+    if model != EMBEDDED and file is None:
+        raise DatoError(f"give --prompts FILE for {model}: the built-in ones are {EMBEDDED}'s")
+    return read_prompts(file, count, "evaluation")
+
+
+def _samplers(text: str) -> list[str]:
+    """Return the samplers that --schedulers names. Raises DatoError if one is unknown."""
+    names = text.split(",")
+    for name in names:
+        if name not in SAMPLERS:
+            raise DatoError(f"--schedulers: unknown scheduler {name!r}; known are {', '.join(SAMPLERS)}")
+    return names
+
+
+def _write(results: Sequence[ConditionResult], folder: Path, conditions: Mapping[str, Any]) -> None:
+    """Print the table, and write it and all numbers to the folder."""
+    rows = [result.cells() for result in results]
+    out.print(_table(rows))
+    write_atomic(folder / "table.md", markdown(rows))
+    data = {
+        **conditions,
+        "versions": versions("dato", "torch", "diffusers"),
+        "conditions": {result.condition: result.to_dict() for result in results},
+    }
+    write_atomic(folder / "generalisation.json", dumps(data) + "\n")
+    out.print(f"written to {folder}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> Table:

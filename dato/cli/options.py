@@ -20,8 +20,8 @@ from dato.errors import DatoError, first_line
 from dato.generation.model_configs import RANDOM_MODELS
 from dato.samplers import SAMPLERS
 from dato.search.options import annotations, place
-from dato.search.picking import floor_of as floor_of
-from dato.search.picking import pick_point as pick_point
+from dato.search.user_choices import floor_of as floor_of
+from dato.search.user_choices import pick_point as pick_point
 
 if TYPE_CHECKING:
     import torch

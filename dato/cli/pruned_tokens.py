@@ -1,4 +1,4 @@
-"""`pruned-tokens`: pictures of how often each token is pruned, with and without noise on the base score."""
+"""The command `pruned-tokens`: draw how often each token is pruned, with and without noise on the base score."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from typing import Annotated
 import typer
 
 from dato.cli import options as opt
-from dato.cli.console import err, out
+from dato.cli.console import err, out, quiet_libraries
 from dato.emoji_sd import EMBEDDED
-from dato.experiments.pruned_counts import compare_pruning, pruned_picture
-from dato.generation.pipelines import load_pipeline
-from dato.generation.sampling import Sampling
 
 
 def pruned_tokens(
@@ -35,6 +32,11 @@ def pruned_tokens(
     Every call is whole. The rows are SiTo's base tokens with and without noise, where every block chooses its own
     tokens, and dato's recovery from the past, in which tokens take turns.
     """
+    from dato.experiments.pruned_counts import compare_pruning, pruned_picture
+    from dato.generation.pipelines import load_pipeline
+    from dato.generation.sampling import Sampling
+
+    quiet_libraries()
     where = opt.device_of(device)
     with err.status(f"Loading {model}"):
         kind = opt.dtype_of(dtype, where)
@@ -43,6 +45,6 @@ def pruned_tokens(
     with err.status("Generating"):
         counts = compare_pruning(pipe, prompt, sampling, ratio)
     pruned_picture(counts, out_file)
-    for name, one in counts.items():
-        out.print(f"{name}: {one.never:.1%} of the tokens never pruned, {one.always:.1%} always", highlight=False)
+    for name, count in counts.items():
+        out.print(f"{name}: {count.never:.1%} of the tokens never pruned, {count.always:.1%} always", highlight=False)
     out.print(f"written to {out_file}", highlight=False, soft_wrap=True, markup=False)

@@ -28,4 +28,4 @@ def flaw(images: Tensor, references: Tensor) -> str | None:
 def check_stock(images: Tensor) -> None:
     """Raise DatoError if stock's images (n, 3, H, W) are not finite: then nothing can be compared with them."""
     if not images.isfinite().all():
-        raise DatoError("stock's images are not finite numbers: use the dtype float32 or bfloat16")
+        raise DatoError("stock's images are not finite numbers: use the `dtype` float32 or bfloat16")

@@ -11,16 +11,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
-
-import torch
-from diffusers import DiffusionPipeline
+from typing import TYPE_CHECKING
 
 from dato.errors import DatoError
 from dato.prediction.latency_table import is_stock
 from dato.schedule import Schedule
-from dato.tokens.pruner import smallest_downsample
-from dato.unet.compiled import CompiledCalls
-from dato.unet.patch import patched
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from dato.unet.compiled import CompiledCalls
 
 STOCK = "stock"  # name of the unchanged pipeline with the reference's number of steps
 
@@ -76,6 +76,8 @@ def schedule_method(
     """
     if compiled is None and is_stock(schedule):
         return stock_method(schedule, name, steps=steps)
+    from dato.unet.patch import patched  # here, because the names of the methods are read without torch
+
     return Method(name, schedule, partial(patched, schedule=schedule, compile=compiled or False), steps=steps)
 
 
@@ -117,6 +119,9 @@ def tomesd_method(ratio: float, whole: Schedule, *, steps: int | None = None) ->
         import tomesd
     except ImportError:
         return None
+    import torch
+
+    from dato.tokens.pruner import smallest_downsample
 
     @contextlib.contextmanager
     def apply(pipe: DiffusionPipeline) -> Iterator[None]:

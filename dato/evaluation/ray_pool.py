@@ -80,7 +80,9 @@ class RayPool:
         try:
             import ray
         except ImportError:
-            raise DatoError("several workers and a Ray address need Ray: pip install 'dato[ray]'") from None
+            raise DatoError(
+                "more than one of `workers`, and `ray_address`, need Ray: pip install 'dato[ray]'"
+            ) from None
         gpu = torch.device(recipe.device).type == "cuda"
         # A worker sees only the GPU that Ray gives it, so its name is "cuda" without an index.
         self._ray, self._recipe = ray, replace(recipe, device="cuda") if gpu else recipe
@@ -95,7 +97,7 @@ class RayPool:
         try:
             gpus = ray.cluster_resources().get("GPU", 0)
             if gpu and gpus < workers:
-                raise DatoError(f"{workers} workers need as many GPUs and there are {gpus:g}: ask for fewer workers")
+                raise DatoError(f"`workers` {workers}: they need as many GPUs and there are {gpus:g}, so ask for fewer")
             needs = {"num_gpus": 1} if gpu else {"num_cpus": self._threads}
             self._actor = ray.remote(**needs)(Worker)
             self._workers = [self._start() for _ in range(workers)]
@@ -121,7 +123,7 @@ class RayPool:
             self._ray.init(address=address or "local", log_to_driver=False, logging_level="error", **local)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = first_line(error)
-            raise DatoError(f"{f'ray_address {address}' if address else 'Ray'}: {reason}") from None
+            raise DatoError(f"{f'`ray_address` {address}' if address else 'Ray'}: {reason}") from None
 
     def _start(self) -> Any:
         return self._actor.remote(self._recipe, self._threads)
@@ -248,7 +250,7 @@ def _check_answers(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
-        raise DatoError(f"ray_address {address}: nothing answers there ({error})") from None
+        raise DatoError(f"`ray_address` {address}: nothing answers there ({error})") from None
 
 
 def _stock_of(evaluator: Evaluator) -> Stock:

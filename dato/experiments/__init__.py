@@ -13,8 +13,8 @@ from dato.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from dato.experiments.benchmark import BenchmarkSettings
-    from dato.experiments.evaluation import evaluate
     from dato.experiments.generalisation import generalise
+    from dato.experiments.paper_evaluation import evaluate
     from dato.experiments.pruned_counts import compare_pruning
     from dato.experiments.search_comparison import ComparisonSettings, compare_searches
 
@@ -26,7 +26,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "ComparisonSettings": "dato.experiments.search_comparison",
         "compare_pruning": "dato.experiments.pruned_counts",
         "compare_searches": "dato.experiments.search_comparison",
-        "evaluate": "dato.experiments.evaluation",
+        "evaluate": "dato.experiments.paper_evaluation",
         "generalise": "dato.experiments.generalisation",
     },
 )

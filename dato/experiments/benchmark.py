@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError
 from dato.evaluation.methods import Method, deepcache_method, schedule_method, stock_method, tomesd_method
+from dato.experiments.benchmark_parts import PARTS
 from dato.experiments.controlnet_speed import time_control
 from dato.experiments.progress import Progress, counting, silent
 from dato.experiments.selection_speed import time_selection
@@ -31,7 +32,6 @@ from dato.unet.compiled import CompiledCalls
 from dato.unet.ladder import Ladder
 from dato.utils.hardware import hardware, versions
 
-PARTS = ("calls", "images", "table", "control", "selection")
 PACKAGES = ("DeepCache", "tomesd")  # whose methods are compared with
 PROMPT = "red apple on a blue background"
 
@@ -44,7 +44,7 @@ class BenchmarkSettings:
         model: As in `load_pipeline`.
         config: As in `load_pipeline`.
         parts: Some of `PARTS`.
-        compiled: Whether stock and our schedules run with torch.compile. The others stay eager.
+        compile: Whether stock and our schedules run with torch.compile. The others stay eager.
         compile_mode: Mode of torch.compile; None: its default.
         strategies: Name -> front or schedule to run too. Of a front its knee and its fastest point run.
         sampling: Steps, guidance and size.
@@ -64,8 +64,8 @@ class BenchmarkSettings:
 
     model: str = EMBEDDED
     config: str | None = None
-    parts: tuple[str, ...] = PARTS
-    compiled: bool = False
+    parts: tuple[str, ...] = tuple(PARTS)
+    compile: bool = False
     compile_mode: str | None = None
     strategies: Mapping[str, Front | Schedule] = field(default_factory=dict)
     sampling: Sampling = field(default_factory=lambda: Sampling(steps=50))
@@ -82,18 +82,18 @@ class BenchmarkSettings:
     def __post_init__(self) -> None:
         for part in self.parts:
             if part not in PARTS:
-                raise DatoError(f"unknown part {part!r}; known are {', '.join(PARTS)}")
-        if self.compiled and "table" in self.parts:
-            raise DatoError("the latency table is of eager calls: it cannot be checked with compiled ones")
-        if self.compile_mode is not None and not self.compiled:
-            raise DatoError("compile_mode needs compiled")
+                raise DatoError(f"`parts`: unknown part {part!r}; known are {', '.join(PARTS)}")
+        if self.compile and "table" in self.parts:
+            raise DatoError("`compile`: the latency table is of eager calls; leave table out of `parts`")
+        if self.compile_mode is not None and not self.compile:
+            raise DatoError("`compile_mode` needs `compile`")
 
     def conditions(self) -> dict[str, Any]:
         """Return what the numbers depend on, as JSON values."""
         return {
             "model": self.model,
             **({} if self.config is None else {"config": self.config}),
-            "compiled": self.compiled,
+            "compiled": self.compile,
             "compile_mode": self.compile_mode,
             "dtype": str(self.dtype).removeprefix("torch."),
             "steps": self.sampling.steps,
@@ -188,9 +188,9 @@ class _Bench:
         rungs = len(Ladder(pipe.unet))
         depths = settings.depths or range(rungs + 1)
         if not set(depths) <= set(range(rungs + 1)):
-            raise DatoError(f"depths: this UNet's depths go from 0 to {rungs}")
+            raise DatoError(f"`depths`: this UNet's depths go from 0 to {rungs}")
         bench = cls(settings, pipe, depths, progress)
-        if settings.compiled:
+        if settings.compile:
             options = {} if settings.compile_mode is None else {"mode": settings.compile_mode}
             # All methods share one memory layout. Moving weights between two would be timed as part of a method.
             pipe.unet.to(memory_format=torch.channels_last)

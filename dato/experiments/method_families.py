@@ -9,17 +9,20 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from dato.errors import DatoError
 from dato.evaluation import baselines
 from dato.evaluation.methods import Method, schedule_method, tomesd_method
-from dato.evaluation.pool import Facts
 from dato.experiments import sito_ablations
 from dato.front import Front
 from dato.point import Point
 from dato.pruning import PAPER_PRUNING, PAPER_RATIOS
 from dato.schedule import Schedule
 from dato.strategies import load_strategy
+
+if TYPE_CHECKING:
+    from dato.evaluation.pool import Facts
 
 Families = dict[str, list[Method]]  # title -> methods
 DEFAULT_FAMILIES = ("steps", "deepcache", "sito", "spectrum")  # and tomesd, if it is installed

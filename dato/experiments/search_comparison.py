@@ -18,6 +18,7 @@ from dato.errors import DatoError
 from dato.evaluation import baselines
 from dato.evaluation.pool import InProcess, Recipe
 from dato.evaluation.racing import expected_if_beaten, rival_for, rivals_of
+from dato.experiments.compared_searches import PLANNED, SEARCHES, WIDE
 from dato.experiments.progress import Progress, counting, silent
 from dato.generation.sampling import Sampling
 from dato.point import Point, non_dominated
@@ -32,16 +33,6 @@ from dato.search.spaces import DepthSpace
 from dato.search.study import Study
 from dato.utils.hardware import versions
 
-# Kind of search -> what it is.
-SEARCHES = {
-    "paper": "DaTo's settings: 450 candidates",
-    "regular": "from regular schedules, with our operators",
-    "raced": "the same, and losers are given up after half of their images",
-    "planned": "from the sensitivity model's plans, which also ranks offspring, raced",
-    "planned, all": "the same over depths 0 to 3 and forecasts of order 0 and 1",
-}
-WIDE = "planned, all"  # the search with more depths and orders
-PLANNED = {"planned": [0, 1], WIDE: [0, 1, 2, 3]}  # searches that plan -> the depths they know
 WORST, BEST = 20.0, 100.0  # dB of the reference point, and of images equal to stock's
 SHARES = (1.0, 0.15)  # of stock's time, of the reference points
 OTHER_SEED = 1000

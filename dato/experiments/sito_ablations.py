@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dato.evaluation.pool import Facts
 from dato.pruning import PAPER_PRUNING, PAPER_RATIOS
 from dato.schedule import Schedule
+
+if TYPE_CHECKING:
+    from dato.evaluation.pool import Facts
 
 RATIO = 0.5  # in all ablations but the one of the ratio
 LAYERS = {

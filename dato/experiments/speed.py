@@ -211,6 +211,6 @@ def sample_shape(pipe: DiffusionPipeline, sampling: Sampling, images: int) -> tu
     """
     side, scale = pipe.unet.config.sample_size, pipe.vae_scale_factor
     if not isinstance(side, int):
-        raise DatoError(f"give height and width: this UNet's sample size is {side}")
+        raise DatoError(f"give `height` and `width`: this UNet's sample size is {side}")
     h, w = ((pixels or side * scale) // scale for pixels in (sampling.height, sampling.width))
     return images * (2 if sampling.guidance_scale > 1 else 1), pipe.unet.config.in_channels, h, w

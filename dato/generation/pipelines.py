@@ -42,7 +42,7 @@ def load_pipeline(
     if model not in (EMBEDDED, *RANDOM_MODELS) and is_single_file(model):
         pipe = load_single_file(model, dtype, config)
     elif config is not None:
-        raise DatoError(f"config={config!r} is for a model in one file, and {model!r} is none: leave config out")
+        raise DatoError(f"`config` {config!r} is for a model in one file, and {model!r} is none: leave it out")
     else:
         pipe = random_pipeline(model, device=device, dtype=dtype) if model in RANDOM_MODELS else _stored(model, dtype)
     if not isinstance(getattr(pipe, "unet", None), UNet2DConditionModel):

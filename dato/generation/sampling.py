@@ -43,7 +43,7 @@ class Sampling:
         for name in ("height", "width"):
             # diffusers' pipelines ask for multiples of 8, whatever the VAE's factor is.
             if (getattr(self, name) or 8) % 8:
-                raise DatoError(f"{name} must be a multiple of 8, not {getattr(self, name)}")
+                raise DatoError(f"`{name}` must be a multiple of 8, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,9 @@ class FrechetDistance(Metric):
     def __init__(self, setup: Setup) -> None:
         path = setup.get(STATISTICS)
         if path is None:
-            raise DatoError("the quality metric 'frechet' needs statistics of real pictures: give a file as statistics")
+            raise DatoError(
+                "the quality metric 'frechet' needs statistics of real pictures: give a file as `statistics`"
+            )
         self._real = _read_statistics(path)
         self._clip = clip_model(setup)
         given, expected = self._real[0].shape, (self._clip.model.config.projection_dim,)

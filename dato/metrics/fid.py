@@ -142,7 +142,7 @@ def _real_path(name: str, setup: Setup) -> Path:
     given = setup.get(REAL)
     if given is None:
         raise DatoError(
-            f"the metric '{name}' compares with real pictures: give a folder as real (or, for fid, an .npz)"
+            f"the metric '{name}' compares with real pictures: give a folder as `real` (or, for fid, an .npz)"
         )
     path = Path(given)
     if not path.exists():

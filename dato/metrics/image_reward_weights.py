@@ -138,7 +138,7 @@ def _not_found(what: str, source: str | Path, reason: str) -> DatoError:
     return DatoError(
         f"cannot load {what} from '{source}': fetch {CHECKPOINTS[0]} and {MED_CONFIG} from "
         f"https://huggingface.co/{HUB_ID} and vocab.txt from https://huggingface.co/{TOKENIZER} into one folder, "
-        f"and give the folder as image_reward ({reason})"
+        f"and give the folder as `image_reward` ({reason})"
     )
 
 

@@ -19,7 +19,7 @@ from dato.evaluation.pool import InProcess
 from dato.front import Front
 from dato.generation.guidance import guidance_of_width
 from dato.samplers import sampler_name, set_scheduler
-from dato.search.fingerprint import described, pipeline_digest
+from dato.search.notebook_fingerprint import described, pipeline_digest
 from dato.search.options import DepthSearch, JointSearch, RatioSearch, takes
 from dato.search.prepare import (
     PreparedSearch,

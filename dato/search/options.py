@@ -22,8 +22,8 @@ from dato.metrics import METRICS, OPTIONS
 from dato.pruning import SCORES, Pruning
 from dato.samplers import SAMPLERS
 from dato.schedule import FORECASTS
+from dato.search.candidate_timing import MODES
 from dato.search.presets import DEPTH_PRESETS, RATIO_PRESETS, Preset
-from dato.search.timing import MODES
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound="type[SearchOptions]")

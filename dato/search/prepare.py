@@ -15,11 +15,11 @@ from dato.evaluation.pool import Facts, Recipe
 from dato.front import Front
 from dato.generation.sampling import Sampling
 from dato.metrics import METRICS, setup_for
+from dato.search.candidate_timing import HOW, mode_of
 from dato.search.options import AnySearch, DepthSearch, JointSearch, RatioSearch
-from dato.search.picking import floor_of, pick_point
 from dato.search.presets import RATIO_PRESETS, Preset
 from dato.search.problem import Bases, SearchProblem, call_problem, ratio_problem
-from dato.search.timing import HOW, mode_of
+from dato.search.user_choices import floor_of, pick_point
 
 # What a front's conditions say elsewhere than in the settings of the search.
 _ELSEWHERE = ("steps", "orders", "forecast", "scheduler", "guidance_scale", "depths", "ratios")

@@ -19,6 +19,7 @@ from dato.point import Point, competing
 from dato.prediction.latency_table import LatencyTable, is_stock
 from dato.schedule import Schedule
 from dato.search.adviser import Advice
+from dato.search.candidate_timing import check_of
 from dato.search.nsga2 import first_generation, search
 from dato.search.prepare import PreparedSearch
 from dato.search.problem import SearchProblem
@@ -26,7 +27,6 @@ from dato.search.progress import SearchProgress
 from dato.search.run_folder import Folder
 from dato.search.spaces import DepthSpace
 from dato.search.study import Study
-from dato.search.timing import check_of
 from dato.utils.hardware import versions
 
 

@@ -24,9 +24,9 @@ from dato.tokens.pruner import TokenPruner
 from dato.unet.cache import Cache
 from dato.unet.compiled import CompiledCalls, Variant
 from dato.unet.controlnet import Follower
+from dato.unet.current_call import CallCounter, Position
 from dato.unet.forward_override import ForwardOverride
 from dato.unet.ladder import Ladder
-from dato.unet.position import CallCounter, Position
 from dato.unet.run_check import differences
 from dato.unet.targets import guidance_parts, owns
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,11 +20,13 @@ HEAVY = {
     "torch",
     "transformers",
 }
-SCRIPT = """
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+COMMAND = "from dato.cli.main import main; main()"
+# Runs some code with the arguments of a command line, and prints the exit code and the imported modules.
+RUN = """
 import json, sys
-from dato.cli.main import main
 try:
-    main()
+    exec({code!r}, {{"__name__": "__main__"}})
 except SystemExit as left:
     code = left.code or 0
 else:
@@ -33,10 +36,10 @@ print(json.dumps([code, sorted(sys.modules)]))
 """
 
 
-def imported(*arguments, cwd=None):
+def imported(*arguments, cwd=None, code=COMMAND):
     """(what the command printed, the modules that it imported) in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=True, cwd=cwd
+        [sys.executable, "-c", RUN.format(code=code), *arguments], capture_output=True, text=True, check=True, cwd=cwd
     )
     printed, _, last = done.stdout.rstrip().rpartition("\n")
     code, modules = json.loads(last)
@@ -53,6 +56,10 @@ def imported(*arguments, cwd=None):
         ("search", "ratio", "--help"),
         ("search", "joint", "--help"),
         ("generate", "--help"),
+        ("evaluate", "--help"),
+        ("benchmark", "--help"),
+        ("generalise", "--help"),
+        ("pruned-tokens", "--help"),
         ("share", "--help"),
         ("report", "--help"),
         ("show", "--help"),
@@ -64,6 +71,15 @@ def imported(*arguments, cwd=None):
 def test_nothing_heavy_is_imported(arguments, tmp_path):
     printed, modules = imported(*arguments, cwd=tmp_path)
     assert not HEAVY & modules and printed.strip()
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["benchmark", "compare_searches", "evaluate", "generalise", "generate", "pruned_tokens", "train_emoji_sd"],
+)
+def test_help_of_a_script_imports_nothing_heavy(script, tmp_path):
+    printed, modules = imported("--help", cwd=tmp_path, code=(SCRIPTS / f"{script}.py").read_text())
+    assert not HEAVY & modules and "--device" in printed
 
 
 def test_help_of_all_commands_imports_the_module_of_none(tmp_path):

@@ -175,9 +175,9 @@ def bad_inputs(package, folder):
         "no stage 'unett'": ["--data", package, *TOY, "--stages", "unett"],
         "'tokenizer' comes first": ["--data", package, *TOY, "--stages", "clip"],
         "'export' comes first": ["--data", package, *TOY, "--stages", "statistics"],
-        "(init)": ["--data", package, *TOY, "--init", folder],
-        "device is auto, cpu or cuda": ["--data", package, *TOY, "--device", "tpu"],
-        "precision is auto, bf16 or float32": ["--data", package, *TOY, "--precision", "fp8"],
+        "(--init)": ["--data", package, *TOY, "--init", folder],
+        "--device is auto, cpu or cuda": ["--data", package, *TOY, "--device", "tpu"],
+        "--precision is auto, bf16 or float32": ["--data", package, *TOY, "--precision", "fp8"],
     }
 
 

@@ -55,7 +55,7 @@ def test_a_worker_that_cannot_load_its_model_says_so_in_one_line():
     pytest.importorskip("ray")
     with pytest.raises(DatoError, match="cannot load the model 'nowhere'"):
         RayPool(replace(RECIPE, model="nowhere"), workers=2)
-    with pytest.raises(DatoError, match=r"ray_address 127\.0\.0\.1:1: nothing answers"):
+    with pytest.raises(DatoError, match=r"`ray_address` 127\.0\.0\.1:1: nothing answers"):
         RayPool(RECIPE, workers=1, ray_address="127.0.0.1:1")
 
 

@@ -143,7 +143,7 @@ def test_the_command_writes_tables_json_and_a_chart(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--parts", "speed"], "unknown part 'speed'; known are calls, images, table, control, selection"),
+        (["--parts", "speed"], "--parts: unknown part 'speed'; known are calls, images, table, control, selection"),
         (["--compile-mode", "reduce-overhead"], "--compile-mode needs --compile"),
         (["--compile", "--parts", "table"], "the latency table is of eager calls"),
         (["--depths", "13"], "depths go from 0 to 12"),

@@ -373,9 +373,10 @@ def test_commands_take_files_and_remember_them(sd15, layout, run, tmp_path, monk
         asked.append((name, options["config"]))
         raise DatoError("enough")
 
-    for module in ("cli.generate", "experiments.benchmark", "cli.pruned_tokens"):
+    # Commands import these when they run, and experiments when they are imported.
+    for module in ("generation.pipelines", "experiments.benchmark"):
         monkeypatch.setattr(f"dato.{module}.load_pipeline", load)
-    for module in ("search.run", "experiments.evaluation", "experiments.generalisation"):
+    for module in ("evaluation.ray_pool", "experiments.paper_evaluation", "experiments.generalisation"):
         monkeypatch.setattr(f"dato.{module}.make_pool", lambda r, *_: load(r.model, config=r.config))
     own, prompts = tuple(where.values()), ("--prompts", sd15.parent / "prompts.txt")
     named = ("--model", own[0], "--config", own[1])

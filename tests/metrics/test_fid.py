@@ -128,7 +128,7 @@ def test_what_is_no_number_has_no_distance(setup, fid):
 
 def test_what_cannot_be_had_is_named(setup, fid, weights, tmp_path, monkeypatch):
     for metric in (Fid, Kid):
-        with pytest.raises(DatoError, match="compares with real pictures: give a folder as real"):
+        with pytest.raises(DatoError, match="compares with real pictures: give a folder as `real`"):
             metric(Setup(inception=weights))
         with pytest.raises(DatoError, match="no such folder or file"):
             metric(Setup(inception=weights, real=tmp_path / "none"))

@@ -205,7 +205,9 @@ def test_wrong_settings_and_vocabulary_are_named(folder):
 
 def test_what_is_not_there_is_named_with_what_to_fetch(folder, monkeypatch):
     # The hub is offline in tests, so the default is as unknown as a folder that does not exist.
-    advice = r"ImageReward\.pt and med_config\.json .*/THUDM/ImageReward .*vocab\.txt .*give the folder as image_reward"
+    advice = (
+        r"ImageReward\.pt and med_config\.json .*/THUDM/ImageReward .*vocab\.txt .*give the folder as `image_reward`"
+    )
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "cache"))
     (folder / "empty").mkdir()
     for source in (IMAGE_REWARD.default, folder / "nowhere", folder / "empty"):
@@ -214,7 +216,9 @@ def test_what_is_not_there_is_named_with_what_to_fetch(folder, monkeypatch):
         assert "\n" not in str(error.value)
     (folder / "vocab.txt").unlink()
     monkeypatch.setattr("dato.metrics.image_reward_weights.TOKENIZER", str(folder / "no-tokenizer"))
-    with pytest.raises(DatoError, match=r"cannot load ImageReward's tokenizer from .*give the folder as image_reward"):
+    with pytest.raises(
+        DatoError, match=r"cannot load ImageReward's tokenizer from .*give the folder as `image_reward`"
+    ):
         ImageRewardModel(folder)
 
 

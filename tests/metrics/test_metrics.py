@@ -154,7 +154,7 @@ def test_the_clip_model_is_loaded_once(setup):
 def test_what_cannot_be_had_is_named(setup, tmp_path, images):
     with pytest.raises(DatoError, match=f"unknown quality metric 'beauty'; known are {', '.join(METRICS)}"):
         load_metric("beauty", setup)
-    with pytest.raises(DatoError, match="needs statistics of real pictures: give a file as statistics"):
+    with pytest.raises(DatoError, match="needs statistics of real pictures: give a file as `statistics`"):
         load_metric("frechet", Setup(statistics=None))
     (tmp_path / "bad.safetensors").write_text("no")
     for path in (tmp_path / "missing.safetensors", tmp_path / "bad.safetensors"):

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from diffusers import UNet2DConditionModel
 
+import dato.search.candidate_timing
 import dato.search.study
-import dato.search.timing
 import dato.unet.cache
 import dato.utils.timing
 from dato import DatoError, Pruning, Schedule, load_front
@@ -314,5 +314,5 @@ def test_a_search_measures_its_table_and_says_how_far_it_was(tmp_path, monkeypat
 
 
 def test_auto_is_a_table_on_a_cpu():
-    assert dato.search.timing.mode_of("auto", "cpu") == "table"
-    assert dato.search.timing.mode_of("measured", "cpu") == "measured"
+    assert dato.search.candidate_timing.mode_of("auto", "cpu") == "table"
+    assert dato.search.candidate_timing.mode_of("measured", "cpu") == "measured"

@@ -21,8 +21,8 @@ from dato.front import Front
 from dato.point import non_dominated
 from dato.report.page import write_page
 from dato.report.page_data import page_data
-from dato.report.pictures import samples_picture, schedules_picture
 from dato.report.plots import front_picture
+from dato.report.schedule_and_sample_pictures import samples_picture, schedules_picture
 from dato.report.usage import pick_of
 from dato.schedule import Schedule
 from dato.search.hypervolume import Scale, by_evaluation

@@ -331,7 +331,7 @@ def test_samplers_by_name(pipe):
     with pytest.raises(DatoError, match="cannot do 2000 steps"):
         set_scheduler(pipe, "ddim")
         num_calls(pipe, 2000)
-    with pytest.raises(DatoError, match="height must be a multiple of 8, not 60"):
+    with pytest.raises(DatoError, match="`height` must be a multiple of 8, not 60"):
         generate(pipe, ["rose"], Sampling(height=60))
 
 

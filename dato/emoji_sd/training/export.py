@@ -69,7 +69,7 @@ def add_statistics(work: Workspace) -> None:
     """Write statistics.safetensors into `out`/emoji-sd, measured by the CLIP that was exported there."""
     folder = work.out / NAME
     if not (folder / "clip").is_dir():
-        raise DatoError("stage 'export' comes first: add it to the stages")
+        raise DatoError("stage 'export' comes first: add it to `stages`")
     measured = statistics(Clip(folder / "clip", work.device), work.pictures)
     write_atomic(folder / "statistics.safetensors", safe_bytes(measured))
 

@@ -190,4 +190,4 @@ def _check_same(stage: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     for key in new:
         if old.get(key) != new[key]:
             reason = f"{key} was {old.get(key)}, now {new[key]}"
-            raise DatoError(f"stage '{stage}' of this run has other settings ({reason}): choose another folder (out)")
+            raise DatoError(f"stage '{stage}' of this run has other settings ({reason}): choose another folder (`out`)")

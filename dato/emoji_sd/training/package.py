@@ -46,13 +46,13 @@ def find(data: Path | None, run: Path) -> Path:
 def _fetch(folder: Path) -> Path:
     npm = shutil.which("npm")
     if npm is None:
-        raise DatoError(f"npm is not installed: fetch {PACKAGE} elsewhere (npm pack) and give it as data")
+        raise DatoError(f"npm is not installed: fetch {PACKAGE} elsewhere (npm pack) and give it as `data`")
     command = [npm, "pack", PACKAGE, "--silent", "--pack-destination", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     archives = list(folder.glob("*.tgz"))
     if done.returncode or not archives:
         reason = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
-        raise DatoError(f"npm pack {PACKAGE} failed ({reason[0]}): give the package as data")
+        raise DatoError(f"npm pack {PACKAGE} failed ({reason[0]}): give the package as `data`")
     return archives[0]
 
 

@@ -67,7 +67,7 @@ class Workspace:
             return self.folder(stage)
         if part := self.initial(stage):
             return part
-        raise DatoError(f"stage '{stage}' comes first: add it to the stages, or give a trained model as init")
+        raise DatoError(f"stage '{stage}' comes first: add it to `stages`, or give a trained model as `init`")
 
     def initial(self, stage: str) -> Path | None:
         """Return that part of the initial model, or None if there is no initial model.
@@ -79,7 +79,7 @@ class Workspace:
             return None
         part = self.init / IN_EXPORT[stage]
         if not part.is_dir():
-            raise DatoError(f"the model to go on from (init), {self.init}, has no folder {IN_EXPORT[stage]}")
+            raise DatoError(f"the model to go on from (`init`), {self.init}, has no folder {IN_EXPORT[stage]}")
         return part
 
     def autocast(self) -> torch.autocast:
@@ -94,9 +94,9 @@ def choose_device(name: str) -> torch.device:
         DatoError: if the name is another one, or there is no CUDA device for cuda.
     """
     if name not in ("auto", "cpu", "cuda"):
-        raise DatoError(f"device is auto, cpu or cuda, not '{name}'")
+        raise DatoError(f"`device` is auto, cpu or cuda, not '{name}'")
     if name == "cuda" and not torch.cuda.is_available():
-        raise DatoError("device cuda: this PyTorch finds no CUDA device")
+        raise DatoError("`device` cuda: this PyTorch finds no CUDA device")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -107,7 +107,7 @@ def choose_precision(name: str, device: torch.device) -> bool:
         DatoError: if the name is not auto, bf16 or float32.
     """
     if name not in ("auto", "bf16", "float32"):
-        raise DatoError(f"precision is auto, bf16 or float32, not '{name}'")
+        raise DatoError(f"`precision` is auto, bf16 or float32, not '{name}'")
     if name != "auto":
         return name == "bf16"
     if device.type == "cuda":

@@ -19,8 +19,8 @@ from dato.experiments.method_families import FAMILIES, Families, families_of, of
 from dato.experiments.progress import Progress, silent
 from dato.front import Front
 from dato.point import Point
-from dato.report.pictures import image_grid
 from dato.report.plots import quality_plot
+from dato.report.schedule_and_sample_pictures import image_grid
 from dato.report.tables import rows_of
 from dato.schedule import Schedule
 from dato.utils.files import dumps, write_atomic

@@ -1,4 +1,4 @@
-"""`compare_searches`: the hypervolume that each kind of search reaches, against the UNet calls that it spends."""
+"""The command `compare_searches`: compare kinds of search by hypervolume and by UNet calls."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from rich import box
 from rich.table import Table
 
 from dato.cli import options as opt
-from dato.cli.console import out, show_progress
+from dato.cli.console import out, quiet_libraries, show_progress
 from dato.errors import DatoError
-from dato.experiments import search_comparison
-from dato.experiments.search_comparison import SEARCHES, SHARES, ComparisonSettings
-from dato.report.plots import curves_picture
+from dato.experiments.compared_searches import SEARCHES
 from dato.utils.files import dumps, write_atomic
 
 
@@ -42,24 +40,34 @@ def compare_searches(
     The objectives are PSNR to stock and the latency by one table for all. The reference point of the hypervolume is a
     share of stock's time at 20 dB. The hypervolume is 1 if images equal to stock's (100 dB) took no time.
     """
+    from dato.experiments import search_comparison
+
+    quiet_libraries()
     chosen = tuple(SEARCHES) if methods is None else tuple(name.strip() for name in methods.split(";"))
     for name in chosen:
         if name not in SEARCHES:
             raise DatoError(f"--methods: unknown search {name!r}; known are {'; '.join(SEARCHES)}")
     where = str(opt.device_of(device))
-    settings = ComparisonSettings(chosen, repeats, candidates, images, held_out, steps, guidance_scale, where)
+    settings = search_comparison.ComparisonSettings(
+        chosen, repeats, candidates, images, held_out, steps, guidance_scale, where
+    )
     result = search_comparison.compare_searches(settings, out_folder, show_progress)
     _print(result.rows, chosen)
     if out_file is not None:
         write_atomic(out_file, dumps(result.conditions | {"rows": result.rows}) + "\n")
         out.print(f"written to {out_file}", highlight=False)
     if plot is not None:
+        from dato.report.plots import curves_picture
+
         curves = {name: [row["curve"] for row in result.rows if row["search"] == name] for name in chosen}
         curves_picture(curves, "UNet calls spent", "hypervolume on the prompts of the search", plot)
         out.print(f"written to {plot}", highlight=False)
 
 
 def _print(rows: Sequence[dict[str, Any]], chosen: Sequence[str]) -> None:
+    """Print the mean and the spread of each kind of search, and what the kinds are."""
+    from dato.experiments.search_comparison import SHARES
+
     table = Table(box=box.SIMPLE, header_style="bold", title="Mean ± standard deviation over seeds")
     columns = {"candidates": ".0f", "unet_calls": ".0f"}
     columns |= {f"{kind} at {share:g}": ".4f" for share in SHARES for kind in ("hypervolume", "held-out")}
