@@ -70,7 +70,7 @@ SDXL = Family(
 
 
 def is_single_file(model: str) -> bool:
-    """Return whether a model's name is a file's, existing or not, and not that of a folder or a model on the hub."""
+    """Return whether a model's name is that of a file, which need not exist, and not of a folder or a hub id."""
     return Path(model).is_file() or (model.endswith(SUFFIXES) and not Path(model).is_dir())
 
 
@@ -129,7 +129,7 @@ def _shapes(file: str) -> Mapping[str, tuple[int, ...]]:
             with safe_open(file, "pt") as tensors:
                 return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about code that it refuses
+            warnings.simplefilter("ignore")  # torch warns about code that it refuses to load
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
     except pickle.UnpicklingError:
         raise DatoError(

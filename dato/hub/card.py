@@ -41,7 +41,7 @@ def front_card(front: Mapping[str, Any], knee: int, name: str) -> str:
 
 
 def choose_card(front: Mapping[str, Any], knee: int, name: str, cards: Sequence[str | None]) -> str:
-    """Return the first of the given cards that somebody has edited, else a new one. Arguments as of `front_card`.
+    """Return the first given card that somebody has edited, else a new one. Other arguments as in `front_card`.
 
     Warns if the edited card does not have the table of this front.
     """
@@ -56,7 +56,7 @@ def choose_card(front: Mapping[str, Any], knee: int, name: str, cards: Sequence[
 
 
 def _header(conditions: Mapping[str, Any]) -> str:
-    from huggingface_hub import ModelCardData  # it takes a second, and a front that is only read needs no card
+    from huggingface_hub import ModelCardData  # importing it takes a second, and reading a front needs no card
 
     model = conditions.get("model")
     data = ModelCardData(
