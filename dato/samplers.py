@@ -38,7 +38,7 @@ _VARIANTS = {
 
 
 def set_scheduler(pipe: DiffusionPipeline, name: str | None) -> None:
-    """Give a pipeline the sampler of that name, with the present one's noise schedule. None changes nothing.
+    """Give a pipeline the sampler of that name, with its present noise schedule. None changes nothing.
 
     Raises:
         DatoError: if `name` is not a key of `SAMPLERS`, or needs a package that is not installed.

@@ -77,7 +77,7 @@ def flag_of(name: str) -> str:
 
 
 class DatoCommand(TyperCommand):
-    """A command. Its errors name the options as the user types them. The libraries that it imports print nothing."""
+    """A command. Its errors name the options as the user types them. The libraries that it imports are quiet."""
 
     @property
     def flags(self) -> dict[str, str]:

@@ -124,7 +124,7 @@ def dtype_name(name: str | None, device: torch.device, front: str = "auto") -> s
 
 
 def numbers(option: str, text: str | None, kind: type) -> list | None:
-    """Return the numbers of a comma-separated list, as in "0,1,3". Raises DatoError if it is none."""
+    """Return the numbers of a comma-separated list, as in "0,1,3". Raise DatoError if it is none."""
     if text is None:
         return None
     try:
@@ -134,7 +134,7 @@ def numbers(option: str, text: str | None, kind: type) -> list | None:
 
 
 def whole_numbers(option: str, text: str | None) -> tuple[int, ...] | None:
-    """Return the whole numbers of a comma-separated list, each once, ascending. Raises DatoError if one is negative."""
+    """Return the whole numbers of a comma-separated list, each once, ascending. Raise DatoError if one is negative."""
     values = numbers(option, text, int)
     if values is not None and min(values) < 0:
         raise DatoError(f"{option} {text!r}: the numbers must not be negative")
@@ -189,7 +189,7 @@ def command_line(command: str, *arguments: str) -> str:
 
 
 def new_folder(out: Path | None, kind: str) -> Path:
-    """Return the folder of a new run. Raises DatoError if it holds a run already, or cannot be written to."""
+    """Return the folder of a new run. Raise DatoError if it holds a run already, or cannot be written to."""
     folder = out or Path("runs") / f"{kind}-{datetime.now():%Y%m%d-%H%M%S}"
     if (folder / "pareto.json").exists():
         raise DatoError(f"{folder} holds a front already; give another --out, or remove it first")

@@ -295,7 +295,7 @@ def _joined(parts: Sequence[Generated]) -> Generated:
 
 
 def precision_errors(evaluator: Evaluator, images: Tensor, prompts: Sequence[str]) -> dict[str, float]:
-    """Return, for each metric that computes in half precision, the largest change of these images' values by that.
+    """Return, for each metric that computes in half precision, how much that changes these images' values at most.
 
     Args:
         evaluator: It has the metrics.

@@ -48,7 +48,7 @@ class Judgement:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], rungs: int, pruning: Pruning) -> Judgement:
-        """Return the judgement that `to_dict` wrote. Raises DatoError if something is missing or not valid."""
+        """Return the judgement that `to_dict` wrote. Raise DatoError if something is missing or not valid."""
         try:
             if "failed" in data:
                 entries = data["failed"]

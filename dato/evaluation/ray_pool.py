@@ -99,7 +99,7 @@ class RayPool:
             needs = {"num_gpus": 1} if gpu else {"num_cpus": self._threads}
             self._actor = ray.remote(**needs)(Worker)
             self._workers = [self._start() for _ in range(workers)]
-            self._starting: dict[Any, int] = {}  # reference that is ready when a replacement is up -> worker's index
+            self._starting: dict[Any, int] = {}  # reference, ready when a replacement runs -> worker's index
             self._stock: Stock | None = None
             self._table: LatencyTable | None = None
             self._share()

@@ -23,7 +23,7 @@ def retime(
 
     In every round each of them generates the first batch of prompts once, one after the other. So a machine that
     becomes faster or slower does so for all of them. A candidate whose time in the search was too short by chance gets
-    its true time. Times are measured even if the evaluator predicts latencies.
+    a new time. Times are measured even if the evaluator predicts latencies.
 
     Args:
         evaluator: What generates.
