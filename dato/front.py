@@ -351,5 +351,5 @@ def file_in(folder: Path) -> Path:
     """Return the path of the front in a run's folder. Raise DatoError if there is none."""
     path = folder / FILE
     if not path.exists():
-        raise DatoError(f"{folder} is a folder without {FILE}: no run, or one that has not ended")
+        raise DatoError(f"{folder} is a folder without {FILE}: it is not a run's folder, or the run has not ended")
     return path

@@ -125,7 +125,7 @@ class Pruning:
         if self.reduction == "merge" and self.recover_from != "base":
             raise DatoError('pruning: reduction="merge" averages into base tokens, so it needs recover_from="base"')
         if self.similarity == "local" and not self.base_score.by_patch:
-            raise DatoError(f'pruning: similarity="local" goes by patches; score {self.score} does not')
+            raise DatoError(f'pruning: similarity="local" needs a score that chooses by patch; {self.score} does not')
         if self.choose_every > 1 and not self.shared:
             raise DatoError("pruning: choose_every above 1 needs shared=True")
 

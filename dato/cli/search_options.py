@@ -37,7 +37,7 @@ def take_up(ctx: typer.Context, folder: Path | None) -> Path | None:
     check_header(entries[0] if entries else None, path)
     kind = entries[0]["command"]
     if f"search {kind}" not in opt.SCRIPTS:
-        raise DatoError(f"{path} is the journal of {kind!r}, no search that can be gone on with")
+        raise DatoError(f"{path} is the journal of {kind!r}, which is not a search that can be resumed")
     if "pipeline_sha256" in entries[0]["settings"]:
         raise DatoError(
             f"{folder} holds a search that was begun in Python: go on with search_{kind}(..., out={folder})"

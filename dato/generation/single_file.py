@@ -148,7 +148,7 @@ def _shapes(file: str) -> Mapping[str, tuple[int, ...]]:
 def _family(file: str, shapes: Mapping[str, tuple[int, ...]]) -> Family:
     if _CONV_IN not in shapes:
         if any("lora" in name.lower() for name in shapes):
-            raise DatoError(f"{file} is a LoRA: it changes a model and is none; give the model")
+            raise DatoError(f"{file} is a LoRA, which changes a model but is not one; give the model")
         if any(name.removeprefix(_UNET).startswith(_TRANSFORMERS) for name in shapes):
             raise DatoError(f"{file} is a transformer, as those of SD 3 and Flux are; dato is for UNets")
     family = next((f for f in (SDXL, SD2, SD1) if all(name in shapes for name in f.text_encoders)), None)

@@ -43,7 +43,7 @@ def front_card(front: Mapping[str, Any], knee: int, name: str) -> str:
 def choose_card(front: Mapping[str, Any], knee: int, name: str, cards: Sequence[str | None]) -> str:
     """Return the first given card that somebody has edited, else a new one. Other arguments as in `front_card`.
 
-    Warns if the edited card does not have the table of this front.
+    Warn if the edited card does not have the table of this front.
     """
     new = front_card(front, knee, name)
     for text in cards:
@@ -79,7 +79,7 @@ def _results(front: Mapping[str, Any], knee: int, name: str) -> str:
 {min(speedups):.2f}x to {max(speedups):.2f}x as fast as stock.
 
 {markdown(_rows(front, knee))}
-★ is the knee, which `apply_patch` takes unless it is told otherwise. A speed-up is stock's time by the schedule's.
+★ is the knee, which `apply_patch` takes by default. A speed-up is stock's time divided by the schedule's.
 
 ## Conditions
 {listed}

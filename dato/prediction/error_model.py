@@ -121,7 +121,7 @@ class Sensitivity:
     def _check(self, schedule: Schedule) -> None:
         """Raise DatoError if the model does not cover a schedule."""
         if len(schedule) != len(self):
-            raise DatoError(f"sensitivity: it is of {len(self)} calls, and the schedule has {len(schedule)}")
+            raise DatoError(f"sensitivity: it is for {len(self)} calls, and the schedule has {len(schedule)}")
         if any(schedule.ratios) and schedule.pruning != self.pruning:
             raise DatoError("sensitivity: it was measured with other settings of pruning than the schedule's")
         for depth, ratio in dict.fromkeys(zip(schedule.depths, schedule.ratios, strict=True)):

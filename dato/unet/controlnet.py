@@ -26,7 +26,7 @@ from dato.unet.cache import version_of
 from dato.unet.forward_override import ForwardOverride
 
 _ARGUMENTS = tuple(inspect.signature(ControlNetModel.forward).parameters)[1:]
-_COMPILED = "controlnet='follow': the ControlNet is compiled, and cannot be shortened then"
+_COMPILED = "controlnet='follow': the ControlNet is compiled, so it cannot be shortened"
 _OVERRIDES = ("forward", "_old_forward", "_compiled_call_impl")
 
 

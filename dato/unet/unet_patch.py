@@ -148,7 +148,7 @@ class Patch:
             if found:
                 warnings.warn(
                     f"this run is not what the schedule was searched for: {'; '.join(found)}. Quality and speed-up "
-                    "will be others than the front says",
+                    "will differ from the front's",
                     stacklevel=6,
                 )
 
