@@ -52,6 +52,6 @@ class MovedModules:
 
 
 def install() -> None:
-    """Make `import dato.sampling` and its like work."""
+    """Make imports of the old modules work, such as `import dato.sampling`."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(MovedModules())

@@ -32,7 +32,7 @@ class Call:
         values: How many past values the call reads at most; 0 for the whole call.
         sources: The earlier calls that computed the values that it reads, ascending. This holds for a generation that
             runs the whole schedule. A generation that begins later, as in img2img, has fewer.
-        keep: How many values of each place later calls will need; places that no later call reads are not in it. None
+        keep: How many values of each place later calls will need. Places that no later call reads are not in it. None
             means that the last value of every place is kept.
     """
 
@@ -121,7 +121,8 @@ def _values_to_keep(
             if computing and computing[-1] == call:
                 computing.pop()
                 before = computing[-1] if computing else call
-                # A value at the timestep of the one before replaces it, so the older ones are still needed.
+                # A value at the same timestep as the one before replaces that one, so all older values are still
+                # needed.
                 if times is not None and times[before] != times[call]:
                     need = max(0, need - 1)
             elif reads[call] == place:

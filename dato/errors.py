@@ -4,8 +4,8 @@
 class DatoError(ValueError):
     """Bad input: the message is one line that says what is wrong and what to do about it.
 
-    Names of Python's arguments stand in backticks, as `pop_size`. The command line writes them as its flags, as
-    --pop-size, prints the message and exits with code 2.
+    Names of Python's arguments are in backticks, for example `pop_size`. The command line writes them as its flags, for
+    example --pop-size. It prints the message and exits with code 2.
     """
 
 

@@ -36,10 +36,10 @@ class ForecastRule:
     can_be_planned: bool = True
 
     def made(self, values: int) -> tuple[int, str]:
-        """Return the order of a forecast that reads so many values, and the name of its rule.
+        """Return the order of a forecast that reads `values` values, and the name of its rule.
 
-        One value is handed back as it is, which is the polynomial of order 0. A rule that reads a fixed number of
-        values has order 1.
+        One value is returned as it is, which is the polynomial of order 0. A rule that reads a fixed number of values
+        has order 1.
         """
         order = values - 1 if self.most_values is None else min(1, values - 1)
         return order, self.name if order else POLYNOMIAL.name
@@ -51,7 +51,8 @@ RULES = {
     for rule in (
         POLYNOMIAL,
         ForecastRule("aligned", orders=(1,), at_prediction=False, most_values=3, uses_skips=True),
-        # Spectrum: Han et al., CVPR 2026. It reads all of the past, and a plan would have to keep all of it apart.
+        # Spectrum: Han et al., CVPR 2026. It reads all past values, so a planner could not compare schedules with
+        # different pasts.
         ForecastRule("chebyshev", most_values=ALL, uses_calls=True, caches_last_feature=True, can_be_planned=False),
     )
 }

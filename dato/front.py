@@ -132,7 +132,7 @@ class Front:
         return self.points[self.knee_index]
 
     def pick(self, *, speedup: float | None = None, quality: float | None = None) -> Point:
-        """Return the best point that is at least `speedup` times as fast as stock, or the fastest of that `quality`.
+        """Return the best point that is at least `speedup` times as fast as stock, or the fastest of `quality` or more.
 
         Args:
             speedup: The least speed-up.
@@ -217,16 +217,16 @@ class Front:
     def save_pretrained(
         self, folder: str | Path, *, push_to_hub: bool = False, repo_id: str | None = None, **options: Any
     ) -> str | None:
-        """Write the front to a folder as it is shared: pareto.json and a model card, README.md.
+        """Write the front to a folder that can be shared: pareto.json and a model card, README.md.
 
-        A card that somebody has edited stays as it is. Of a path on this machine in the conditions, as a local
-        model's, only the last part is written. A front without such paths comes back equal from `from_pretrained`.
+        A card that somebody has edited stays as it is. If the conditions hold a path on this machine, such as that of a
+        local model, only its last part is written. A front without such paths comes back equal from `from_pretrained`.
 
         Args:
             folder: Where to write.
             push_to_hub: Whether to upload it, too.
             repo_id: The repository on the hub, also the name in the card. None: the folder's name.
-            **options: Of `push_to_hub`.
+            **options: Further arguments of `push_to_hub`.
 
         Returns:
             The address of the commit. None if nothing was uploaded.
@@ -351,5 +351,5 @@ def file_in(folder: Path) -> Path:
     """Return the path of the front in a run's folder. Raise DatoError if there is none."""
     path = folder / FILE
     if not path.exists():
-        raise DatoError(f"{folder} is a folder without {FILE}: no run, or one that has not ended")
+        raise DatoError(f"{folder} is a folder without {FILE}: it is not a run's folder, or the run has not ended")
     return path

@@ -17,7 +17,7 @@ _OPTIONAL_KEYS = ("forecast", "steps", "scheduler")
 
 @dataclass(frozen=True)
 class Point:
-    """A schedule with what was measured of it.
+    """A schedule with its measurements.
 
     Attributes:
         schedule: The schedule.
@@ -85,7 +85,7 @@ def point_from_dict(name: str, data: Any, rungs: Any, pruning: Pruning) -> Point
     """Return the point of a dictionary that `Point.to_dict` made.
 
     Args:
-        name: How error messages call the point.
+        name: The point's name in error messages.
         data: The dictionary.
         rungs: The number of rungs of the UNet.
         pruning: The settings of token pruning.

@@ -19,11 +19,11 @@ class BaseScore:
     Attributes:
         name: As in `Pruning.score`.
         summary: What the score is, in a few words.
-        noise: It takes Gaussian noise.
-        difference: It takes the difference of the last two predictions (DaTo's D).
-        by_patch: Each patch gives one base token. False: the base tokens are the quarter of all tokens with the
-            highest scores, wherever they are. Local similarity then makes no sense and is refused.
-        align_cfg: A search with guidance sets `Pruning.align_cfg` for it, because noise decides much.
+        noise: Whether it takes Gaussian noise.
+        difference: Whether it takes the difference of the last two predictions (DaTo's D).
+        by_patch: Whether each patch gives one base token. If not, the base tokens are the quarter of all tokens with
+            the highest scores, wherever they are. Local similarity then makes no sense and is refused.
+        align_cfg: Whether a search with guidance sets `Pruning.align_cfg`. It does so for scores that are mostly noise.
     """
 
     name: str
@@ -75,9 +75,9 @@ class Pruning:
         feed_forward: Prune around the feed-forward (`prune_mlp_flag`).
         recover_from: What a pruned token gets: the output of its most similar "base" token (the paper) or of its most
             similar "kept" token (the authors' code). With "past" (ours, see `dato.tokens.recovery`) it continues its
-            own last two outputs. If these are too old, it gets what "base" gives. Tokens then take turns: those not
-            computed for longest are kept, and score and similarity decide among equals. Each such layer holds two
-            outputs.
+            own last two outputs. If these are too old, it gets what "base" gives. Tokens then take turns: those that
+            have not been computed for the longest time are kept. Score and similarity decide among equals. Each layer
+            that prunes keeps its last two outputs.
         similarity: Base tokens that a token is compared with: all of them ("global", the papers), or those of its own
             and the adjacent patches ("local", linear in the number of tokens).
         reduction: "prune" drops tokens, "merge" averages them into their most similar base token (ToMeSD).
@@ -125,7 +125,7 @@ class Pruning:
         if self.reduction == "merge" and self.recover_from != "base":
             raise DatoError('pruning: reduction="merge" averages into base tokens, so it needs recover_from="base"')
         if self.similarity == "local" and not self.base_score.by_patch:
-            raise DatoError(f'pruning: similarity="local" goes by patches; score {self.score} does not')
+            raise DatoError(f'pruning: similarity="local" needs a score that chooses by patch; {self.score} does not')
         if self.choose_every > 1 and not self.shared:
             raise DatoError("pruning: choose_every above 1 needs shared=True")
 

@@ -38,7 +38,7 @@ _VARIANTS = {
 
 
 def set_scheduler(pipe: DiffusionPipeline, name: str | None) -> None:
-    """Give a pipeline the sampler of that name, with the noise schedule of its present one. None changes nothing.
+    """Give a pipeline the sampler of that name, with its present noise schedule. None changes nothing.
 
     Raises:
         DatoError: if `name` is not a key of `SAMPLERS`, or needs a package that is not installed.
@@ -83,7 +83,7 @@ def num_calls(pipe: DiffusionPipeline, steps: int) -> int:
     The pipeline's scheduler stays as it is, also in the middle of a generation.
 
     Raises:
-        DatoError: if the sampler cannot do so many steps.
+        DatoError: if the sampler cannot do this number of steps.
     """
     if steps < 1:
         raise DatoError(f"steps must be at least 1, not {steps}")

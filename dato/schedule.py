@@ -31,20 +31,20 @@ class Schedule:
     0..d-1 run, and what arrives at rung d-1 from below comes from the cache (DeepCache's `cache_branch_id` is
     d - 1; Ma et al., CVPR 2024). At depth 0 nothing runs, and the prediction itself comes from the cache.
 
-    Two schedules are equal if their canonical spellings are equal, and so are their hashes (see `canonical`). A
-    schedule keeps the spelling that it was made with: `to_json` of a loaded schedule writes what was loaded. So files
+    Two schedules are equal if their canonical spellings are equal (see `canonical`). Equal schedules have equal hashes.
+    A schedule keeps the spelling that it was made with: `to_json` of a loaded schedule writes what was loaded. So files
     and the names of files, which are hashes of that text, stay valid.
 
     Attributes:
         depths: One entry per call, each from 0 to `rungs`; the first is `rungs`.
         ratios: One entry per call, 0 <= ratio < 1: the share of tokens that transformer blocks leave out
             (Zhang et al., SiTo, AAAI 2025). A single number stands for all calls; None for no pruning.
-        orders: One entry per call, 0, 1 or 2: how a cached value is brought to the present. 0 hands back the
-            last value (DeepCache). o > 0 forecasts it by the polynomial of degree o, in the timestep, through the last
-            o + 1 values that were computed at different timesteps. A single number stands for all calls.
+        orders: One entry per call, 0, 1 or 2: what the call makes of cached values. 0 returns the last value
+            (DeepCache). o > 0 forecasts the value by the polynomial of degree o, in the timestep, through the last o +
+            1 values that were computed at different timesteps. A single number stands for all calls.
         rungs: The number of rungs of the UNet that the depths are meant for. If a UNet of another height is patched,
             whole calls stay whole.
-        pruning: The settings that the ratios are meant with.
+        pruning: The settings of token pruning that belong to the ratios.
         forecast: What orders above 0 mean, one of `FORECASTS`: "polynomial"; "aligned", by which a value of order 1 at
             a depth between 0 and `rungs` continues as the skip connection beside it has continued; "chebyshev",
             Spectrum's rule (see `dato.unet.forecast`).

@@ -46,7 +46,7 @@ def progress() -> Progress:
 
 @contextlib.contextmanager
 def show_progress(description: str) -> Iterator[Callable[[float, float], None]]:
-    """Show a bar within a `with` block. It yields a function to be called with what is done and what there is to do."""
+    """Show a bar within a `with` block. It yields a function of the work done and the whole work."""
     with progress() as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -67,7 +67,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def with_flags(text: str, flags: Mapping[str, str]) -> str:
-    """Write the names of arguments that stand in backticks, as `pop_size`, as a command's flags, as --pop-size."""
+    """Replace names of arguments in backticks (`pop_size`) by a command's flags (--pop-size)."""
     return re.sub(r"`(\w+)`", lambda match: flags.get(match[1], match[0]), text)
 
 
@@ -77,11 +77,11 @@ def flag_of(name: str) -> str:
 
 
 class DatoCommand(TyperCommand):
-    """A command. Errors name its options as the user types them; libraries that it has imported are quiet."""
+    """A command. Its errors name the options as the user types them. The libraries that it imports are quiet."""
 
     @property
     def flags(self) -> dict[str, str]:
-        """The flags by the names of arguments, and by their own."""
+        """The flags, by the names of arguments and by the flags' own names."""
         options = [option for option in self.params if option.param_type_name == "option"]
         flags = {flag.lstrip("-").replace("-", "_"): flag for option in options for flag in option.opts}
         return flags | {option.name: option.opts[0] for option in options}
@@ -124,7 +124,7 @@ def run_app(app: typer.Typer) -> None:
     Other exceptions are bugs and keep their traceback.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # What is not imported yet reads these when it is.
+    # Libraries read these variables when they are imported.
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:

@@ -54,7 +54,7 @@ class _StopOnSignals(SearchProgress):
                 signal.signal(number, handler)
 
     def stopping(self) -> None:
-        """The first signal has come. This runs within its handler."""
+        """React to the first signal. This runs in the signal's handler."""
 
 
 class Quiet(_StopOnSignals):
@@ -111,7 +111,7 @@ class Live(_StopOnSignals, ProgressBar):
         super().note(_in_words_of_the_command(text))
 
     def stopping(self) -> None:
-        """Say so, past all buffers: the signal may have interrupted who holds them."""
+        """Say so without any buffer, because the signal may have interrupted the code that holds it."""
         os.write(2, b"\nStopping after this candidate; Ctrl-C once more stops at once.\n")
 
     def judged(self, point: Point, front: Sequence[Point], images: int) -> None:

@@ -39,7 +39,7 @@ def generate_image(
     width: opt.Width = None,
     seed: opt.Seed = 0,
     repeats: Annotated[
-        int, typer.Option(min=1, help="Time each of the two this often, in turn; the median counts.")
+        int, typer.Option(min=1, help="How often to time each of the two, in turn; the median counts.")
     ] = 3,
     device: opt.Device = "auto",
     dtype: Annotated[
@@ -49,8 +49,8 @@ def generate_image(
 ) -> None:
     """Generate an image with a schedule, and stock's from the same noise, and print both times.
 
-    Model, steps, sampler, guidance and size are those of the front, unless given. Where a schedule has its own number
-    of steps, stock runs those of the front's reference.
+    Model, steps, sampler, guidance and size are those of the front, unless given. If a schedule has its own number of
+    steps, stock runs the steps of the front's reference.
     """
     from dato.generation.guidance import usual_guidance
     from dato.generation.pipelines import load_pipeline

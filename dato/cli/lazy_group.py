@@ -51,7 +51,7 @@ class LazyGroup(TyperGroup):
         self.commands = _Loaded(self.lazy, self.commands)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help of the group, which needs no more of a command than its short help."""
+        """Write the help of the group. It needs only the short help of each command."""
         loaded, self.commands = self.commands, self._stubs
         try:
             super().format_help(ctx, formatter)

@@ -17,7 +17,7 @@ class Commands(LazyGroup):
         "generate": ("dato.cli.generate:generate_image", "Generate an image with a schedule, and time it."),
         "report": ("dato.cli.report:report", "Write a run's page: the front, its schedules and images."),
         "evaluate": ("dato.cli.evaluate:evaluate", "Judge schedules on held-out prompts, beside other methods."),
-        "generalise": ("dato.cli.generalise:generalise", "Judge a front where it was not searched."),
+        "generalise": ("dato.cli.generalise:generalise", "Judge a front under other conditions."),
         "pruned-tokens": ("dato.cli.pruned_tokens:pruned_tokens", "Draw which tokens are pruned."),
         "benchmark": ("dato.cli.benchmark:run_benchmark", "Measure how fast schedules run here."),
         "share": ("dato.cli.share:share", "Upload a front to the Hugging Face hub."),

@@ -16,7 +16,7 @@ def with_metric_options(before: str) -> Callable[[Callable[..., None]], Callable
     """Return a decorator that gives a command the metrics' options. Their values are in `ctx.params` only.
 
     Args:
-        before: The parameter of the command before which the options stand in its help.
+        before: A parameter of the command. The help lists the options before it.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

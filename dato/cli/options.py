@@ -35,14 +35,14 @@ def given_place(name: str | None) -> str | None:
 
 
 def model_place(name: str | None) -> str | None:
-    """Return the `place` of a model. The models that come with dato are no folders, whatever lies here."""
+    """Return the `place` of a model. A model that comes with dato is never taken for a folder."""
     return name if name in (EMBEDDED, *RANDOM_MODELS) else given_place(name)
 
 
 def model_of(
     model: str | None, config: str | None, known: Mapping[str, Any]
 ) -> tuple[str, str | None, Mapping[str, Any]]:
-    """Return the model that is meant, its configuration, and the conditions `known` of a front if it is its model."""
+    """Return the model, its configuration, and `known`, a front's conditions, if the front is of this model."""
     searched = model_place(known.get("model"))
     own = known if model in (None, searched) else {}
     return model or searched or EMBEDDED, config or own.get("config"), own
@@ -60,7 +60,7 @@ Config = Annotated[
     str | None,
     typer.Option(
         "--config",
-        help="Of a model in one file: folder or hub id in diffusers' layout that says what its parts look like.",
+        help="For a model in one file: folder or hub id in diffusers' layout that describes its parts.",
         show_default="that of SD 1.5, 2.1 or XL, from the hub",
         callback=given_place,
     ),
@@ -75,14 +75,14 @@ Height = Annotated[int | None, typer.Option(min=16, help="Image height in pixels
 Width = Annotated[int | None, typer.Option(min=16, help="Image width in pixels.", show_default="the model's own")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one.")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16; auto: float16 on a GPU, float32 elsewhere.")]
-Seed = Annotated[int, typer.Option(min=0, help="Fixes the noise of the images, and all else that is random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Fixes the noise of the images, and everything else that is random.")]
 
 
 def device_of(name: str, elsewhere: bool = False) -> torch.device:
     """Return the device that a name means. If workers run `elsewhere`, auto is a GPU.
 
     Raises:
-        DatoError: if this machine has none of that name, and the device is to be here.
+        DatoError: if the device has to be on this machine, and there is none of that name.
     """
     import torch
 
@@ -119,12 +119,12 @@ def dtype_of(name: str | None, device: torch.device, front: str = "auto") -> tor
 
 
 def dtype_name(name: str | None, device: torch.device, front: str = "auto") -> str:
-    """Return the name of the dtype that `dtype_of` returns, as float16."""
+    """Return the name of the dtype that `dtype_of` returns, for example float16."""
     return str(dtype_of(name, device, front)).removeprefix("torch.")
 
 
 def numbers(option: str, text: str | None, kind: type) -> list | None:
-    """Return the numbers of a comma-separated list, as in "0,1,3". Raises DatoError if it is none."""
+    """Return the numbers of a comma-separated list, as in "0,1,3". Raise DatoError if it is none."""
     if text is None:
         return None
     try:
@@ -134,7 +134,7 @@ def numbers(option: str, text: str | None, kind: type) -> list | None:
 
 
 def whole_numbers(option: str, text: str | None) -> tuple[int, ...] | None:
-    """Return the whole numbers of a comma-separated list, each once, ascending. Raises DatoError if one is negative."""
+    """Return the whole numbers of a comma-separated list, each once, ascending. Raise DatoError if one is negative."""
     values = numbers(option, text, int)
     if values is not None and min(values) < 0:
         raise DatoError(f"{option} {text!r}: the numbers must not be negative")
@@ -146,7 +146,7 @@ def parameters_of(options: type, shown: Mapping[str, str] | None = None) -> list
 
     Args:
         options: The dataclass.
-        shown: What the help shows as defaults, by field, where the command's differ from the function's.
+        shown: What the help shows as defaults, by field, if the command's defaults differ from the function's.
     """
     hints, flags = annotations(options), {field.name: flag_of(field.name) for field in fields(options)}
     parameters = []
@@ -189,7 +189,7 @@ def command_line(command: str, *arguments: str) -> str:
 
 
 def new_folder(out: Path | None, kind: str) -> Path:
-    """Return the folder of a new run. Raises DatoError if it holds a run already, or cannot be written to."""
+    """Return the folder of a new run. Raise DatoError if it holds a run already, or cannot be written to."""
     folder = out or Path("runs") / f"{kind}-{datetime.now():%Y%m%d-%H%M%S}"
     if (folder / "pareto.json").exists():
         raise DatoError(f"{folder} holds a front already; give another --out, or remove it first")

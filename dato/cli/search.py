@@ -174,7 +174,7 @@ def _finish(where: CommandOptions, front: Front, folder: Folder, more: list[str]
         return
     out.print(front_table(front))
     out.print(f"\n{len(front)} points written to {path}", highlight=False, markup=False, soft_wrap=True)
-    out.print(f"A page to choose from: {folder.report}. Next:", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"Choose a point on this page: {folder.report}. Next:", highlight=False, markup=False, soft_wrap=True)
     fastest = max(point.speedup for point in front.points)
     speedup = 3 if fastest >= 3 else int(fastest * 10) / 10
     prompt = front.conditions["prompts"][0]

@@ -20,16 +20,16 @@ from dato.search.options import SearchOptions, annotations
 from dato.search.run_folder import Folder
 
 S = TypeVar("S", bound=SearchOptions)
-# These say nothing of what is searched. A journal does not remember them.
+# These do not change what is searched, so a journal does not store them.
 _PASSING = ("out", "resume", "workers", "ray_address", "quiet", "as_json")
 # In a command's help these come before the options of the search.
 _FIRST = ("depths", "model", "config", "prompts", "images")
-# What a command takes as a default and a function does not.
+# Defaults that commands have and functions do not.
 _SHOWN = {"scheduler": "the model's own; quick on emoji-sd: dpm++2m"}
 
 
 def take_up(ctx: typer.Context, folder: Path | None) -> Path | None:
-    """Make the options that a journal remembers this command line's defaults."""
+    """Make the options that a journal stores the defaults of this command line."""
     if folder is None:
         return None
     path = Folder(folder).journal
@@ -37,7 +37,7 @@ def take_up(ctx: typer.Context, folder: Path | None) -> Path | None:
     check_header(entries[0] if entries else None, path)
     kind = entries[0]["command"]
     if f"search {kind}" not in opt.SCRIPTS:
-        raise DatoError(f"{path} is the journal of {kind!r}, no search that can be gone on with")
+        raise DatoError(f"{path} is the journal of {kind!r}, which is not a search that can be resumed")
     if "pipeline_sha256" in entries[0]["settings"]:
         raise DatoError(
             f"{folder} holds a search that was begun in Python: go on with search_{kind}(..., out={folder})"
@@ -85,13 +85,13 @@ class CommandOptions:
             "again.",
         ),
     ] = None
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print the place of the front and nothing else.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the path of the front and nothing else.")] = False
     as_json: Annotated[bool, typer.Option("--json", help="Print what happens as JSON, one object a line.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class RatioCommandOptions(CommandOptions):
-    """The same for a search of ratios. What they leave open is as the front says."""
+    """The same for a search of ratios. Options that are not given are as in the front."""
 
     depths: Annotated[
         str | None,
@@ -117,7 +117,7 @@ def command_of(
     """Return the function of a search's command.
 
     Args:
-        body: Called with the search's options, the command's, and those that a journal remembers. Its docstring is the
+        body: Called with the search's options, the command's, and those that a journal stores. Its docstring is the
             command's help.
         name: The function's, as "search_depth".
         options: The search's options.
@@ -171,6 +171,6 @@ def _parsed(options: type[S], values: Mapping[str, Any]) -> S:
 
 
 def _remembered(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options as a journal keeps them: files by their whole path, so that they are found from anywhere."""
+    """Return options as a journal stores them: files with their whole path, so that they are found from any folder."""
     paths = {name: str(value.resolve()) for name, value in values.items() if isinstance(value, Path)}
     return {name: paths.get(name, value) for name, value in values.items() if name not in _PASSING}

@@ -12,8 +12,8 @@ from dato.strategies import load_front
 
 
 def share(
-    front: Annotated[str, typer.Argument(help="A front: its file, a run's folder or --dry-run's, or a name.")],
-    repo_id: Annotated[str, typer.Argument(help="What it is to be called on the hub: user/name.")],
+    front: Annotated[str, typer.Argument(help="A front: its file, a folder of a run or of --dry-run, or a name.")],
+    repo_id: Annotated[str, typer.Argument(help="Its name on the hub: user/name.")],
     private: Annotated[bool, typer.Option("--private", help="If the repository is new, only you can see it.")] = False,
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
     dry_run: Annotated[
@@ -23,8 +23,9 @@ def share(
 ) -> None:
     """Upload a front with a model card, as the user whom `hf auth login` has logged in.
 
-    Its conditions go along, the prompts too; of folders on this machine the last part only. To edit the card first,
-    write both to a folder with --dry-run, and share that folder. A card that was edited, there or on the hub, is kept.
+    Its conditions are uploaded too, with the prompts. Paths on this machine are cut to their last part. To edit the
+    card first, write both to a folder with --dry-run, and share that folder. A card that was edited, there or on the
+    hub, is kept.
     """
     from dato.hub import CARD_FILE, FRONT_FILE, card_in, push_front, save_front
 

@@ -79,7 +79,7 @@ def seeds(
         rungs: Rungs of the UNet.
         orders: Orders of the forecasts.
         forecast: The rule of the forecasts of order 1 and more.
-        count: How many are wanted. Each length and order gets 3 to 7 schedules, as this allows.
+        count: How many are wanted. Each length and order gets 3 to 7 schedules, depending on this.
     """
     settings = [(3, 0), (3, 1), (2, 1), (5, 0), (5, 1), (2, 3), (10, 0)]  # (interval, depth)
     settings = settings[: max(3, count // (len(lengths) * len(orders)))]

@@ -30,7 +30,7 @@ from dato.unet.patch import remove_patch
 from dato.utils.memory import survive_out_of_memory
 
 T = TypeVar("T")
-PROBE_STEPS = 4  # of the short stock generation that tells how fast the machine is just now
+PROBE_STEPS = 4  # of the short stock generation that measures the machine's present speed
 
 
 class Evaluator:
@@ -44,14 +44,15 @@ class Evaluator:
         prompts: One image is generated for each.
         sampling: How images are generated. Its steps are those of the reference images and of the baseline.
         metrics: The first one is the objective (`Point.quality`). The others are recorded.
-        latency: Predicts milliseconds per image of a schedule, as `LatencyTable.predict` does. Then the prediction
-            counts, so the same seed gives the same front. None: the time measured while the images are generated counts
-            (end to end, the median over batches). Other packages' methods are always measured.
+        latency: Predicts milliseconds per image of a schedule, as `LatencyTable.predict` does. The prediction is then
+            the point's latency, so the same seed gives the same front. None: the latency is measured while the images
+            are generated (end to end, the median over batches). Other packages' methods are always measured.
         steps: Further numbers of steps for which schedules may be judged. The length of a schedule says for which.
-        race: After so many images (rounded up to whole batches) a candidate may be given up (see `judge`). None: every
-            candidate gets all images.
-        interleave: Before each candidate a short stock generation tells how fast the machine is just now. Measured
-            times are scaled to the speed the machine had at stock's turn, so a GPU that throttles favours nobody.
+        race: The number of images, rounded up to whole batches, after which a candidate may be given up (see `judge`).
+            None: every candidate gets all images.
+        interleave: Whether a short stock generation before each candidate measures the machine's present speed.
+            Measured times are then scaled to the speed that the machine had when stock was measured. So all candidates
+            are treated alike if a GPU slows down.
 
     The metrics of a point hold `measured_ms`, `table_ms` if there is a prediction, and with `interleave` `probe_ms`,
     the time of the short generation.
@@ -135,8 +136,8 @@ class Evaluator:
 
         Args:
             method: What to judge.
-            rivals: If candidates race: points of the front. A candidate that is slower than a rival, and by its first
-                images surely worse, is given up. It gets no further images, and its quality is the expected one.
+            rivals: Points of the front, if candidates race. A candidate is given up if it is slower than a rival and
+                its first images are surely worse. It gets no further images, and its quality is the expected one.
         """
         method = as_method(method)
         stock, images = self.stock, self.images
@@ -209,7 +210,7 @@ class Evaluator:
             return function(self, *arguments, **options)
 
     def warm_up(self) -> None:
-        """Generate once, so that what is loaded and chosen at the first generation is not timed."""
+        """Generate once, so that the extra time of a first generation is not measured."""
         if not self._warm:  # an evaluator that was given stock's images has generated nothing yet
             self._generate_stock(2)
             self._warm = True
@@ -294,10 +295,10 @@ def _joined(parts: Sequence[Generated]) -> Generated:
 
 
 def precision_errors(evaluator: Evaluator, images: Tensor, prompts: Sequence[str]) -> dict[str, float]:
-    """Return for each metric that computes in half precision by how much, at most, that changes these images' values.
+    """Return, for each metric that computes in half precision, how much that changes these images' values at most.
 
     Args:
-        evaluator: Whose metrics are meant.
+        evaluator: It has the metrics.
         images: (n, 3, H, W) in [0, 1].
         prompts: n.
     """

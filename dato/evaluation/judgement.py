@@ -23,7 +23,7 @@ class Judgement:
         point: What was measured. The quality of a schedule that failed is -inf.
         per_image: The objective of each image, in the order of the prompts. Empty if it is not a mean over images.
         images: How many images were generated for it. Fewer than there are prompts if it was given up early.
-        failure: Why it could not be judged, as "out of memory". None if it could.
+        failure: Why it could not be judged, for example "out of memory". None if it could.
         sample: The first images side by side, as a picture file. None if it failed, or was read from a journal.
     """
 
@@ -48,7 +48,7 @@ class Judgement:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], rungs: int, pruning: Pruning) -> Judgement:
-        """Return the judgement that `to_dict` wrote. Raises DatoError if something is missing or not valid."""
+        """Return the judgement that `to_dict` wrote. Raise DatoError if something is missing or not valid."""
         try:
             if "failed" in data:
                 entries = data["failed"]

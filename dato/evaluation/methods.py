@@ -33,7 +33,7 @@ class Method:
 
     Attributes:
         name: What tables call it.
-        schedule: What it computes. For a package that merges tokens: as many whole calls.
+        schedule: What it computes. For a package that merges tokens: whole calls, as many as it makes.
         apply: Makes a pipeline run the method for the length of a `with` block.
         version: Version of the package that runs it; None: dato runs it.
         steps: Steps of the sampler; None: as many as make the schedule's number of calls.
@@ -54,7 +54,7 @@ class Method:
 
     @property
     def identity(self) -> tuple[str, Schedule]:
-        """What it computes, whatever it is called. Methods of equal identity give equal images."""
+        """What it computes, without its name. Methods of equal identity give equal images."""
         return "" if self.version is None else f"{self.name} {self.version}", self.schedule
 
 
@@ -69,7 +69,8 @@ def schedule_method(
     """Return the method that runs a schedule with dato.
 
     Args:
-        schedule: The schedule. If it asks for whole calls alone and nothing is compiled, the pipeline runs unpatched.
+        schedule: The schedule. If all its calls are whole, none prunes, and nothing is compiled, the pipeline runs
+            unpatched.
         name: What tables call it.
         steps: As in `Method`.
         compiled: Compiled calls to run it with; None: eager ones.
@@ -87,7 +88,7 @@ def stock_method(
     """Return the method that runs the pipeline unchanged.
 
     Args:
-        schedule: As many whole calls as it makes.
+        schedule: Whole calls, as many as it makes.
         name: What tables call it.
         steps: As in `Method`.
         forward: The UNet's own forward, compiled, to be used in place of the eager one.
@@ -112,7 +113,7 @@ def tomesd_method(ratio: float, whole: Schedule, *, steps: int | None = None) ->
 
     Args:
         ratio: Share of tokens to merge, at the highest resolution that has attention.
-        whole: As many whole calls as are made.
+        whole: A schedule of whole calls, as many as are made.
         steps: As in `Method`.
     """
     try:

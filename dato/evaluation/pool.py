@@ -35,8 +35,8 @@ class Recipe:
 
     Attributes:
         model: As in `load_pipeline`.
-        device: The device it runs on, as "cuda".
-        dtype: Name of a torch dtype, as "float16".
+        device: The device it runs on, for example "cuda".
+        dtype: Name of a torch dtype, for example "float16".
         scheduler: As in `load_pipeline`.
         prompts: One image is generated for each.
         sampling: How images are generated. Its steps are the reference's.

@@ -1,8 +1,8 @@
 """Racing: a candidate that is surely dominated after its first images does not get the others.
 
-All candidates get the same prompts and the same noise, so a candidate is compared with a rival image by image. Then
-what an easy or a hard prompt adds to both cancels out. Source: Maron and Moore, "Hoeffding Races" (1993); paired
-differences as in Birattari et al., "A Racing Algorithm for Configuring Metaheuristics" (2002).
+All candidates get the same prompts and the same noise, so a candidate is compared with a rival image by image. This
+cancels the effect of easy and hard prompts. Source: Maron and Moore, "Hoeffding Races" (1993); paired differences as in
+Birattari et al., "A Racing Algorithm for Configuring Metaheuristics" (2002).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from dato.prediction.latency_table import LatencyTable
 from dato.schedule import Schedule
 
 T = TypeVar("T")
-DEATHS = 3  # a task at which so many workers died is given up
+DEATHS = 3  # a task is given up after this number of workers died at it
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class RayPool:
     Args:
         recipe: What each worker makes its evaluator from.
         workers: Number of workers.
-        ray_address: Address of a Ray cluster, as "auto". None: this machine alone.
+        ray_address: Address of a Ray cluster, for example "auto". None: this machine alone.
 
     Raises:
         DatoError: if Ray is not installed, or the cluster cannot be reached or has too few GPUs.
@@ -101,7 +101,7 @@ class RayPool:
             needs = {"num_gpus": 1} if gpu else {"num_cpus": self._threads}
             self._actor = ray.remote(**needs)(Worker)
             self._workers = [self._start() for _ in range(workers)]
-            self._starting: dict[Any, int] = {}  # reference that is ready when a replacement is up -> worker's index
+            self._starting: dict[Any, int] = {}  # reference, ready when a replacement runs -> worker's index
             self._stock: Stock | None = None
             self._table: LatencyTable | None = None
             self._share()
@@ -198,7 +198,7 @@ class RayPool:
                 worker, index = idle.popleft(), waiting.popleft()
                 reference = self._workers[worker].ask.remote(self._shared, function, *tasks[index])
                 running[reference] = worker, index
-            # A replacement gets tasks only when it is up: the machine it waits for may never come back.
+            # A replacement gets tasks only after it has started: the machine that it waits for may never come back.
             [ready], _ = self._ray.wait([*running, *self._starting], num_returns=1)
             if ready in self._starting:
                 idle.append(self._restarted(ready))
@@ -222,7 +222,7 @@ class RayPool:
         self._starting[self._workers[worker].facts.remote()] = worker
 
     def _restarted(self, ready: Any) -> int:
-        """Return the index of the worker whose replacement is up. Raises DatoError if that one died, too."""
+        """Return the index of the worker whose replacement is ready. Raise DatoError if the replacement died, too."""
         worker = self._starting.pop(ready)
         try:
             self._get(ready)
@@ -236,7 +236,7 @@ class RayPool:
 
 
 def make_pool(recipe: Recipe, workers: int = 1, ray_address: str | None = None) -> Pool:
-    """Make a pool in this process (one worker and no address), or else on Ray. Raises DatoError as `RayPool`."""
+    """Make a pool in this process (one worker and no address), or else on Ray. Raise DatoError as `RayPool` does."""
     if workers == 1 and ray_address is None:
         return InProcess(recipe.evaluator())
     return RayPool(recipe, workers, ray_address)

@@ -21,9 +21,9 @@ def retime(
 ) -> tuple[Point, list[Point]]:
     """Time stock and these methods side by side.
 
-    In every round each of them generates the first batch of prompts once, one after the other. So a machine that speeds
-    up or slows down does so for all of them, and a candidate that was lucky once in a search loses its luck. Times are
-    measured even if the evaluator predicts latencies.
+    In every round each of them generates the first batch of prompts once, one after the other. So a machine that
+    becomes faster or slower does so for all of them. A candidate whose time in the search was too short by chance gets
+    a new time. Times are measured even if the evaluator predicts latencies.
 
     Args:
         evaluator: What generates.

@@ -32,7 +32,7 @@ from dato.unet.compiled import CompiledCalls
 from dato.unet.ladder import Ladder
 from dato.utils.hardware import hardware, versions
 
-PACKAGES = ("DeepCache", "tomesd")  # whose methods are compared with
+PACKAGES = ("DeepCache", "tomesd")  # other packages to compare with
 PROMPT = "red apple on a blue background"
 
 
@@ -50,7 +50,7 @@ class BenchmarkSettings:
         sampling: Steps, guidance and size.
         scheduler: As in `load_pipeline`.
         batch_sizes: Images per generation. Calls and images are measured with each of them.
-        rounds: Everything is measured this often, in turns. The median counts.
+        rounds: How often everything is measured, in turns. The median counts.
         depths: Depths of the calls; None: all.
         ratios: Prune ratios of the calls.
         pruning: Settings of our pruning.
@@ -114,7 +114,7 @@ class Result:
     Attributes:
         part: One of `PARTS`.
         rows: The numbers, as JSON values.
-        batch: Images per generation; None: not a matter of this part.
+        batch: Images per generation; None: the part does not depend on it.
         check: For the part "table": its summary.
     """
 
@@ -125,7 +125,7 @@ class Result:
 
 
 def missing_packages() -> list[str]:
-    """Return the packages with which the benchmark compares and which are not installed."""
+    """Return the packages that the benchmark compares with and that are not installed."""
     return [package for package in PACKAGES if not find_spec(package)]
 
 
@@ -237,7 +237,7 @@ class _Bench:
         """Compare a latency table with the clock: 20 random schedules of three lengths."""
         settings, pipe, rungs = self.settings, self.pipe, self.rungs
         sampling = replace(settings.sampling, batch_size=settings.batch_sizes[0])
-        # Of fewer than 3 steps there are too few different schedules.
+        # With fewer than 3 steps there are too few different schedules.
         steps = {sampling.steps, max(3, sampling.steps // 2), max(3, sampling.steps // 5)}
         lengths = [num_calls(pipe, count) for count in steps]
         kinds = {"depths": range(min(4, rungs)), "orders": (0, 1), "rungs": rungs}

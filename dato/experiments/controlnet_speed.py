@@ -70,8 +70,8 @@ def time_control(
 
     Returns:
         For stock and each schedule, without a ControlNet, with a whole one, and (schedules only) with one that follows:
-        `method`, `call_ms` (mean over calls, ControlNet and UNet) and `speedup` over stock with a ControlNet or
-        without, alike.
+        `method`, `call_ms` (mean over calls, ControlNet and UNet) and `speedup` over stock, which has a ControlNet too
+        if the schedule ran with one.
     """
     both = _Pair(unet, ControlNetModel.from_unet(unet).to(unet.device, unet.dtype).eval())
     calls = len(next(iter(schedules.values())))

@@ -29,7 +29,7 @@ class ConditionResult:
     """The results under one condition.
 
     Attributes:
-        condition: Its name, as "other seeds".
+        condition: Its name, for example "other seeds".
         images: Number of prompts.
         rows: Name of a method -> its results: stock, the points, and the methods that need no search.
         points: The names of the points.
@@ -43,7 +43,7 @@ class ConditionResult:
     def cells(self) -> dict[str, str]:
         """Return a row of a table: for each point its speed-up, its PSNR, and the best that needs no search.
 
-        Only what is at least as fast as the point counts.
+        That best is among the methods that are at least as fast as the point.
         """
         cells = {"condition": self.condition, "images": f"{self.images}"}
         for name in self.points:
@@ -102,11 +102,11 @@ def generalise(
 
 
 def recipe_of_search(front: Front, images: int, batch_size: int, device: str = "cpu", dtype: str = "float32") -> Recipe:
-    """Return a recipe of what the search of a front generated, by its conditions.
+    """Return a recipe that generates what the search of a front generated, from the front's conditions.
 
     Args:
         front: The front.
-        images: At most so many of its prompts are used.
+        images: The largest number of its prompts to use.
         batch_size: Images per generation.
         device: As in `Recipe`.
         dtype: As in `Recipe`.

@@ -58,7 +58,7 @@ def fill(store: ImageStore, pool: Pool, batch_size: int, memory: bool = True) ->
 
     Args:
         store: The store. Its methods are what is generated.
-        pool: What generates. Its prompts are the store's.
+        pool: Generates the images. Its prompts are the store's.
         batch_size: Prompts for each generation.
         memory: Whether to measure peak memory, too, in an additional generation of the first image.
 
@@ -89,9 +89,9 @@ def measure_batch(
     """Generate prompts `start` to `stop` with stock and with some methods, and measure the images.
 
     Args:
-        evaluator: What generates.
+        evaluator: Generates the images.
         stock: The unchanged pipeline. It always runs, as the reference.
-        methods: Of these a batch is returned. Stock may be one of them.
+        methods: The methods to return batches of. Stock may be one of them.
         start: Index of the first prompt.
         stop: Index after the last prompt.
         memory: Whether to measure peak memory, too. It is measured with the very first prompt only.
@@ -108,7 +108,7 @@ def measure_batch(
     batches: dict[str, Batch] = {}
     reference: _Reference | None = None
     for method in dict.fromkeys([stock, *methods]):
-        batches[method.name] = Batch(failure=OUT_OF_MEMORY)  # stays if memory runs out
+        batches[method.name] = Batch(failure=OUT_OF_MEMORY)  # replaced below unless memory runs out
         with survive_out_of_memory(evaluator.pipe.unet.device):
             peak = _peak_bytes(evaluator, method, prompts[:1], sampling) if memory and start == 0 else None
             result = evaluator.generate(method, prompts, sampling)
@@ -140,7 +140,7 @@ class _Reference:
 def _peak_bytes(evaluator: Evaluator, method: Method, prompts: Sequence[str], sampling: Sampling) -> int:
     """Return the peak memory of a generation without the VAE.
 
-    The VAE's decoder holds more than any UNet, and all methods need it alike. On a CPU it takes minutes.
+    The VAE's decoder needs more memory than any UNet, and equally much for all methods. On a CPU it takes minutes.
     """
     with peak_memory(evaluator.pipe.unet.device) as peak:
         evaluator.generate(method, prompts, sampling, decode=False)

@@ -129,7 +129,7 @@ class ImageStore:
         write_atomic(self._measurements(method, start, stop), save(tensors, {"notes": json.dumps(notes)}))
 
     def get(self, method: str, start: int, stop: int) -> Batch:
-        """Return a stored batch without its pictures. Raises DatoError if its file is damaged."""
+        """Return a stored batch without its pictures. Raise DatoError if its file is damaged."""
         with _opened(self._measurements(method, start, stop)) as file:
             notes = json.loads(file.metadata()["notes"])
             measured = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
@@ -138,7 +138,7 @@ class ImageStore:
     def _folder_of(self, name: str) -> Path:
         method = self.methods[name]
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        # Folders made by earlier versions must be found: what is hashed may not change.
+        # Do not change what is hashed: folders made by earlier versions must be found.
         if method is self.stock:
             content = ""
         elif method.version is None:

@@ -56,7 +56,7 @@ def sito(facts: Facts) -> list[Method]:
 
 
 def tomesd(facts: Facts) -> list[Method]:
-    """Return ToMeSD at SiTo's ratios, run by its package. Raises DatoError if that is not installed."""
+    """Return ToMeSD at SiTo's ratios, run by its package. Raise DatoError if that is not installed."""
     whole = Schedule.full(facts.calls, rungs=facts.rungs)
     methods = []
     for letter, ratio in PAPER_RATIOS.items():
@@ -129,7 +129,7 @@ def steps_of_point(point: Point, front: Front, reference: int) -> int:
 
 
 def of_front(front: Front, label: str, facts: Facts, points: Mapping[int, Point]) -> list[Method]:
-    """Return points of a front as methods. One whose steps make another number of calls here is resampled.
+    """Return points of a front as methods. A point whose steps make another number of calls here is resampled.
 
     Args:
         front: The front.
@@ -145,7 +145,7 @@ def of_front(front: Front, label: str, facts: Facts, points: Mapping[int, Point]
 
 
 def of_schedule(schedule: Schedule, label: str, facts: Facts) -> Method:
-    """Return a schedule as a method. It is resampled if there is no generation of so many calls."""
+    """Return a schedule as a method. It is resampled if no generation has this number of calls."""
     return fitted(label, schedule, len(schedule) if len(schedule) in facts.steps_of else facts.calls, facts)
 
 
@@ -157,7 +157,7 @@ def fitted(name: str, schedule: Schedule, calls: int, facts: Facts) -> Method:
 
 
 def thinned(front: Front, most: int | None) -> dict[int, Point]:
-    """Return at most so many points of a front, by number, spread evenly over the logarithm of the speed-up."""
+    """Return at most `most` points of a front, by number, spread evenly over the logarithm of the speed-up."""
     numbered = dict(enumerate(front.points))
     if most is None or len(front) <= most:
         return numbered

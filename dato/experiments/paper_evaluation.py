@@ -59,7 +59,7 @@ class Evaluation:
         points: Name -> point, of stock and of all methods that gave images.
         failures: Name -> what was wrong with its images, or why there are none.
         no_images: Name -> why there are none.
-        precision_errors: Metric -> by how much half precision changes its values here, at most.
+        precision_errors: Metric -> the largest change of its values by half precision here.
         store: The images.
         stored_as: Name -> name in the store, which holds methods that give equal images once.
     """
@@ -215,7 +215,7 @@ def _methods_of(entry: Entry, facts: Facts) -> list[Method]:
 
 
 def _without_doubles(methods: Sequence[Method]) -> dict[tuple[str, Schedule], Method]:
-    """Return the methods by identity. Of those that give equal images the first one stays."""
+    """Return the methods by identity. Of methods that give equal images only the first stays."""
     return {method.identity: method for method in reversed(methods)}
 
 

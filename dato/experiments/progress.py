@@ -17,7 +17,7 @@ def silent(description: str) -> Iterator[Update]:
 
 
 def counting(update: Update, total: int) -> Callable[[], None]:
-    """Return a function that tells `update` of one more piece of work, of `total`, each time it is called."""
+    """Return a function. Each call of it reports one more of `total` pieces of work to `update`."""
     done = 0
 
     def advance() -> None:

@@ -28,8 +28,8 @@ class PrunedCounts:
 
     Attributes:
         image: (3, H, W) in [0, 1], the generated image.
-        share: (h, w) in [0, 1]. In how large a share of the choices of tokens at the highest resolution, over all calls
-            and blocks, each token was pruned.
+        share: (h, w) in [0, 1]. For each token, the share of all choices of tokens that pruned it. These are the
+            choices of all calls and blocks at the highest resolution.
     """
 
     image: Tensor
@@ -55,7 +55,7 @@ def compare_pruning(pipe: DiffusionPipeline, prompt: str, sampling: Sampling, ra
     Args:
         pipe: The pipeline.
         prompt: What to draw.
-        sampling: How.
+        sampling: How images are generated.
         ratio: Share of the tokens to prune.
 
     Raises:

@@ -246,7 +246,7 @@ class Account:
     """One search's use of a shared study. It is what the search gets as its `ask`.
 
     A race is simulated. The study has all images of a candidate. If its first images would have been enough to give it
-    up, the search gets the point that a real race would have given, and pays for those images alone.
+    up, the search gets the point that a real race would have given, and only those images are counted.
 
     Attributes:
         study: Judges the candidates, with a latency table and without a race.

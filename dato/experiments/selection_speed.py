@@ -45,7 +45,7 @@ def time_selection(
     """
     rows = []
     for batch in batches:
-        # Neighbouring tokens resemble each other, as a UNet's do.
+        # Neighbouring tokens are similar, as in a UNet.
         image = torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(0))
         x = torch.nn.functional.avg_pool2d(image, 3, 1, 1).flatten(2).transpose(1, 2).to(device, dtype).contiguous()
         choices = _choices(x, size, int(size * size * ratio))

@@ -1,8 +1,8 @@
 """Speed of methods and of single UNet calls, measured in turns in one process; medians count.
 
 The weights do not matter to speed, so models with random weights (`dato.generation.random_models`) will do. Beside each
-measured speed-up stands the one that the remaining FLOPs allow. Their quotient is the *efficiency*: 1 means that
-nothing but arithmetic costs time.
+measured speed-up stands the one that the remaining FLOPs allow. Their quotient is the *efficiency*: 1 means that only
+arithmetic costs time.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def time_calls(
         ratios: Prune ratios of the calls. ToMeSD runs with those above 0.
         sampling: Says the shape of the latents: size, batch, guidance.
         rounds: Number of timed rounds, after one to warm up.
-        pruning: The settings that the ratios are meant with.
+        pruning: The settings of token pruning that belong to the ratios.
         compiled: Compiled calls of this UNet, for dato's calls; None: eager ones.
         forward: Stock's forward, compiled; None: the eager one. With it ToMeSD, which stays eager, is left out.
         progress: Called after each round.
@@ -169,7 +169,7 @@ class _Turn:
         self._inputs = example_inputs(pipe.unet, shape)
         self._sample = self._inputs.pop("sample")  # ToMeSD looks for it among the positional arguments
         rungs = singles[0][2].schedule.rungs
-        # A whole call fills the cache first. After that the kinds may follow each other in any order.
+        # The first call is whole and fills the cache. After it the kinds may come in any order.
         self._schedule = Schedule(
             (rungs, *(depth for depth, _ in kinds)), (0.0, *(ratio for _, ratio in kinds)), rungs=rungs, pruning=pruning
         )

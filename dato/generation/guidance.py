@@ -44,5 +44,5 @@ def guidance_of(model: str) -> float:
 
 
 def guidance_of_width(width: int) -> float:
-    """Return the papers' guidance scale for a UNet whose text states have so many features."""
+    """Return the papers' guidance scale for a UNet whose text states have `width` features."""
     return _OF_SD2 if width == _SD2_WIDTH else _OF_OTHERS

@@ -25,7 +25,7 @@ class Sampling:
         width: Pixels. None: the model's own.
         seed: Image i starts from the noise of seed + i.
         batch_size: Images per generation.
-        pipe_kwargs: Further keyword arguments of every call of the pipeline, as a ControlNet's `image`.
+        pipe_kwargs: Further keyword arguments of every call of the pipeline, such as a ControlNet's `image`.
 
     Raises:
         DatoError: if height or width is not a multiple of 8.

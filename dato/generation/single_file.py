@@ -70,7 +70,7 @@ SDXL = Family(
 
 
 def is_single_file(model: str) -> bool:
-    """Return whether a model's name is a file's, existing or not, and not that of a folder or a model on the hub."""
+    """Return whether a model's name is that of a file, which need not exist, and not of a folder or a hub id."""
     return Path(model).is_file() or (model.endswith(SUFFIXES) and not Path(model).is_dir())
 
 
@@ -129,7 +129,7 @@ def _shapes(file: str) -> Mapping[str, tuple[int, ...]]:
             with safe_open(file, "pt") as tensors:
                 return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about code that it refuses
+            warnings.simplefilter("ignore")  # torch warns about code that it refuses to load
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
     except pickle.UnpicklingError:
         raise DatoError(
@@ -148,7 +148,7 @@ def _shapes(file: str) -> Mapping[str, tuple[int, ...]]:
 def _family(file: str, shapes: Mapping[str, tuple[int, ...]]) -> Family:
     if _CONV_IN not in shapes:
         if any("lora" in name.lower() for name in shapes):
-            raise DatoError(f"{file} is a LoRA: it changes a model and is none; give the model")
+            raise DatoError(f"{file} is a LoRA, which changes a model but is not one; give the model")
         if any(name.removeprefix(_UNET).startswith(_TRANSFORMERS) for name in shapes):
             raise DatoError(f"{file} is a transformer, as those of SD 3 and Flux are; dato is for UNets")
     family = next((f for f in (SDXL, SD2, SD1) if all(name in shapes for name in f.text_encoders)), None)

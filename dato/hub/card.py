@@ -41,9 +41,9 @@ def front_card(front: Mapping[str, Any], knee: int, name: str) -> str:
 
 
 def choose_card(front: Mapping[str, Any], knee: int, name: str, cards: Sequence[str | None]) -> str:
-    """Return the first of the given cards that somebody has edited, else a new one. Arguments as of `front_card`.
+    """Return the first given card that somebody has edited, else a new one. Other arguments as in `front_card`.
 
-    Warns if the edited card does not have the table of this front.
+    Warn if the edited card does not have the table of this front.
     """
     new = front_card(front, knee, name)
     for text in cards:
@@ -56,7 +56,7 @@ def choose_card(front: Mapping[str, Any], knee: int, name: str, cards: Sequence[
 
 
 def _header(conditions: Mapping[str, Any]) -> str:
-    from huggingface_hub import ModelCardData  # it takes a second, and a front that is only read needs no card
+    from huggingface_hub import ModelCardData  # importing it takes a second, and reading a front needs no card
 
     model = conditions.get("model")
     data = ModelCardData(
@@ -79,7 +79,7 @@ def _results(front: Mapping[str, Any], knee: int, name: str) -> str:
 {min(speedups):.2f}x to {max(speedups):.2f}x as fast as stock.
 
 {markdown(_rows(front, knee))}
-★ is the knee, which `apply_patch` takes unless it is told otherwise. A speed-up is stock's time by the schedule's.
+★ is the knee, which `apply_patch` takes by default. A speed-up is stock's time divided by the schedule's.
 
 ## Conditions
 {listed}

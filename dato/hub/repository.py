@@ -77,7 +77,7 @@ def fetch(
     # Errors of the HTTP library come here too, and versions of the hub's client use different libraries.
     except Exception as error:
         why = _why_not_loaded(error, repo_id, revision, subfolder, local_files_only)
-        raise DatoError(f"there is no file or folder {name!r}, and it cannot be had from the hub: {why}") from error
+        raise DatoError(f"there is no file or folder {name!r}, and it cannot be loaded from the hub: {why}") from error
     if path.stat().st_size > MAX_BYTES:
         raise DatoError(f"{name}: {FRONT_FILE} has more than {MAX_BYTES >> 20} MiB: that is no front")
     return path
@@ -189,7 +189,9 @@ def _why_not_loaded(
     error: Exception, repo_id: str, revision: str | None, subfolder: str | None, local_files_only: bool
 ) -> str:
     if isinstance(error, GatedRepoError):
-        return f"its owner wants to be asked: do so at https://huggingface.co/{repo_id} and log in with `hf auth login`"
+        return (
+            f"its owner must give you access: ask at https://huggingface.co/{repo_id} and log in with `hf auth login`"
+        )
     if isinstance(error, RepositoryNotFoundError):
         return "it has no such repository, or a private one; check the name, or log in with `hf auth login`"
     if isinstance(error, RevisionNotFoundError):
@@ -221,7 +223,7 @@ def _pushing(repo_id: str) -> Iterator[None]:
         if isinstance(error, OfflineModeIsEnabled) or isinstance(error.__cause__, OfflineModeIsEnabled):
             why = "HF_HUB_OFFLINE is set; unset it to upload"
         elif isinstance(error, LocalTokenNotFoundError) or status in (401, 403):
-            why = f"the hub lets nobody in who may not write there ({_reason(error)}); log in with `hf auth login`"
+            why = f"the hub does not let you write there ({_reason(error)}); log in with `hf auth login`"
         else:
             why = _reason(error)
         raise DatoError(f"cannot share {repo_id}: {why}") from error

@@ -79,8 +79,8 @@ class PickScore(MeanOverImages):
 class FrechetDistance(Metric):
     """The Fréchet distance between CLIP features of the images and of real pictures (pytorch-fid's function).
 
-    CLIP features have unit length. The distance is scaled by 100 to be readable. With few images it is biased
-    upwards, the more the fewer. Compare only numbers from equally many images.
+    CLIP features have unit length. The distance is scaled by 100 to be readable. It is biased upwards, and more so with
+    fewer images. Compare only numbers from equally many images.
 
     Raises:
         DatoError: if there are no such statistics, or they are of another CLIP.

@@ -52,7 +52,7 @@ class Clip:
             settings = _load_first(CLIPImageProcessor, folder_or_id, processor).to_dict()
             vocabulary = model.config.text_config.vocab_size
             self.tokenizer = _load_first(
-                # Without its files transformers makes an empty tokenizer, to which all prompts are the same.
+                # Without its files transformers makes an empty tokenizer, for which all prompts are equal.
                 CLIPTokenizer,
                 folder_or_id,
                 processor,

@@ -42,8 +42,8 @@ def inception_model(setup: Setup) -> Inception:
 class Fid(Metric):
     """Fréchet Inception distance (Heusel et al., NeurIPS 2017), the same number as pytorch-fid's.
 
-    With n images it is too high by about c / n, and c is another for every set of pictures (Bińkowski et al., ICLR
-    2018). Compare only numbers from equally many images, or use `Kid`.
+    With n images it is too high by about c / n, where c depends on the pictures (Bińkowski et al., ICLR 2018). Compare
+    only numbers from equally many images, or use `Kid`.
 
     Raises:
         DatoError: if there are no real pictures or statistics to compare with, or no weights.
@@ -106,7 +106,9 @@ class Kid(Metric):
 
         self._path, self._setup = _real_path(self.name, setup), setup
         if not pictures_in(self._path):
-            raise DatoError(f"{self._path}: the metric 'kid' compares with pictures, no statistics: give a folder")
+            raise DatoError(
+                f"{self._path}: the metric 'kid' compares with pictures, not with statistics: give a folder"
+            )
         self._inception = inception_model(setup)
 
     @cached_property

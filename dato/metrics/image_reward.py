@@ -25,7 +25,7 @@ BACKEND = Option(
 
 
 class ImageReward(MeanOverImages):
-    """How people who rank a prompt's images would like an image. 0 is about the average, 1 a standard deviation more.
+    """How much people would like an image for its prompt. 0 is about the average, 1 is a standard deviation above it.
 
     Attributes:
         model: The network that scores.

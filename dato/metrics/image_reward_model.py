@@ -17,7 +17,7 @@ from dato.metrics.image_reward_weights import HUB_ID, find_files, load_network, 
 from dato.utils.images import check_images, picture
 
 MAX_TOKENS = 35
-# Of the rewards before standardisation.
+# Mean and standard deviation of the rewards before standardisation.
 REWARD_MEAN, REWARD_STD = 0.16717362830052426, 1.0333394966054072
 PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

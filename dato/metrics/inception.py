@@ -21,7 +21,7 @@ from dato.errors import DatoError, first_line
 from dato.metrics.base import UNREADABLE, needs_weights
 from dato.utils.images import in_8_bits
 
-FEATURES = 2048  # of the final average pooling
+FEATURES = 2048  # numbers that the final average pooling returns
 _CLASSES = 1008  # of the published weights' last layer, which FID does not use
 _SIZE = 299  # pixels
 

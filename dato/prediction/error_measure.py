@@ -1,7 +1,8 @@
 """Measure an error model from two generations.
 
-The first one is stock, and after each of its calls the partial and pruned calls are run as well. The second one mostly
-runs nothing, so its latents stray from stock's. Its whole calls show how the network answers that.
+The first one is stock, and after each of its calls the partial and pruned calls are run as well. Most calls of the
+second one run nothing, so its latents differ from stock's. Its whole calls show how the network's predictions change
+with the latents.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def measure_sensitivity(
     """Measure the error model of a pipeline, and remove any patch from it.
 
     This takes a stock generation in which every call is followed by its partial calls, one for each depth and age, and
-    a generation that mostly runs nothing, which shows how the network answers errors in the latent. Forecasts need no
-    measurements of their own.
+    a generation in which most calls run nothing. The second one shows how the network's predictions react to errors in
+    the latent. Forecasts need no measurements of their own.
 
     Args:
         pipe: The pipeline, on its device, with its sampler.
@@ -63,7 +64,7 @@ def measure_sensitivity(
         sampling: How to generate, as schedules are judged.
         depths: The depths to measure. Depth 0 and the whole UNet need no measurement.
         ratios: The prune ratios to measure, at each of these depths and the whole UNet.
-        pruning: The settings that the ratios are meant with; None: the defaults.
+        pruning: The settings of token pruning that belong to the ratios; None: the defaults.
         ages: The ages at which partial calls are measured. Between them errors are interpolated.
 
     Raises:
@@ -76,7 +77,8 @@ def measure_sensitivity(
     ages = tuple(sorted({min(int(age), calls) for age in ages}))
     pruning, ratios = pruning or Pruning(), sorted({*ratios} - {0})
 
-    # Most calls return an earlier prediction, so the latents stray. The whole calls in between show the answer.
+    # Most calls return an earlier prediction, so the latents differ from stock's. The whole calls in between show how
+    # the network reacts.
     straying = Schedule.uniform(calls, max(2, calls // 8), 0, rungs=rungs)
     feedback = _Feedback(straying)
     probing = Schedule.full(calls, rungs=rungs).with_ratios(max(ratios, default=0.0))
@@ -148,20 +150,20 @@ def _recorded(pipe: DiffusionPipeline, batch: list[str], sampling: Sampling) -> 
 
 
 def _some_values(recording: Recording) -> Recording:
-    """Return a few values of the first image, always of the same positions: (VALUES,) tensors on the CPU."""
+    """Return a few values of the first image, always at the same positions: (VALUES,) tensors on the CPU."""
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(recording[0][0][0].numel(), generator=generator)[:VALUES]
     return [(x[0].flatten().cpu()[chosen], p[0].flatten().cpu()[chosen]) for x, p in recording]
 
 
 class _Feedback:
-    """Measures `Sensitivity.feedback` from a stock generation and one that strays from it.
+    """Measures `Sensitivity.feedback` from a stock generation and one that deviates from it.
 
     Args:
-        straying: The schedule of the generation that strays.
+        straying: The schedule of the generation that deviates.
 
     Attributes:
-        whole: Its whole calls, at which the network's answer can be seen.
+        whole: Its whole calls, which show how the network reacts.
     """
 
     def __init__(self, straying: Schedule) -> None:
@@ -241,7 +243,7 @@ class _Probe(Patch):
         self._values = 0
 
     def begin(self, images: int, guidance_scale: float, seed: int) -> None:
-        """Begin a generation of so many images; `seed` fixes its projection."""
+        """Begin a generation of `images` images; `seed` fixes its projection."""
         self._images.append(images)
         self._guidance, self._seed = guidance_scale, seed
         self._past: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}  # call -> rung -> value and skip
@@ -338,7 +340,7 @@ class _Kept(Cache):
 
 
 class _Projection:
-    """A random projection of a tensor to k numbers, whose squared length is in the mean that of the tensor.
+    """A random projection of a tensor to k numbers, whose squared length is on average that of the tensor.
 
     Source: Charikar, Chen, Farach-Colton, "Finding frequent items in data streams" (2002), the count sketch.
     """

@@ -1,9 +1,9 @@
 """The error model (sensitivity): predict a schedule's error of the final latent from a few measured errors.
 
-Measured once, along the stock trajectory: E(t, d, s), the error of the (guided) prediction of call t if it runs at
-depth d on what call s computed, for a few ages t - s. At depth 0 it is the difference of two stock predictions and
-costs nothing. Errors are kept as vectors, by random projections, because the errors of neighbouring calls have similar
-directions and add up. The rest follows to first order:
+One measurement along the stock trajectory gives E(t, d, s): the error of the (guided) prediction of call t if it runs
+at depth d on what call s computed. It is measured for a few ages t - s. At depth 0 it is the difference of two stock
+predictions and costs nothing. Errors are kept as vectors, by random projections, because the errors of neighbouring
+calls have similar directions and add up. The rest follows to first order:
 
 - A forecast is a weighted sum of past values, so its error is the same sum of E. Orders 1 and 2 need no measurements
   of their own. An aligned forecast is treated as the line.
@@ -13,8 +13,8 @@ directions and add up. The rest follows to first order:
   sampler and of the network (`dato.prediction.sampler_response`).
 
 Vectors may cancel, in a forecast and in the sum, and a search finds schedules in which they seem to cancel. But they
-are known only to some percent. So `DOUBT` times the sum of all their lengths counts as an error, too. Its square is
-added.
+are known only to within some percent. So `DOUBT` times the sum of all their lengths counts as an error, too. Its square
+is added.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Sensitivity:
         predictions: (T, k) stock's guided predictions, divided by the square root of their number of values.
         partial: Depth -> (T, A, k) the errors E of partial calls, divided likewise.
         pruned: (depth, ratio) -> (T, k) the errors of calls that prune and whose cache is fresh, divided likewise.
-        pruning: The settings that the ratios are meant with.
+        pruning: The settings of token pruning that belong to the ratios.
         unet_calls: What measuring cost in time, in UNet calls of one image.
         offset: (k,) the difference between stock's final latent in this number of calls and the one that schedules
             are judged by, if that has another number of calls (`against`); else 0.
@@ -121,7 +121,7 @@ class Sensitivity:
     def _check(self, schedule: Schedule) -> None:
         """Raise DatoError if the model does not cover a schedule."""
         if len(schedule) != len(self):
-            raise DatoError(f"sensitivity: it is of {len(self)} calls, and the schedule has {len(schedule)}")
+            raise DatoError(f"sensitivity: it is for {len(self)} calls, and the schedule has {len(schedule)}")
         if any(schedule.ratios) and schedule.pruning != self.pruning:
             raise DatoError("sensitivity: it was measured with other settings of pruning than the schedule's")
         for depth, ratio in dict.fromkeys(zip(schedule.depths, schedule.ratios, strict=True)):
@@ -162,7 +162,7 @@ class Sensitivity:
         Args:
             scheduler: The sampler.
             steps: The number of steps, preferably fewer, so that the measured ages cover the new ones.
-            final: (k,) stock's final latent in so many steps (`dato.prediction.error_measure.final_latent`).
+            final: (k,) stock's final latent in `steps` steps (`dato.prediction.error_measure.final_latent`).
         """
         response = sampler_response(scheduler, steps)
         calls = len(response.times)

@@ -45,9 +45,9 @@ def call_flops(
         depth: From 0 (nothing runs) to the number of rungs (the whole UNet).
         ratio: The share of tokens that are pruned.
         sample_shape: (B, C, H, W) of the UNet's input: latents, both halves of guidance.
-        pruning: The settings that the ratio is meant with; None: the defaults. By default tokens are chosen once in a
-            call, which costs 0.3% of a whole call of SD 1.5 at 512 x 512. `shared=False` chooses five times there. A
-            choice is counted with every call, also if `choose_every` saves it.
+        pruning: The settings of token pruning that belong to the ratio; None: the defaults. By default tokens are
+            chosen once in a call, which costs 0.3% of a whole call of SD 1.5 at 512 x 512. `shared=False` chooses five
+            times there. A choice is counted with every call, even if `choose_every` avoids it.
         text_tokens: The length of the text's hidden states.
 
     Raises:
@@ -98,7 +98,7 @@ class _Counter:
         sample_shape: (B, C, H, W) of its input.
         text_tokens: The length of the text's hidden states.
         rungs: The number of its rungs.
-        pruning: The settings that ratios are meant with.
+        pruning: The settings of token pruning that belong to the ratios.
         forecast: The rule of forecasting. It counts only if the UNet's head runs at depth 0 by this rule.
     """
 

@@ -99,7 +99,7 @@ def measurer(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling
     """Return a function that measures a schedule, for `check_table`, by generating the first batch of prompts.
 
     The number of steps is the one that makes as many calls as the schedule has. A stock schedule runs without a patch.
-    The function raises DatoError if the sampler cannot make so many calls.
+    The function raises DatoError if the sampler cannot make this number of calls.
     """
     remove_patch(pipe)
     batch = list(prompts[: sampling.batch_size])
@@ -135,12 +135,12 @@ def random_schedules(
         orders: Orders to choose from; each schedule has one of them.
         forecast: What orders above 0 mean.
         ratios: Ratios to choose from for each call.
-        pruning: The settings that the ratios are meant with.
+        pruning: The settings of token pruning that belong to the ratios.
         rungs: The number of rungs of the UNet.
         seed: The same seed gives the same schedules.
 
     Raises:
-        DatoError: if there are not so many.
+        DatoError: if there are fewer than `count`.
     """
     rng = random.Random(seed)
     schedules: dict[Schedule, None] = {}

@@ -1,8 +1,9 @@
 """Measure a latency table by generations in which every kind of call occurs several times, in random order.
 
-The time of a call depends on its neighbours, by what they leave in processor caches and in the memory pool. So calls
-are timed among other calls, as in real schedules, and not one kind after the other. A short stock generation goes
-before each such *probe*, because speed-ups are right only if the machine was equally fast for stock and patched calls.
+The time of a call depends on the calls before it, because of what they leave in processor caches and in the memory
+pool. So calls are timed among other calls, as in real schedules, and not one kind after the other. A short stock
+generation goes before each such *probe*, because speed-ups are right only if the machine was equally fast for stock and
+patched calls.
 """
 
 from __future__ import annotations
@@ -202,7 +203,7 @@ def _in_order(kind: CallKind) -> tuple:
 
 
 def _padded(schedule: Schedule, calls: int) -> Schedule:
-    """Return the schedule of so many calls, with whole calls at its end."""
+    """Return the schedule lengthened to `calls` calls, with whole calls at its end."""
     more = calls - len(schedule)
     return replace(
         schedule,

@@ -46,7 +46,7 @@ def call_kinds(schedule: Schedule) -> tuple[CallKind, ...]:
     for call in schedule.calls():
         ratio = call.ratio if pruned and call.depth else None
         if rule.caches_last_feature and call.depth == 0:
-            # The UNet's head runs at every such call, also where the feature is only handed back.
+            # The UNet's head runs at every such call, even if the feature is reused as it is.
             kinds.append(CallKind(0, ratio, 1, rule.name))
         else:
             kinds.append(CallKind(call.depth, ratio, call.order, call.forecast))

@@ -4,8 +4,8 @@ Samplers are (nearly) linear in the predictions and elementwise. So a few number
 sampler, also for multistep samplers with inner state. The scheduler runs on recorded predictions as they are, and once
 more for each call with that call's prediction changed a little.
 
-The network answers, too: an error in the latent changes every later prediction, and mostly takes part of the error
-back. `effective_weights` counts that in.
+The network reacts too: an error in the latent changes every later prediction, and this usually corrects part of the
+error. `effective_weights` includes that.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Response(NamedTuple):
 
     Attributes:
         latents: (calls + 1, calls) the change of a latent for an error of 1 in one call's prediction, without the
-            network's answer. Row t is the latent that call t begins from, and the last row is the final latent.
+            reaction of the network. Row t is the latent that call t begins from, and the last row is the final latent.
         scales: (calls,) the factor by which the sampler multiplies a latent before the network gets it.
         times: (calls,) timesteps.
     """
@@ -82,7 +82,7 @@ def sampler_response(
 
 
 def effective_weights(response: np.ndarray, feedback: np.ndarray) -> np.ndarray:
-    """Return the change of the final latent for an error of 1 at one call, (calls,), with the network's answers.
+    """Return the change of the final latent for an error of 1 at one call, (calls,), with the network's reactions.
 
     Args:
         response: (calls + 1, calls) `Response.latents`.

@@ -63,7 +63,7 @@ def _memory(point: Point) -> str:
 
 
 def _compression(point: Point, stock: Point) -> str:
-    """Return how many times as much memory as a point stock needs."""
+    """Return stock's memory divided by a point's."""
     if "peak_mb" not in point.metrics or "peak_mb" not in stock.metrics:
         return ""
     return f"{stock.metrics['peak_mb'] / point.metrics['peak_mb']:.2f}x"

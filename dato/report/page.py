@@ -1,7 +1,7 @@
 """A run's page: one HTML file with the front, every schedule on it, its images and how to use it.
 
 The file holds all it needs (plotly.js, data, images). It loads nothing from the network and works from a folder.
-Whatever comes from a run (prompts, names, settings) travels as JSON and is shown as text, never as markup.
+Whatever comes from a run (prompts, names, settings) is stored as JSON and is shown as text, never as markup.
 
 What the page shows comes from `dato.report.page_data`. How it looks and behaves is in page.html, page.css and page.js.
 """

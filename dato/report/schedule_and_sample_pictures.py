@@ -21,7 +21,7 @@ from dato.utils.files import save_figure
 def schedules_picture(front: Front, path: str | Path) -> None:
     """Write a PNG: a row for each point of the front, slowest at the top, with a cell for each call.
 
-    The picture explains its marks.
+    The label of the x axis explains the marks.
 
     Raises:
         DatoError: if the file cannot be written.

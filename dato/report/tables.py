@@ -51,7 +51,7 @@ def rows_of(points: Mapping[str, Point], stock: Point, metrics: list[str]) -> li
 
 
 def _rows(front: Front) -> Iterator[tuple[str, str, Point]]:
-    """Yield (style, name, point), fastest first. A reference that is on the front comes once, as a point of it."""
+    """Yield (style, name, point), fastest first. A reference that is on the front appears once, as a point."""
     knee, names = front.knee(), {point.schedule: name for name, point in front.references.items()}
     rows = []
     for number, point in enumerate(front.points):

@@ -1,10 +1,10 @@
 """The beam search of the planner: dynamic programming over the calls of a schedule.
 
-A *label* is a partial schedule: its cost, the error and doubt that it has summed up, and what its cache holds, that is,
-which calls computed what each depth reads, and the errors of those calls. Call by call, every label is extended by
-every depth. Of the labels that are alike in cost and in the age of the deepest cache, those of least error are kept.
-Errors are vectors that may cancel, so a label that is dropped might have become better later. If all labels are kept,
-the plan is exact; if a few are kept for each cost and age, it is a beam search.
+A *label* is a partial schedule. It has a cost, the error and doubt so far, and the state of its cache: the calls that
+computed what each depth reads, and the errors of those calls. Call by call, every label is extended by every depth.
+Labels are compared if their costs and the ages of their deepest caches are alike, and those of least error are kept.
+Errors are vectors that may cancel, so a dropped label might have become better later. If all labels are kept, the plan
+is exact. If a few are kept for each cost and age, it is a beam search.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dato.prediction.error_model import DOUBT, Sensitivity
 from dato.prediction.latency_table import CallKind
 from dato.schedule import Schedule
 
-LENGTH = 48  # of the projections that plans are made with
+LENGTH = 48  # length of the projections that plans are made with
 
 
 @dataclass
@@ -119,7 +119,7 @@ class Extensions:
 
     @classmethod
     def joined(cls, parts: Sequence[Extensions]) -> Extensions:
-        """Return all extensions of several."""
+        """Return several sets of extensions as one."""
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def take(self, rows: np.ndarray) -> Extensions:
@@ -202,7 +202,7 @@ class Beam:
         return _best(extensions.price, size, latest, bin_size, width)
 
     def _continued(self, labels: Labels, extensions: Extensions, call: int) -> Labels:
-        """Return the labels that extensions make: what they have computed is in their caches."""
+        """Return the labels that extensions become. What they computed is in their caches."""
         labels = labels.take(extensions.parent)
         labels.path = np.concatenate([labels.path, extensions.depth[:, None].astype(np.int8)], axis=1)
         labels.price, labels.error, labels.doubt = extensions.price, extensions.error, extensions.doubt
@@ -219,7 +219,7 @@ class Beam:
 
 
 def _kind(depth: int, found: int, order: int, forecast: str, rungs: int) -> CallKind:
-    """Return the kind of a call that finds so many values, as `dato.prediction.latency_table.call_kinds` does."""
+    """Return the kind of a call that finds `found` values, as `dato.prediction.latency_table.call_kinds` does."""
     if depth == rungs:
         return CallKind(depth)
     rule, _ = rule_at(forecast, order, of_prediction=depth == 0)

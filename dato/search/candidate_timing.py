@@ -34,7 +34,7 @@ def mode_of(name: str, device: str) -> str:
 
 
 def check_of(baseline: Point, points: Sequence[Point]) -> TableCheck:
-    """Compare what the table said of points with what was measured since."""
+    """Compare the table's predictions for points with later measurements."""
     from dato.prediction.latency_check import Pair, TableCheck
 
     stock, *pairs = (Pair(p.metrics["table_ms"], p.latency_ms) for p in (baseline, *points))

@@ -50,18 +50,18 @@ def search_depth(
 ) -> Front:
     """Search cache-depth schedules: how many steps, and for each UNet call how deep to run; quality against latency.
 
-    The pipeline is used as it is, with its LoRA, ControlNet and sampler. Afterwards it is as it was before, but for a
-    schedule of `dato.apply_patch`, which is taken off. Ctrl-C stops at once. What was judged is in the journal.
+    The pipeline is used as it is, with its LoRA, ControlNet and sampler. Afterwards it is as it was before, except that
+    a schedule of `dato.apply_patch` is removed. Ctrl-C stops at once. What was judged is in the journal.
 
     Args:
         pipe: A pipeline with a `UNet2DConditionModel`, on its device.
         prompts: One image is generated for each. Candidates are judged by all of them.
         out: The run's folder: pareto.json, journal.jsonl, stock's images and samples. If it holds the journal of the
             same search, that is resumed. None: a temporary folder, and nothing is kept.
-        progress: What is told how it goes: True for a bar, an object of a subclass of
-            `dato.search.SearchProgress`, or None for nothing.
-        pipe_kwargs: Further arguments of every call of the pipeline, as a ControlNet's `image`; the same for all
-            prompts.
+        progress: How to show progress: True for a bar, an object of a subclass of `dato.search.SearchProgress`, or None
+            for nothing.
+        pipe_kwargs: Further arguments of every call of the pipeline, such as a ControlNet's `image`. They are the same
+            for all prompts.
     {options}
 
     Returns:
@@ -208,12 +208,12 @@ def _subject(pipe: DiffusionPipeline, scheduler: str | None, pipe_kwargs: Mappin
     name = str(getattr(pipe, "name_or_path", None) or type(pipe).__name__)
     model = EMBEDDED if name == str(emoji_sd.PIPE) else name
     dtype = str(unet.dtype).removeprefix("torch.")
-    device = getattr(pipe, "_execution_device", unet.device)  # an offloaded UNet is elsewhere between its calls
+    device = getattr(pipe, "_execution_device", unet.device)  # between its calls an offloaded UNet is elsewhere
     return Subject(model, str(device), dtype, scheduler, pipe_kwargs=dict(pipe_kwargs or {}))
 
 
 def _checked(prompts: Sequence[str]) -> list[str]:
-    """Return the prompts as a list. Raises DatoError if there are none, or they are one string."""
+    """Return the prompts as a list. Raise DatoError if there are none, or they are one string."""
     if isinstance(prompts, str) or not prompts:
         raise DatoError("`prompts`: give a list of at least one prompt")
     return list(prompts)

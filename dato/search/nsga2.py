@@ -26,12 +26,12 @@ from dato.schedule import Schedule
 from dato.search.operators import EditMutation, Layout, SpliceCrossover
 from dato.search.presets import Preset
 
-OVERSAMPLE = 8  # with an adviser, so many offspring are made for each that is judged
-WORST = 1e9  # both objectives and the violated constraint of a candidate that failed
+OVERSAMPLE = 8  # with an adviser, number of offspring made for each one that is judged
+WORST = 1e9  # both objectives and the constraint's violation for a candidate that failed
 
 
 class Space(Layout, Protocol):
-    """What the search calls of a space (see `dato.search.spaces`)."""
+    """What the search uses of a space (see `dato.search.spaces`)."""
 
     def decode(self, x: Sequence[int]) -> Schedule: ...
     def initial(self, count: int, rng: np.random.Generator, seeds: Sequence[Schedule]) -> np.ndarray: ...
@@ -77,8 +77,8 @@ def search(
         seed: Fixes everything random in the search. The same seed and the same judgements give the same points.
         seeds: Schedules to begin from.
         min_quality: Schedules below this quality are infeasible, and so are those that failed.
-        adviser: Ranks offspring. `OVERSAMPLE` times as many are made as the population holds. Of those that are new,
-            the most promising ones are judged.
+        adviser: Ranks offspring. `OVERSAMPLE` times as many are made as the population holds. The most promising new
+            ones are judged.
     """
     initial = first_generation(space, preset, seed, seeds)
     problem = Problem(

@@ -17,7 +17,7 @@ from pymoo.core.mutation import Mutation
 
 
 class Layout(Protocol):
-    """What the operators call of a space. Genes for the whole schedule come first, then those of the calls."""
+    """What the operators use of a space. Genes for the whole schedule come first, then those of the calls."""
 
     upper: np.ndarray
     heads: int

@@ -74,20 +74,20 @@ class SearchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CallOptions(SearchOptions):
-    """What calls of the UNet may be: how many, how deep, and with which forecasts."""
+    """What to choose from: how many calls of the UNet, how deep, and with which forecasts."""
 
     depths: Sequence[int] | None = option(
         None, "Depths to choose from besides the whole UNet, as in 0,1,3.", shown="the preset's"
     )
     orders: Sequence[int] | None = option(
-        None, "Orders of forecasts to choose from; 0: hand back what is cached.", shown="the preset's"
+        None, "Orders of forecasts to choose from; 0: reuse what is cached.", shown="the preset's"
     )
     forecast: str | None = option(None, f"What an order above 0 means: {', '.join(FORECASTS)}.", shown="the preset's")
     steps: Sequence[int] | None = option(
         None, "Sampler steps to choose from, as in 10,15,20,25,50.", shown="the preset's"
     )
     reference_steps: int | None = option(
-        None, "Stock with so many steps is the reference.", least=1, shown="the largest of `steps`"
+        None, "The reference is stock with this number of steps.", least=1, shown="the largest of `steps`"
     )
     scheduler: str | None = option(None, f"Sampler: {', '.join(SAMPLERS)}.", shown="the model's own")
     guidance_scale: float | None = option(
@@ -107,7 +107,7 @@ class CallOptions(SearchOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class FrontOptions(SearchOptions):
-    """What of a front is built on."""
+    """Which points of a front a search builds on."""
 
     pick: str | None = option(
         None,
@@ -130,7 +130,7 @@ class PruningOptions(SearchOptions):
     max_downsample: int | None = option(None, "Prune at a downsampling of at most this.", least=1, shown="the smallest")
 
     def pruning(self, guidance_scale: float) -> Pruning:
-        """Return the settings that the ratios are meant with.
+        """Return the settings of token pruning that belong to the ratios.
 
         In the papers every block chooses its own tokens, and a pruned token gets another one's output.
         """
@@ -141,9 +141,9 @@ class PruningOptions(SearchOptions):
             max_downsample=self.max_downsample,
             shared=not papers,
             recover_from=self.recover_from or ("base" if papers else "past"),
-            # Local similarity gives nearly the same tokens for less. Scores that go by no patch have no neighbours.
+            # Local similarity gives nearly the same tokens in less time. It needs a score that chooses by patch.
             similarity="global" if papers or not score.by_patch else "local",
-            # Where chance decides, the halves of guidance must not choose differently.
+            # A score that is mostly random would choose differently in the two halves of guidance.
             align_cfg=not papers and score.align_cfg and guidance_scale > 1,
         )
 
@@ -167,15 +167,15 @@ class JudgingOptions(SearchOptions):
         "measured (each candidate), or auto: measured on a GPU, table on a CPU.",
     )
     rounds: int = option(
-        2, "After the search, time the front, references and stock again this often, in turn.", least=0
+        2, "How often to time the front, references and stock again after the search, in turn.", least=0
     )
     race: int | None = option(
         None,
-        "After so many images a candidate that is surely dominated is given up; 0: all get all images.",
+        "Number of images after which a surely dominated candidate is given up; 0: never.",
         least=0,
         shown="the preset's",
     )
-    seed: int = option(0, "Fixes the noise of the images, and all else that is random.", least=0)
+    seed: int = option(0, "Fixes the noise of the images, and everything else that is random.", least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -185,12 +185,12 @@ class JudgingOptions(SearchOptions):
             raise DatoError(f"`latency` {self.latency!r}: known are {', '.join(MODES)}")
 
     def metric_files(self, conditions: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return the metrics' options, as given or else as a front's conditions say."""
+        """Return the metrics' options as given, else as in a front's conditions."""
         values = {name: getattr(self, name) or (conditions or {}).get(name) for name in OPTIONS}
         return {name: value for name, value in values.items() if value is not None}
 
     def _changed(self, preset: Preset, *names: str, **changes: Any) -> Preset:
-        """Return the preset with these fields as the options say, where they say something."""
+        """Return the preset with the values of these fields that the options give."""
         changes |= {name: getattr(self, name) for name in ("pop_size", "generations", "race", *names)}
         return dataclasses.replace(preset, **{key: value for key, value in changes.items() if value is not None})
 
@@ -209,7 +209,7 @@ MetricOptions = dataclasses.make_dataclass(
     frozen=True,
     kw_only=True,
 )
-MetricOptions.__module__ = __name__  # where the types of its fields are looked up
+MetricOptions.__module__ = __name__  # the module in which the types of its fields are looked up
 
 
 @dataclass(frozen=True, kw_only=True)

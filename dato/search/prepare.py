@@ -21,18 +21,18 @@ from dato.search.presets import RATIO_PRESETS, Preset
 from dato.search.problem import Bases, SearchProblem, call_problem, ratio_problem
 from dato.search.user_choices import floor_of, pick_point
 
-# What a front's conditions say elsewhere than in the settings of the search.
+# Settings of the preset that a front's conditions hold outside of its entry on the search.
 _ELSEWHERE = ("steps", "orders", "forecast", "scheduler", "guidance_scale", "depths", "ratios")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The pipeline that is searched, as far as it has to be known before it is loaded.
+    """What has to be known of the searched pipeline before it is loaded.
 
     Attributes:
         model: Its name or place.
-        device: As "cuda".
-        dtype: As "float16".
+        device: For example "cuda".
+        dtype: For example "float16".
         scheduler: The sampler to give it, a name of `dato.samplers.SAMPLERS`; None: the one that it has.
         config: As in `load_pipeline`.
         pipe_kwargs: As in `Sampling`.
@@ -57,7 +57,7 @@ class PreparedSearch:
         recipe: What judges candidates.
         problem: Makes the problem, once the pipeline is known.
         timing: "table" or "measured".
-        metric_files: What metrics are made from, by the names of `Setup`, where the user named it.
+        metric_files: What metrics are made from, by the names of `Setup`, if the user gave it.
     """
 
     kind: str
@@ -74,7 +74,7 @@ class PreparedSearch:
         return floor_of(self.recipe.metrics[0], self.options.min_quality)
 
     def conditions(self, facts: Facts, problem: SearchProblem) -> dict[str, Any]:
-        """Return what is needed to trust and repeat the search, but for what it will find out itself."""
+        """Return what is needed to trust and repeat the search, except what the search itself finds out."""
         recipe, sampling = self.recipe, self.recipe.sampling
         prompts = list(recipe.prompts)
         settings = {name: value for name, value in asdict(self.preset).items() if name not in _ELSEWHERE}
@@ -163,7 +163,7 @@ def prepare_ratios(
         preset: By `ratio_preset`.
         prompts: One image each.
         bases: What to build on.
-        conditions: Those of the front. What the options leave open is as they say.
+        conditions: Those of the front. They replace options that are not given.
 
     Raises:
         DatoError: if there are no ratios to choose from.
@@ -199,7 +199,7 @@ def _prepared(
         raise DatoError(f"unknown quality metric {quality!r}; known are {', '.join(METRICS)}")
     files = options.metric_files(conditions)
     timing = mode_of(options.latency, subject.device)
-    # Of another model only fidelity is free; CLIP is loaded where it is asked for.
+    # Fidelity needs no files. For a model other than the embedded one, CLIP is loaded only if the user names one.
     recorded = ["psnr", "ssim"] + (["clip-score"] if subject.model == EMBEDDED or "clip" in files else [])
     recipe = Recipe(
         subject.model,

@@ -16,7 +16,7 @@ class Preset:
         scheduler: The sampler, for the embedded model; None: the model's own.
         guidance_scale: Classifier-free guidance.
         images: Prompts, one image each.
-        race: After so many images a candidate that is surely dominated gets no more; None or 0: all get all.
+        race: Number of images after which a surely dominated candidate gets no more; None or 0: all candidates get all.
         pop_size: Individuals of a generation; the first one takes in all seeds.
         generations: Generations, the initial population included.
         crossover: Probability and eta of simulated binary crossover, rounded; None: `SpliceCrossover`.

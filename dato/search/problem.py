@@ -27,8 +27,8 @@ class SearchProblem:
         space: The schedules to choose from.
         references: Named schedules that compete too.
         seeds: Schedules to begin from.
-        pruning: The settings that ratios are meant with.
-        settings: What a front's conditions say of the space.
+        pruning: The settings of token pruning that belong to the ratios.
+        settings: What a front's conditions record of the space.
     """
 
     space: Space
@@ -73,7 +73,7 @@ class Bases:
         rungs: Rungs of the UNet that they are for.
         reference: Steps of the front's reference.
         source: The front's file or name, for messages and conditions.
-        pick: How one of its points was picked, as "knee"; None: all of them are there.
+        pick: How one of its points was picked, for example "knee"; None: all of them are there.
     """
 
     points: Sequence[Point]
@@ -83,11 +83,11 @@ class Bases:
     pick: str | None = None
 
     def steps(self, point: Point) -> int:
-        """Return for how many steps a point is."""
+        """Return the number of steps that a point is for."""
         return point.steps or self.reference
 
     def space(self, ratios: Sequence[float], pruning: Pruning) -> RatioSpace:
-        """Return the space of ratios on top of these. Raises DatoError if there is nothing to choose."""
+        """Return the space of ratios on top of these. Raise DatoError if there is nothing to choose."""
         return RatioSpace([point.schedule for point in self.points], ratios, pruning)
 
     def check(self, facts: Facts) -> None:
@@ -109,10 +109,10 @@ def ratio_problem(facts: Facts, bases: Bases, space: RatioSpace, name: str, prun
         bases: What to build on.
         space: Made of them.
         name: The preset's name.
-        pruning: Settings that the ratios are meant with.
+        pruning: Settings of token pruning that belong to the ratios.
 
     Raises:
-        DatoError: if the pipeline is not one that the schedules are for.
+        DatoError: if the schedules are for another pipeline.
     """
     bases.check(facts)
     rivals = all_baselines(facts.steps_of, facts.calls, facts.rungs)
@@ -130,5 +130,5 @@ def ratio_problem(facts: Facts, bases: Bases, space: RatioSpace, name: str, prun
 
 
 def _with_pruning(schedules: Mapping[str, Schedule], pruning: Pruning) -> dict[str, Schedule]:
-    """Return the schedules as those of a front whose ratios are meant so."""
+    """Return the schedules with these settings of pruning, as all schedules of one front need the same."""
     return {name: replace(schedule, pruning=pruning) for name, schedule in schedules.items()}

@@ -33,26 +33,26 @@ class SearchProgress:
     """
 
     def note(self, text: str) -> None:
-        """Something worth knowing, in a sentence."""
+        """Show a message of one sentence."""
 
     @contextlib.contextmanager
     def status(self, text: str) -> Iterator[Callable[[float, float], None]]:
-        """Something takes time. Yield a function that is called with how much is done, and of how much."""
+        """Announce work that takes time. Yield a function that is called with the work done and the whole work."""
         yield lambda done, total: None
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Candidates are judged and timed within this block."""
+        """Run the block in which candidates are judged and timed."""
         yield
 
     def phase(self, name: str, total: int) -> None:
-        """A phase begins, of `total` parts."""
+        """Begin a phase of `total` parts."""
 
     def advance(self) -> None:
-        """A part of the phase is done."""
+        """Count one part of the phase as done."""
 
     def judged(self, point: Point, front: Sequence[Point], images: int) -> None:
-        """A candidate was judged, which is a part of the phase.
+        """Count one judged candidate, which is a part of the phase.
 
         Args:
             point: The candidate. Its quality is not finite if it failed.
@@ -119,7 +119,7 @@ class ProgressBar(SearchProgress):
 
 
 def progress_of(progress: SearchProgress | bool | None) -> SearchProgress:
-    """Return the object that a search tells: a bar for True, nothing for False or None."""
+    """Return the object that a search reports to. True: a bar. False or None: an object that shows nothing."""
     if isinstance(progress, bool) or progress is None:
         return ProgressBar() if progress else SearchProgress()
     return progress

@@ -47,7 +47,7 @@ def run(
         pool: What judges candidates. It is closed at the end.
         folder: Where everything is written.
         remembered: Options for the journal, for whoever resumes the search.
-        progress: What is told.
+        progress: What the search reports to.
         further: Conditions beside the search's own.
 
     Returns:
@@ -116,7 +116,7 @@ class _Course:
         if advice is not None:
             plans = advice.plans(space, self.prepared.preset.pop_size // len(space.seed_ratios))
             seeds = space.also_pruned(plans)
-            # The models do not know what pruning does to images. There they plan the first depths and nothing else.
+            # The models do not know what pruning does to images. So with ratios they only plan the first depths.
             adviser = advice if len(space.ratios) == 1 else None
         with self.progress.running():
             self._judge_references()
@@ -190,15 +190,17 @@ class _Course:
         return [*self.problem.references.values(), *self.searched]
 
     def _competing(self, schedules: Iterable[Schedule]) -> tuple[Point, ...]:
-        """Return the front of those of these schedules that were judged."""
+        """Return the front of these schedules, as far as they were judged."""
         calls, judged = self.study.pool.facts.calls, self.study.judged
-        # Stock is what the front is compared with. On the front, its equality with itself would outshine all others.
+        # Stock is what the front is compared with. On the front it would have the best quality of all, because it
+        # equals itself.
         rivals = [s for s in dict.fromkeys(schedules) if not (is_stock(s) and len(s) == calls)]
         return competing([judged[schedule].point for schedule in rivals if schedule in judged], self.prepared.floor)
 
     def _best(self) -> tuple[Point, ...]:
-        """Return the front by the judgements. Raises DatoError if every candidate failed."""
-        # A search that was stopped while it replayed its journal has more in the journal than it has reached.
+        """Return the front by the judgements. Raise DatoError if every candidate failed."""
+        # If a search was stopped while it replayed its journal, the journal has more judgements than the search has
+        # read.
         best = self._competing(self._reached() if self.finished else self.study.judged)
         if not best:
             reason = next(iter(self.study.judged.values())).failure

@@ -56,7 +56,7 @@ class Folder:
     def sample(self, schedule: Schedule) -> Path:
         """Return the file of the first images that a schedule gave, side by side."""
         if not any(schedule.ratios):
-            schedule = replace(schedule, pruning=Pruning())  # it has no say, and stock's is another one in a front
+            schedule = replace(schedule, pruning=Pruning())  # it has no effect then, and differs for stock in a front
         return self.path / "samples" / f"{hashlib.sha256(schedule.to_json().encode()).hexdigest()[:20]}.webp"
 
 
@@ -71,7 +71,7 @@ class Run:
             candidate that failed is not finite.
         samples: For each schedule a strip of up to four images side by side (WebP, PNG or JPEG). They are those of the
             front's first prompts, in their order. Stock's strip is that of `front.baseline.schedule`.
-        file: What commands call the front: its file, or a shipped front's name; None: pareto.json in the folder `name`.
+        file: The front's name in commands: its file, or a shipped front's name; None: pareto.json in the folder `name`.
     """
 
     name: str

@@ -30,7 +30,7 @@ class DepthSpace:
         orders: The orders of forecasts to choose from.
         forecast: What orders above 0 mean (see `Schedule`).
         ratios: The prune ratios to choose from. 0 is always one of them.
-        pruning: The settings that the ratios are meant with.
+        pruning: The settings of token pruning that belong to the ratios.
 
     Attributes:
         upper: (n,) the largest value of each gene. The smallest is 0. Values of a call's gene are ordered by depth,
@@ -195,7 +195,7 @@ class RatioSpace:
     Args:
         bases: The schedules.
         ratios: The ratios to choose from.
-        pruning: The settings that the ratios are meant with.
+        pruning: The settings of token pruning that belong to the ratios.
     """
 
     def __init__(self, bases: Sequence[Schedule], ratios: Sequence[float], pruning: Pruning) -> None:
@@ -222,7 +222,7 @@ class RatioSpace:
         schedules = []
         for base in self.bases:
             for pair in pairs:
-                turns = itertools.cycle(pair)  # only calls that run take turns: every other call may be of depth 0
+                turns = itertools.cycle(pair)  # only calls that run alternate: calls of depth 0 prune nothing
                 schedules.append(base.with_ratios([next(turns) if depth else 0.0 for depth in base.depths]))
         return schedules
 

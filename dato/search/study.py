@@ -74,7 +74,7 @@ class Study:
         self._models: list[tuple[list[int], Sensitivity | None, Any]] = []
         self._timed: list[tuple[Any, list[Point]]] = []
         self.other_versions: dict[str, str] = {}
-        self._told: dict[Schedule, Judgement] = {}  # what the search was told since it began or began again
+        self._told: dict[Schedule, Judgement] = {}  # what the search has got since it began or was resumed
         self._stored = False
         self._rungs, self._pruning = 0, Pruning()
 
@@ -89,10 +89,10 @@ class Study:
         """Write down what is searched. If the journal exists, compare it with that and read what it holds.
 
         Args:
-            command: The kind of search, as "depth".
+            command: The kind of search, for example "depth".
             options: What was asked for. It is kept for whoever resumes the search, and is not compared.
             settings: Everything that the judgements depend on.
-            pruning: The settings that ratios are meant with.
+            pruning: The settings of token pruning that belong to the ratios.
             floor: Points below this quality are no rivals in a race.
 
         Raises:
@@ -175,7 +175,7 @@ class Study:
         if key not in [measured for measured, _, _ in self._models]:
             model, finals = self.pool.ask(_measure_sensitivity, steps, depths, prompts)
             try:
-                # Use it as the journal will give it back: there numbers are rounded.
+                # Use it as it is read from the journal, where numbers are rounded.
                 model = sensitivity_from_dict(data := sensitivity_to_dict(model))
             except DatoError:
                 model, data = None, None  # half precision may overflow if a cache is too old
@@ -190,8 +190,8 @@ class Study:
         Args:
             schedules: The schedules to judge.
             race: Whether candidates that are surely dominated may be given up early. Their rivals are points that were
-                yielded before this call. So neither the order in which workers finish makes a difference, nor what a
-                journal already holds.
+                yielded before this call. So the result depends neither on the order in which workers finish nor on what
+                a journal already holds.
         """
         self.stock  # noqa: B018  stock comes first in every journal
         rivals = self._rivals() if race else ()

@@ -9,7 +9,7 @@ from dato.point import Point
 
 
 def floor_of(metric: str, value: float | None) -> float | None:
-    """Return a quality as `Point.quality` has it from one as the user writes it: a distance changes its sign."""
+    """Return `Point.quality` for a quality that a user writes: a distance changes its sign."""
     return None if value is None else shown(metric, value)
 
 

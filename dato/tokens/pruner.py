@@ -230,7 +230,7 @@ class TokenPruner:
 
     def _shorten(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         selection = self._selection
-        # A mask over self-attention's own tokens would have to be shortened too. No Stable Diffusion has one.
+        # A mask over self-attention's own tokens would have to be shortened too. No Stable Diffusion model has one.
         if selection is None or args[0].shape[1] != selection.source.shape[1]:
             return None
         return (selection.shorten(args[0]), *args[1:]), kwargs

@@ -1,11 +1,11 @@
 """Recover a pruned token from its own past, instead of from its base token.
 
-A layer's outputs move almost on a line from one call to the next. So the layer's output for a token a call or two ago
-tells more about that token than its neighbour does. An old line tells less: it is followed no further than it is long.
+A layer's outputs move almost on a line from one call to the next. So a token's output one or two calls ago is a better
+estimate than its neighbour's output now. An old line is a worse estimate, so it is continued by at most its own length.
 
-Similarity alone prunes nearly the same tokens at every call, and their pasts grow old. With this recovery the tokens
-therefore take turns (`select_tokens(last=...)`). Guidance amplifies every difference between what its two halves
-choose. With base scores that are mostly noise, set `Pruning.align_cfg`.
+Similarity alone prunes nearly the same tokens at every call, so their past outputs become too old. With this recovery
+the tokens therefore take turns (`select_tokens(last=...)`). Guidance amplifies every difference between what its two
+halves choose. With base scores that are mostly noise, set `Pruning.align_cfg`.
 
 The idea that a token reuses its own last output is from ToCa (Zou et al., "Accelerating Diffusion Transformers with
 Token-wise Feature Caching", ICLR 2025). The line, its limit, the base token beyond the limit and the turns are ours.

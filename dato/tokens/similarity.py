@@ -108,6 +108,6 @@ def _neighbours(grid: tuple[int, int], patch: tuple[int, int], device: torch.dev
 
 
 def _inverse_norms(x: Tensor) -> Tensor:
-    """Return 1 / |x_i| of each token of (B, N, C): (B, N), at least float32. It spares a normalised copy of x."""
+    """Return 1 / |x_i| of each token of (B, N, C): (B, N), at least float32. It avoids a normalised copy of x."""
     norm = torch.linalg.vector_norm(x, dim=2, dtype=torch.promote_types(x.dtype, torch.float32))
     return norm.clamp_min(1e-6).reciprocal()

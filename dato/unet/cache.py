@@ -142,7 +142,7 @@ class Cache:
         return value.clone() if version_of(value) is None and not self.last_feature else value
 
     def can_serve(self, depth: int) -> bool:
-        """Return whether a call of `depth` (below full) finds here what it reads, and nobody has written into it."""
+        """Return whether a call of `depth` (below full) finds here what it reads, unchanged since it was stored."""
         past = self._past.get(depth - 1)
         if not past:
             return False

@@ -63,7 +63,7 @@ class CompiledCalls:
         self._pruners: dict[Pruning, TokenPruner] = {}
         self._moved: list[nn.Parameter] = []
         self._numbers = count()
-        offloaded = hasattr(unet, "_hf_hook")  # the weights lie on the CPU and run elsewhere
+        offloaded = hasattr(unet, "_hf_hook")  # the weights are stored on the CPU and run on another device
         if unet.device.type == "cpu" and not offloaded and options.get("backend", "inductor") == "inductor":
             _need_compiler()
 
@@ -79,7 +79,7 @@ class CompiledCalls:
         return self._pruners[pruning]
 
     def attach(self) -> None:
-        """Lay the convolutions' weights out channels last, because convolutions run faster so."""
+        """Store the convolutions' weights channels last, which makes convolutions faster."""
         for weight in self.unet.parameters():
             # For a 1 x 1 kernel both layouts are the same, and `detach` could not restore the strides.
             if weight.dim() == 4 and weight.shape[2:].numel() > 1 and weight.is_contiguous() and not weight.is_meta:
@@ -87,7 +87,7 @@ class CompiledCalls:
                 weight.data = weight.data.to(memory_format=torch.channels_last)
 
     def detach(self) -> None:
-        """Lay the weights out as they were before."""
+        """Restore the layout of the weights."""
         for weight in self._moved:
             weight.data = weight.data.contiguous()
         self._moved.clear()
@@ -100,7 +100,7 @@ class CompiledCalls:
         Args:
             depth: The depth.
             variant: What else makes the call a different computation.
-            cache: Is read, and gets what this call computes.
+            cache: It is read, and gets what this call computes.
             sample: (B, C, H, W) noisy latents.
             timestep: The timestep.
             **arguments: Other arguments of `UNet2DConditionModel.forward`.

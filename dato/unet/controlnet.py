@@ -3,8 +3,9 @@
 A ControlNet (Zhang, Rao, Agrawala: Adding Conditional Control to Text-to-Image Diffusion Models, ICCV 2023) is a copy
 of the UNet's way down. Its block n makes what is added to the skip connection of rung n, and its last block makes what
 is added after the mid block. A call of depth d reads the skips of rungs 0 to d-1 and does not run the mid block, so the
-ControlNet only has to run down to rung d-1. What it makes of its picture is the same in all calls of a generation, so
-the partial calls of a generation compute it once. The image is the same as if the ControlNet had run whole.
+ControlNet only has to run down to rung d-1. What it computes from its picture alone is the same in all calls of a
+generation, so the partial calls of a generation compute it once. The image is the same as if the ControlNet had run
+whole.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dato.unet.cache import version_of
 from dato.unet.forward_override import ForwardOverride
 
 _ARGUMENTS = tuple(inspect.signature(ControlNetModel.forward).parameters)[1:]
-_COMPILED = "controlnet='follow': the ControlNet is compiled, and cannot be shortened then"
+_COMPILED = "controlnet='follow': the ControlNet is compiled, so it cannot be shortened"
 _OVERRIDES = ("forward", "_old_forward", "_compiled_call_impl")
 
 

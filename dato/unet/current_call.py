@@ -3,9 +3,9 @@
 Samplers walk through `scheduler.timesteps`, one tensor that is made anew for every generation, and give one element of
 it to each call. That element is a view, and where it begins in the tensor's storage is the index of the call. This is
 exact for samplers that use a timestep twice (PLMS, Heun), for img2img, which starts midway, and for pipelines that
-take turns. It does not read the value, for which a GPU would have to stop. The values, which forecasts need, are read
-once a generation, all at once. If the element is a copy, as when offloading moves it to another device, its value is
-looked up among the scheduler's timesteps.
+take turns. It does not read the value, because the host would have to wait for the GPU. Forecasts need the values,
+which are read once for each generation, all together. If the element is a copy, as when offloading moves it to another
+device, its value is looked up among the scheduler's timesteps.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class CallCounter:
                 self._times = _values(listed)
             time = self._times[index]
             # Some pipelines call the UNet more than once at a step, for tiles or for other kinds of guidance. Then it
-            # is not known which cache belongs to which call, so none is used until the timesteps are others.
+            # is not known which cache belongs to which call, so none is used until the timesteps change.
             self._repeated = same and (self._repeated or index == self._index)
             begun = self._repeated or index <= self._index or not same
         kind = self._kind if sample is None else (sample.shape, sample.dtype, sample.device)

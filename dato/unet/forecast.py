@@ -1,8 +1,8 @@
 """Forecasting: how values that were computed at past calls are brought to the present one.
 
-By every rule but the aligned one, a forecast is a weighted sum of past values. The weights depend only on when the
-values were computed, which the host knows beforehand. So a forecast costs one pass over the values and never makes a
-GPU wait.
+By every rule except the aligned one, a forecast is a weighted sum of past values. The weights depend only on when the
+values were computed, which the host knows before the call. So a forecast costs one pass over the values and never makes
+a GPU wait.
 
 Sources: the polynomial is the definition of `Schedule.orders`; `chebyshev` is Spectrum's rule (Han et al., "Adaptive
 Spectral Feature Forecasting for Diffusion Sampling Acceleration", CVPR 2026); `align` is dato's own. What each rule
@@ -100,7 +100,7 @@ def combine(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def align(values: Sequence[Tensor], skips: Sequence[Tensor], step: float, *, ridge: float = 0.1) -> Tensor:
-    """Continue a value's past as the skip connection of its rung has continued.
+    """Forecast a value from how the skip connection of its rung has changed.
 
     The present call computes the skip s anyway. The change of s since its last known value is written as a combination
     of its last one or two secants (differences of consecutive values). The value changes by the same combination of

@@ -57,7 +57,7 @@ class Ladder:
             depth: At 0 the prediction comes from `cache` (or the last feature, if the rule caches that). At
                 0 < depth < D, rungs 0..depth-1 run, and what arrives at rung depth-1 comes from `cache`. At D
                 everything runs.
-            cache: Is read at depth < D, and gets what this call computes.
+            cache: It is read at depth < D, and gets what this call computes.
             sample: (B, C, H, W) noisy latents.
             timestep: The timestep.
             encoder_hidden_states: (B, tokens, width) the text.

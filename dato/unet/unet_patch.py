@@ -148,7 +148,7 @@ class Patch:
             if found:
                 warnings.warn(
                     f"this run is not what the schedule was searched for: {'; '.join(found)}. Quality and speed-up "
-                    "will be others than the front says",
+                    "will differ from the front's",
                     stacklevel=6,
                 )
 
@@ -167,7 +167,7 @@ class Patch:
 
     @property
     def _owner(self) -> Any:
-        """The pipeline that was patched; None if its UNet is not this one any more, as in a copy."""
+        """The pipeline that was patched; None if its UNet is not this one any more, for example in a copy."""
         pipe = None if self._pipe is None else self._pipe()
         return pipe if owns(pipe, self.unet) else None
 

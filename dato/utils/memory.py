@@ -48,7 +48,7 @@ def peak_memory(device: torch.device | str) -> Iterator[Peak]:
     """
     device, peak = torch.device(device), Peak()
     if device.type == "cuda":
-        torch.cuda.init()  # there are no statistics before it
+        torch.cuda.init()  # CUDA has no statistics before it is initialised
         torch.cuda.reset_peak_memory_stats(device)
         start = torch.cuda.memory_allocated(device)
         try:
@@ -68,7 +68,7 @@ def peak_memory(device: torch.device | str) -> Iterator[Peak]:
 
 @contextlib.contextmanager
 def _no_standard_error() -> Iterator[None]:
-    """Drop what is written to standard error. The profiler's C++ code logs there and cannot be told not to."""
+    """Drop what is written to standard error. The profiler's C++ code logs there, and has no setting to stop it."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nothing:

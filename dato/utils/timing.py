@@ -13,8 +13,8 @@ from torch import nn
 class Stopwatch:
     """Measure stretches of work on one device, in milliseconds.
 
-    On a GPU a stretch is the time between two CUDA events. Starting and stopping does not wait for the GPU, `read`
-    does.
+    On a GPU a stretch is the time between two CUDA events. Starting and stopping does not wait for the GPU. `read`
+    waits for it.
     """
 
     def __init__(self, device: torch.device | str) -> None:

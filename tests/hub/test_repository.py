@@ -494,10 +494,10 @@ def test_what_the_hub_does_not_have_is_said_in_one_line(front, hub, monkeypatch)
         ("runs/foo", "it has no such repository, or a private one; check the name, or log in with `hf auth login`"),
         ("user/name@v3", "user/name has no revision 'v3'"),
         ("user/model", r"user/model has no pareto\.json: it holds no front of dato's"),
-        ("user/gated", "its owner wants to be asked: do so at https://huggingface.co/user/gated"),
+        ("user/gated", "its owner must give you access: ask at https://huggingface.co/user/gated"),
         ("user--x/name", r"Cannot have -- or \.\. in repo_id"),
     ]:
-        both = f"there is no file or folder '{name}', and it cannot be had from the hub: "
+        both = f"there is no file or folder '{name}', and it cannot be loaded from the hub: "
         for load in (load_front, Front.from_pretrained, lambda name: dato.apply_patch(tiny_unet(), name)):
             refused(both + f".*{message}", load, name)
     refused(r"user/name has no sub/pareto\.json", Front.from_pretrained, "user/name", subfolder="sub")
@@ -581,7 +581,9 @@ def test_an_edited_card_on_the_hub_is_kept_and_an_edited_one_here_goes_along(fro
 
 def test_a_push_that_fails_is_one_line(front, hub, monkeypatch):
     hub.refuse["user/theirs"] = (403, "Forbidden")
-    message = refused("cannot share user/theirs: the hub lets nobody in", front.push_to_hub, "user/theirs")
+    message = refused(
+        "cannot share user/theirs: the hub does not let you write there", front.push_to_hub, "user/theirs"
+    )
     assert "log in with `hf auth login`" in message
     for bad in ("a/b/c", "user/na me", "", "user/name@v1"):
         refused("cannot be a repository's id", front.push_to_hub, bad)
@@ -639,7 +641,7 @@ def test_dato_share_of_what_cannot_be(front, hub, tmp_path, monkeypatch, capsys)
         (("share", "nothing", "user/name"), "no file and no shipped strategy 'nothing'"),
         (
             ("share", "runs/none", "user/name"),
-            "no file or folder 'runs/none', and it cannot be had from the hub: it has no",
+            "no file or folder 'runs/none', and it cannot be loaded from the hub: it has no",
         ),
         (("share", "dato-published", "user/name"), "one schedule, not a front"),
         (("share", "run", "user/a b"), "'user/a b' cannot be a repository's id"),

@@ -22,7 +22,7 @@ def jitter(cutouts: Tensor, generator: Generator) -> Tensor:
     matrix[:, :, 2] = shift
     grid = F.affine_grid(matrix, list(cutouts.shape), align_corners=False)
     alpha = cutouts[:, 3:]
-    # Multiply by alpha first. Else the colours of transparent pixels would bleed into the edge.
+    # Multiply by alpha first. Otherwise the colours of transparent pixels would change the edge.
     moved = F.grid_sample(torch.cat((cutouts[:, :3] * alpha, alpha), 1), grid, align_corners=False)
     return torch.cat((moved[:, :3] / moved[:, 3:].clamp(min=1e-4), moved[:, 3:]), 1).clamp(0, 1)
 

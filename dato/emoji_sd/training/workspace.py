@@ -101,7 +101,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> bool:
-    """Return whether to train in autocast to bfloat16. "auto": if the device has it, else it is slower than float32.
+    """Return whether to train in autocast to bfloat16. "auto": if the device has it. Else it is slow.
 
     Raises:
         DatoError: if the name is not auto, bf16 or float32.
