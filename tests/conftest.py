@@ -6,6 +6,7 @@ import logging
 import os
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need a hub
@@ -24,6 +25,7 @@ import dato
 from dato.evaluation.pool import Recipe
 from dato.generation.pipelines import load_pipeline
 from dato.generation.sampling import Sampling
+from dato.prediction.latency_measure import measure_table
 
 logging.getLogger("torch.__trace").propagate = False  # pytest would keep every line of what torch.compile does
 ROOT = Path(__file__).parent.parent
@@ -161,3 +163,9 @@ def run(monkeypatch, capsys):
         return left.value.code or 0, printed.out, printed.err
 
     return call
+
+
+@pytest.fixture
+def one_round_of_measuring(monkeypatch):
+    """Measure latency tables in one round, for tests that look at what a search does and not at times."""
+    monkeypatch.setattr("dato.search.study.measure_table", partial(measure_table, rounds=1))

@@ -13,6 +13,8 @@ import dato
 from dato import Schedule, load_front
 from dato.evaluation.evaluator import Evaluator
 
+pytestmark = pytest.mark.usefixtures("one_round_of_measuring")
+
 
 def resnets_run(unet, schedule):
     """How many resnets a schedule runs: those of its rungs, down and up, and the mid block's two in whole calls."""

@@ -7,11 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from conftest import ROOT, SMALL
 
 from dato import load_front
 from dato.evaluation.evaluator import Evaluator
 from dato.search.journal import read_entries
+
+pytestmark = pytest.mark.usefixtures("one_round_of_measuring")
 
 
 def test_a_distance_is_given_as_the_field_writes_it(run, folder, monkeypatch):
