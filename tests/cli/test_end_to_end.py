@@ -162,6 +162,7 @@ def test_5_evaluate_on_held_out_prompts(run, folder, monkeypatch):
     assert code == 2 and "evaluation holds images of other settings: seed (seed was 1000 and is 3)" in errors
 
 
+@pytest.mark.thorough
 def test_5a_two_workers_evaluate_as_one_does(run, folder, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.chdir(folder)

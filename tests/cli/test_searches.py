@@ -90,6 +90,7 @@ def test_a_stopped_search_writes_the_front_so_far_and_is_gone_on_with(run, folde
     assert code == 2 and "go on with --resume runs/cut" in errors
 
 
+@pytest.mark.thorough
 def test_a_killed_search_goes_on_where_it_was(folder):
     """The script itself, killed as by the system: the others of the twenty kills are in test_study, without images."""
     arguments = [sys.executable, str(ROOT / "search" / "search_depth.py"), *map(str, SMALL), "--steps", "4"]
