@@ -1,4 +1,4 @@
-"""The rules of forecasting: what each rule of `Schedule.forecast` reads of the past.
+"""The rules of forecasting, by name: which past values each rule reads, and at which orders.
 
 How a rule computes its forecast is in `dato.unet.forecast`. This module needs no torch.
 """

@@ -1,4 +1,4 @@
-"""Samplers by the names of the field: which of diffusers' schedulers each is, and how often it calls the UNet."""
+"""Samplers by name (ddim, plms, ...): set a pipeline's sampler, and count the UNet calls that it makes."""
 
 from __future__ import annotations
 

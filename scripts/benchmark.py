@@ -1,4 +1,4 @@
-"""Measure speed beside stock and the peers; `--help` tells the options."""
+"""Measure speed beside stock and other packages. `--help` lists the options."""
 
 from dato.cli.benchmark import run_benchmark
 from dato.cli.console import main

@@ -1,4 +1,4 @@
-"""Compare kinds of search by hypervolume and UNet calls; `--help` tells the options."""
+"""Compare kinds of search by hypervolume and UNet calls. `--help` lists the options."""
 
 from dato.cli.compare_searches import compare_searches
 from dato.cli.console import main

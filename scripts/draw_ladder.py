@@ -1,4 +1,4 @@
-"""Draw a UNet as a ladder, cut at a depth: what a call runs, and what it takes from the cache."""
+"""Draw a UNet as a ladder that is cut at a depth, with the cache that replaces what is below the cut."""
 
 from __future__ import annotations
 

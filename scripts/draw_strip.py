@@ -1,4 +1,4 @@
-"""Draw the strip of README.md: the same prompts by stock and by points of a front, with their speed-ups."""
+"""Draw the strip of images in README.md: stock and points of a front on the same prompts, with their speed-ups."""
 
 from __future__ import annotations
 

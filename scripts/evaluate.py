@@ -1,4 +1,4 @@
-"""Evaluate fronts and schedules on held-out prompts; `--help` tells the options."""
+"""Judge fronts and schedules on held-out prompts, beside other methods. `--help` lists the options."""
 
 from dato.cli.console import main
 from dato.cli.evaluate import evaluate

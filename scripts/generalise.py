@@ -1,4 +1,4 @@
-"""Judge a front where it was not searched; `--help` tells the options."""
+"""Judge a front under other conditions than those of its search. `--help` lists the options."""
 
 from dato.cli.console import main
 from dato.cli.generalise import generalise

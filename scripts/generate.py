@@ -1,4 +1,4 @@
-"""Generate an image with a searched schedule, and stock's beside it; `--help` tells the options."""
+"""Generate an image with a searched schedule, and stock's image beside it. `--help` lists the options."""
 
 from dato.cli.console import main
 from dato.cli.generate import generate_image

@@ -5,9 +5,9 @@
 Runs in an environment of its own, because the package does not import beside the transformers that dato needs:
 Python 3.10, image-reward 1.5, transformers 4.40.0, timm 0.6.13, fairscale 0.4.13, clip-anytorch 2.6.0,
 diffusers 0.27.2, huggingface_hub 0.24.7, setuptools 79.0.1, numpy 1.26.4, torch 2.14.1, torchvision 0.29.2,
-pillow 12.3.0, safetensors 0.8.0. Pillow and torch may be others: tests/test_image_reward.py tolerates 1e-4.
+pillow 12.3.0, safetensors 0.8.0. Pillow and torch may be others: tests/metrics/test_image_reward.py tolerates 1e-4.
 
-The model is the package's own, its scores those of its own `score` and `inference_rank`; only its sizes are others.
+The model is the package's own, with smaller sizes. The scores are those of its `score` and `inference_rank`.
 """
 
 from __future__ import annotations

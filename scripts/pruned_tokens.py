@@ -1,4 +1,4 @@
-"""Draw how often each token is pruned; `--help` tells the options."""
+"""Draw how often each token is pruned. `--help` lists the options."""
 
 from dato.cli.console import main
 from dato.cli.pruned_tokens import pruned_tokens

@@ -1,8 +1,8 @@
-"""Train emoji-sd, the embedded text-to-image model, from its public pictures to the folder that dato ships.
+"""Train emoji-sd, the embedded text-to-image model. `--help` lists the options.
 
     python scripts/train_emoji_sd.py --out runs/emoji-sd
 
-Kill it whenever you like: the same command goes on where it was.
+It may be killed at any time. The same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def train_emoji_sd(
     save_seconds: Annotated[float, Option(min=0, help="Time between checkpoints; 0: after every step.")] = 60.0,
     smoke: Annotated[bool, Option("--smoke", help="Toy widths and 3 steps a stage: whether it runs.")] = False,
 ) -> None:
-    """Train emoji-sd; killed, the same command goes on from the last checkpoint of the stage it was in."""
+    """Train emoji-sd. If it is killed, the same command goes on from the last checkpoint of the stage it was in."""
     from dato.emoji_sd import pictures
     from dato.emoji_sd.training import STAGES, package, train
     from dato.emoji_sd.training.recipe import Recipe

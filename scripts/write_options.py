@@ -1,4 +1,4 @@
-"""Write docs/options.md: every argument and option, as signatures, docstrings and commands tell them."""
+"""Write docs/options.md: every argument and option, from signatures, docstrings and commands."""
 
 from __future__ import annotations
 

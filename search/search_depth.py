@@ -1,4 +1,4 @@
-"""Search cache-depth schedules; `--help` tells the options."""
+"""Search cache-depth schedules. `--help` lists the options."""
 
 from dato.cli.console import main
 from dato.cli.search import search_depth

@@ -1,4 +1,4 @@
-"""Search depths and prune ratios together; `--help` tells the options."""
+"""Search depths and prune ratios together. `--help` lists the options."""
 
 from dato.cli.console import main
 from dato.cli.search import search_joint

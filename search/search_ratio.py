@@ -1,4 +1,4 @@
-"""Search prune ratios on top of cache-depth schedules; `--help` tells the options."""
+"""Search prune ratios on top of cache-depth schedules. `--help` lists the options."""
 
 from dato.cli.console import main
 from dato.cli.search import search_ratio

@@ -1,4 +1,4 @@
-"""Racing: a candidate that is surely dominated after its first images does not get the others.
+"""Racing: stop judging a candidate after its first images if it is surely dominated.
 
 All candidates get the same prompts and the same noise, so a candidate is compared with a rival image by image. This
 cancels the effect of easy and hard prompts. Source: Maron and Moore, "Hoeffding Races" (1993); paired differences as in

@@ -1,4 +1,4 @@
-"""Stock: the unchanged pipeline's images and its point, with which everything is compared."""
+"""The results of stock, the unchanged pipeline. Every other result is compared with them."""
 
 from __future__ import annotations
 

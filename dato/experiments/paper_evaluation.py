@@ -1,4 +1,4 @@
-"""The papers' evaluation: many methods and fronts on held-out prompts, beside stock."""
+"""Evaluate fronts and other methods as the papers do: on held-out prompts, beside stock."""
 
 from __future__ import annotations
 

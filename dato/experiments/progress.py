@@ -1,4 +1,4 @@
-"""How long experiments tell how far they are."""
+"""Report the progress of an experiment to a function that the caller gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paths in a front's conditions. A front that is shared must not tell how the folders of a machine are called."""
+"""Remove folders of this machine from a front's conditions before the front is shared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measure how a sampler carries an error of one prediction into every later latent.
+"""Measure how an error in one prediction of the UNet changes every later latent, through the sampler.
 
 Samplers are (nearly) linear in the predictions and elementwise. So a few numbers and no UNet are enough, for any
 sampler, also for multistep samplers with inner state. The scheduler runs on recorded predictions as they are, and once

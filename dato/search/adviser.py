@@ -1,4 +1,4 @@
-"""Advise a search: guess what a schedule will be judged to be, from the error model and from what was judged so far."""
+"""Predict the quality and latency of schedules that a search has not judged, and plan good ones to start with."""
 
 from __future__ import annotations
 

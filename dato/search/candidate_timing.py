@@ -1,4 +1,4 @@
-"""How a search times its candidates: it measures each, or predicts it by a latency table that is measured once."""
+"""Choose how a search times candidates: measure each one, or predict it with a latency table."""
 
 from __future__ import annotations
 

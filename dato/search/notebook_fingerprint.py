@@ -1,4 +1,4 @@
-"""Digests of what a notebook's search depends on, so that a journal is resumed under the same conditions only."""
+"""Digests of a notebook's pipeline and arguments. A search resumes a journal only if they are the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search: NSGA-II over a space of schedules, quality against latency.
+"""NSGA-II over a space of schedules. The two objectives are quality and latency.
 
 Source: Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II" (2002), in pymoo's implementation;
 DaTo searches cache depths and prune ratios with it.

@@ -1,4 +1,4 @@
-"""From options to a search that is ready to run: what judges candidates, and what the front will say of it."""
+"""Prepare a search: check its options, and decide what judges candidates and what the front records."""
 
 from __future__ import annotations
 

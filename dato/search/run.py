@@ -1,4 +1,4 @@
-"""The course of a search: from a pool of evaluators to a front, resumed where its journal ends."""
+"""Run a search from its start to a front. A search that was stopped goes on where its journal ends."""
 
 from __future__ import annotations
 

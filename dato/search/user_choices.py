@@ -1,4 +1,4 @@
-"""A quality and a point of a front, as a user writes them."""
+"""Read what a user asks for: a point of a front (knee, speedup=3) and a lowest quality."""
 
 from __future__ import annotations
 

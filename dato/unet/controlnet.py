@@ -1,4 +1,4 @@
-"""ControlNets that run no deeper than their UNet will read.
+"""Run a ControlNet only as deep as its UNet reads its outputs.
 
 A ControlNet (Zhang, Rao, Agrawala: Adding Conditional Control to Text-to-Image Diffusion Models, ICCV 2023) is a copy
 of the UNet's way down. Its block n makes what is added to the skip connection of rung n, and its last block makes what

@@ -1,4 +1,4 @@
-"""A `UNet2DConditionModel` taken apart: its rungs, and one forward as the steps embed, down, mid, up and head.
+"""Split a diffusers `UNet2DConditionModel` into rungs, and its forward into steps: embed, down, mid, up, head.
 
 The ladder needs no more than these steps: see `dato.unet.ladder`.
 """

@@ -1,4 +1,4 @@
-"""The ladder: a UNet as rungs, run down to any depth, with what arrives from below taken from a cache.
+"""The ladder: run a UNet down to a chosen depth, and take what lies below from a cache.
 
 Source: Ma et al., "DeepCache: Accelerating Diffusion Models for Free" (CVPR 2024), generalised from one branch for
 a whole generation to a depth that may change with every call.

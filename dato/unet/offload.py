@@ -1,4 +1,8 @@
-"""diffusers' group offloading for a ladder: its hooks run at a block's forward, and a ladder runs the block's parts."""
+"""Make diffusers' group offloading work for a ladder.
+
+diffusers moves weights in a hook of a block's forward. A ladder runs the parts of a block without that forward, so it
+calls `enter` instead.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patch a diffusers pipeline so that it runs a schedule, and remove the patch again."""
+"""The public functions that patch a pipeline or UNet with a schedule: apply_patch, remove_patch, patched."""
 
 from __future__ import annotations
 

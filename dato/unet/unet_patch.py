@@ -1,4 +1,4 @@
-"""The patch of one UNet: it stands in for the UNet's forward and runs a schedule."""
+"""The object that replaces one UNet's forward and runs a schedule there. `dato.unet.patch` is the public side."""
 
 from __future__ import annotations
 
