@@ -181,8 +181,8 @@ def _layout(config: str, family: Family) -> str:
             folder = Path(snapshot_download(config, allow_patterns=patterns))
         except (OSError, ValueError) as error:
             raise DatoError(
-                f"cannot fetch the configuration {config}, which a model in one file needs: give a folder or hub id "
-                f"in diffusers' layout as `config` ({first_line(error)})"
+                f"cannot fetch the configuration {config}, which a model in one file needs: give `config` as a folder "
+                f"or hub id in diffusers' layout ({first_line(error)})"
             ) from None
     try:
         parts = read_json(folder / "model_index.json")
@@ -200,8 +200,7 @@ def _check_weights(file: str, config: str, pipe: DiffusionPipeline, held: int) -
         raise DatoError(f"{file} lacks weights that the configuration {config} asks for")
     if held != (expected := len(pipe.unet.state_dict())):
         raise DatoError(
-            f"{file} has {held} weights of a UNet, and the configuration {config} has {expected}: give its own as "
-            "`config`"
+            f"{file} has {held} weights of a UNet, and the configuration {config} has {expected}: give its own `config`"
         )
 
 

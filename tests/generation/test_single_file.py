@@ -302,7 +302,7 @@ def test_other_files_are_no_models(tmp_path):
 def test_configurations_that_cannot_be_had_or_do_not_fit(sd15, layout, tmp_path):
     for options in ({}, {"config": "nobody/nothing"}, {"config": str(tmp_path / "nowhere")}):
         name = options.get("config", "stable-diffusion-v1-5/stable-diffusion-v1-5")
-        with pytest.raises(DatoError, match=rf"cannot fetch the configuration {name}, .* give --config") as raised:
+        with pytest.raises(DatoError, match=rf"cannot fetch the configuration {name}, .* give `config`") as raised:
             load_pipeline(str(sd15), **options)
         assert "\n" not in str(raised.value)
     with pytest.raises(DatoError, match=r"no pipeline in diffusers' layout: cannot read .*model_index\.json"):
@@ -320,9 +320,7 @@ def test_the_configuration_that_is_fetched_is_the_familys(name, layout, tmp_path
         "stabilityai/stable-diffusion-2-1": "sd21-random",
         "stabilityai/stable-diffusion-xl-base-1.0": "sdxl-random",
     }
-    monkeypatch.setattr(
-        "dato.generation.single_file.snapshot_download", lambda place, allow_patterns: layout(hub[place])
-    )
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda place, allow_patterns: layout(hub[place]))
     save_file(original(small(name)), file := tmp_path / "model.safetensors")
     same_weights(load_pipeline(str(file)), small(name))
 
