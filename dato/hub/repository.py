@@ -189,9 +189,7 @@ def _why_not_loaded(
     error: Exception, repo_id: str, revision: str | None, subfolder: str | None, local_files_only: bool
 ) -> str:
     if isinstance(error, GatedRepoError):
-        return (
-            f"its owner must give you access: ask at https://huggingface.co/{repo_id} and log in with `hf auth login`"
-        )
+        return f"its owner must give access: ask at https://huggingface.co/{repo_id} and log in with `hf auth login`"
     if isinstance(error, RepositoryNotFoundError):
         return "it has no such repository, or a private one; check the name, or log in with `hf auth login`"
     if isinstance(error, RevisionNotFoundError):
