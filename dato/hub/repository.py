@@ -28,7 +28,7 @@ from dato.hub.names import CARD_FILE, FRONT_FILE
 from dato.hub.paths import without_paths
 from dato.utils.files import dumps, read_text, write_atomic
 
-MAX_BYTES = 32 * 2**20  # of a file that is read; the largest fronts have a few hundred thousand
+MAX_BYTES = 32 * 2**20  # largest file that is read; large fronts have a few hundred thousand bytes
 
 
 def fetch(

@@ -1,4 +1,4 @@
-"""Sharing fronts: what is written, what its card says, and the hub's own client against a hub of a few lines."""
+"""Sharing fronts: what is uploaded, what the card says, and the hub's own client against a small fake hub."""
 
 import base64
 import hashlib
