@@ -1,4 +1,4 @@
-"""The search algorithm with a cheap judge: reproducible, within its space, and better than the schedules that it begins with."""
+"""The search algorithm with a cheap judge: reproducible, within its space, better than the schedules it begins with."""
 
 from dataclasses import replace
 
