@@ -1,4 +1,4 @@
-"""Calls: what each computes, reads and keeps, against a plain reading of the definition, and in the ladder itself."""
+"""Calls: what each computes, reads and keeps, compared with a simple version of the definition and with the ladder."""
 
 from collections import defaultdict
 

@@ -1,4 +1,4 @@
-"""Fronts as data: what is written is read again, and nothing else is."""
+"""Fronts as data: a front is read as it was written, and an invalid file is refused."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Reading a front, or asking what the metrics are called, imports neither torch nor diffusers."""
+"""Reading a front or the names of metrics imports neither torch nor diffusers."""
 
 import subprocess
 import sys

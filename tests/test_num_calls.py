@@ -1,4 +1,4 @@
-"""How often a sampler calls the UNet can be asked at any time, and the sampler does not notice."""
+"""The number of UNet calls of a sampler can be asked for at any time, and asking does not change the sampler."""
 
 import copy
 

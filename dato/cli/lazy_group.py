@@ -34,7 +34,7 @@ class _Loaded(Mapping[str, Any]):
 
 
 class LazyGroup(TyperGroup):
-    """A group that knows names and short helps of its commands, and where their functions are.
+    """A group that has only the names and short helps of its commands, and where their functions are.
 
     Attributes:
         lazy: Name -> ("module:function", short help).

@@ -154,7 +154,7 @@ def _prompts_of(conditions: Mapping[str, Any], prompts: Path | None, model: str,
         return of_front[:count]
     if prompts is None and model != EMBEDDED:
         raise DatoError(
-            f"the front has {len(of_front)} prompts and the preset wants {count}: give --prompts or --images"
+            f"the front has {len(of_front)} prompts and the preset needs {count}: give --prompts or --images"
         )
     return read_prompts(prompts, count)
 

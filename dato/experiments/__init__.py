@@ -2,7 +2,7 @@
 
 `evaluate` judges methods and fronts on held-out prompts, `generalise` judges a front under other conditions,
 `benchmark` measures speed, `compare_searches` compares kinds of search, `compare_pruning` counts which tokens are
-pruned. The commands of the same names are thin over them. `method_families` lists the methods to compare with.
+pruned. The commands of the same names call these functions. `method_families` lists the methods to compare with.
 """
 
 from __future__ import annotations

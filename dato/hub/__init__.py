@@ -1,6 +1,6 @@
 """Fronts in repositories of the Hugging Face hub: upload, download, and the model card that says what is in one.
 
-A front comes in and goes out as the dictionary of its file (`Front.to_dict`), so this package does not know `Front`.
+A front comes in and goes out as the dictionary of its file (`Front.to_dict`), so this package does not import `Front`.
 Users call `Front.push_to_hub`, `Front.save_pretrained` and `Front.from_pretrained`.
 """
 

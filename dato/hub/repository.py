@@ -28,7 +28,7 @@ from dato.hub.names import CARD_FILE, FRONT_FILE
 from dato.hub.paths import without_paths
 from dato.utils.files import dumps, read_text, write_atomic
 
-MAX_BYTES = 32 * 2**20  # of a file that is read; the largest fronts have a few hundred thousand
+MAX_BYTES = 32 * 2**20  # largest file that is read; large fronts have a few hundred thousand bytes
 
 
 def fetch(
@@ -189,9 +189,7 @@ def _why_not_loaded(
     error: Exception, repo_id: str, revision: str | None, subfolder: str | None, local_files_only: bool
 ) -> str:
     if isinstance(error, GatedRepoError):
-        return (
-            f"its owner must give you access: ask at https://huggingface.co/{repo_id} and log in with `hf auth login`"
-        )
+        return f"its owner must give access: ask at https://huggingface.co/{repo_id} and log in with `hf auth login`"
     if isinstance(error, RepositoryNotFoundError):
         return "it has no such repository, or a private one; check the name, or log in with `hf auth login`"
     if isinstance(error, RevisionNotFoundError):

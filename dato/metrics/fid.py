@@ -106,9 +106,7 @@ class Kid(Metric):
 
         self._path, self._setup = _real_path(self.name, setup), setup
         if not pictures_in(self._path):
-            raise DatoError(
-                f"{self._path}: the metric 'kid' compares with pictures, not with statistics: give a folder"
-            )
+            raise DatoError(f"{self._path}: the metric 'kid' compares with pictures, not statistics: give a folder")
         self._inception = inception_model(setup)
 
     @cached_property

@@ -54,7 +54,7 @@ class ImageRewardModel:
         self.tokenizer = load_tokenizer(checkpoint.parent)
         vocabulary = self.network["text"].config.vocab_size
         if len(self.tokenizer) != vocabulary:
-            raise DatoError(f"{checkpoint} knows {vocabulary} tokens, the tokenizer has {len(self.tokenizer)}")
+            raise DatoError(f"{checkpoint} has {vocabulary} tokens, and the tokenizer has {len(self.tokenizer)}")
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Judge each image by its prompt.

@@ -36,8 +36,8 @@ class Labels:
         doubt: (L,) the weighted sum of the lengths of all vectors in `error`.
         source: (L, P, S) the calls that computed what each depth reads, the latest first.
         filled: (L, P) the number of slots that hold a value.
-        computed: (L, P) how often what each depth reads was computed, also twice at one timestep: latency tables do
-            not know timesteps.
+        computed: (L, P) how often what each depth reads was computed, also twice at one timestep: latency tables do not
+            depend on timesteps.
         source_error: (L, P, S, k) the errors of the calls in `source`.
         source_doubt: (L, P, S) the lengths of all vectors in these errors.
     """

@@ -95,7 +95,7 @@ def search_joint(
         pipe: See `search_depth`, also for the next four.
         prompts: One image each.
         out: The run's folder.
-        progress: What is told how it goes.
+        progress: How to show progress.
         pipe_kwargs: Further arguments of every call of the pipeline.
     {options}
 
@@ -126,9 +126,9 @@ def search_ratio(
     Args:
         pipe: The pipeline, with the sampler that the front was searched with.
         front: The front, or what `dato.load_front` takes.
-        prompts: One image each; None: the front's own, as many as the preset wants.
+        prompts: One image each; None: the front's own, as many as the preset has.
         out: The run's folder; see `search_depth`.
-        progress: What is told how it goes; see `search_depth`.
+        progress: How to show progress; see `search_depth`.
         pipe_kwargs: Further arguments of every call of the pipeline; see `search_depth`.
     {options}
 

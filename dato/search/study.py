@@ -1,8 +1,9 @@
 """A study: it has schedules judged by a pool, and keeps every judgement in a journal.
 
-A search asks a study for the points of schedules. The study answers from its journal. What the journal does not hold is
-judged, and written down before the search gets it. A search with the same seed asks the same questions and gets the
-same answers, so a search that is started again reaches the place where it was stopped, and continues from there.
+A search asks a study for the points of schedules. The study returns the points that its journal holds. It has the other
+schedules judged, and writes each judgement into the journal before the search gets it. A search with the same seed asks
+for the same schedules and gets the same points. So a search that is started again reaches the place where it was
+stopped, and continues from there.
 """
 
 from __future__ import annotations

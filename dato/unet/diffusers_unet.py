@@ -81,7 +81,7 @@ class DiffusersUNet:
     ) -> Forward:
         """Begin a forward: embed the timestep and the conditions. The arguments are those of the UNet's forward."""
         unet = self.unet
-        # If halving does not divide a size, each upsampler has to be told the size of its output.
+        # If halving does not divide a size, each upsampler needs the size of its output.
         odd = any(size % 2**unet.num_upsamplers for size in sample.shape[-2:])
         masks = {
             "attention_mask": _bias(attention_mask, sample.dtype),
@@ -145,7 +145,7 @@ class Forward:
         sample: (B, C, H, W) what goes into rung 0.
         emb: The embedding of the timestep and other conditions.
         attend: Keyword arguments of every attention.
-        odd: Whether an upsampler has to be told the size of its output.
+        odd: Whether upsamplers need the size of their output.
         control: A ControlNet's residual for each rung's skip connection, if there is one.
         mid_control: The ControlNet's residual for the output of the mid block, if there is one.
         adapter: A T2I-Adapter's residuals; empty without one.

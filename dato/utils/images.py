@@ -31,9 +31,9 @@ def check_images(images: Tensor, who: str) -> None:
     """Raise DatoError, which names `who`, unless these are float images (n, 3, H, W) in [0, 1]. NaN passes."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         shape = tuple(images.shape)
-        raise DatoError(f"{who} wants float images of shape (n, 3, H, W), not {images.dtype} {shape}")
+        raise DatoError(f"{who} needs float images of shape (n, 3, H, W), not {images.dtype} {shape}")
     if images.numel() and (images.min() < -1e-3 or images.max() > 1 + 1e-3):
-        raise DatoError(f"{who} wants images with values in [0, 1]")
+        raise DatoError(f"{who} needs images with values in [0, 1]")
 
 
 def in_8_bits(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The whole path as a user walks it: both searches, the fronts they write, generation with them; and bad input."""
+"""The whole path of a user: both searches, the fronts that they write, images with these fronts; and wrong input."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Searches as a user runs them that need no other: stopped, killed, of a distance, of depths and ratios together."""
+"""Searches from the command line: stopped, killed, with a distance as the objective, of depths and ratios together."""
 
 import json
 import signal

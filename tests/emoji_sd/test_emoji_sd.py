@@ -135,7 +135,7 @@ def test_clip_rejects_bad_input(random_clip, tmp_path):
     clip = Clip(random_clip)
     with pytest.raises(DatoError, match="one prompt per image"):
         clip.score(torch.zeros(2, 3, 48, 48), ["one"])
-    with pytest.raises(DatoError, match=r"CLIP wants float images of shape \(n, 3, H, W\)"):
+    with pytest.raises(DatoError, match=r"CLIP needs float images of shape \(n, 3, H, W\)"):
         clip.image_features(torch.zeros(3, 48, 48))
     with pytest.raises(DatoError, match=r"\[0, 1\]"):
         clip.image_features(torch.full((1, 3, 48, 48), 255.0))

@@ -1,4 +1,4 @@
-"""Evaluation in batches: what is on the disk counts and is not made again; measured from what was generated."""
+"""Evaluation in batches: batches on the disk are not made again, and images are measured before they are stored."""
 
 from dataclasses import replace
 

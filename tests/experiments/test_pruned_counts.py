@@ -1,4 +1,4 @@
-"""How often each token was pruned: counted where it happens, and more even with noise than without."""
+"""How often each token was pruned: the counts are right, and noise makes them more even."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The benchmark: every method runs as what it is called, and the numbers belong together."""
+"""The benchmark: every row runs the method that it names, and its numbers fit together."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Pipelines with random weights: the published sizes, weights that are all there, finite images."""
+"""Pipelines with random weights: they have the published sizes, all weights, and give finite images."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Sharing fronts: what is written, what its card says, and the hub's own client against a hub of a few lines."""
+"""Sharing fronts: what is uploaded, what the card says, and the hub's own client against a small fake hub."""
 
 import base64
 import hashlib
@@ -494,7 +494,7 @@ def test_what_the_hub_does_not_have_is_said_in_one_line(front, hub, monkeypatch)
         ("runs/foo", "it has no such repository, or a private one; check the name, or log in with `hf auth login`"),
         ("user/name@v3", "user/name has no revision 'v3'"),
         ("user/model", r"user/model has no pareto\.json: it holds no front of dato's"),
-        ("user/gated", "its owner must give you access: ask at https://huggingface.co/user/gated"),
+        ("user/gated", "its owner must give access: ask at https://huggingface.co/user/gated"),
         ("user--x/name", r"Cannot have -- or \.\. in repo_id"),
     ]:
         both = f"there is no file or folder '{name}', and it cannot be loaded from the hub: "

@@ -1,4 +1,4 @@
-"""FID and KID: pytorch-fid's own number on the same folders, in its own weights; what cannot be had is named."""
+"""FID and KID: they equal pytorch-fid's number on the same folders and weights, and errors name what is missing."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""ImageReward scores as its authors' package does (tests/data/image_reward has what that said), and says what is wrong.
+"""ImageReward: scores equal those of the authors' package (tests/data/image_reward), and errors say what is wrong.
 
 scripts/make_image_reward_fixture.py made the small random model, the pictures and the scores.
 """
@@ -195,7 +195,7 @@ def test_a_corrupt_file_is_named(folder, name):
 def test_wrong_settings_and_vocabulary_are_named(folder):
     (folder / "vocab.txt").write_text((FOLDER / "vocab.txt").read_text() + "surplus\n")
     known = json.loads((FOLDER / "med_config.json").read_text())["vocab_size"]
-    with pytest.raises(DatoError, match=f"knows {known} tokens, the tokenizer has {known + 1}"):
+    with pytest.raises(DatoError, match=f"has {known} tokens, and the tokenizer has {known + 1}"):
         ImageRewardModel(folder)
     for content in ("{", "[]"):
         (folder / "med_config.json").write_text(content)

@@ -1,4 +1,4 @@
-"""Metrics: they rank what has to be ranked, pair prompts with their own images, and name what is wrong."""
+"""Metrics: they rank images as expected, compare each image with its own prompt, and errors name what is wrong."""
 
 import numpy as np
 import pytest

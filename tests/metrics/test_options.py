@@ -1,4 +1,4 @@
-"""A metric is one file: label, digits, sign and options are what its class declares, and all who show it use them."""
+"""A metric is one file: label, digits, sign and options come from its class, and all tables use them."""
 
 import inspect
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The sensitivity model in a search: measured once, kept in the journal, planned with and asked for guesses."""
+"""The sensitivity model in a search: it is measured once, kept in the journal, makes plans and ranks offspring."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The searches as Python functions, as in a notebook: on a pipeline that is there, with what its owner put into it."""
+"""The searches as Python functions, as in a notebook: on a pipeline in memory, with the user's own changes to it."""
 
 import inspect
 import signal

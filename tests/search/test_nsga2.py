@@ -1,4 +1,4 @@
-"""The search itself, on a judge that costs nothing: reproducible, within its space, and better than chance."""
+"""The search algorithm with a cheap judge: reproducible, within its space, better than the schedules it begins with."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Journals and studies: whatever kills a search, what it paid for is there, and it goes on as if nothing had been."""
+"""Journals and studies: after any kind of kill, all judgements are there, and the search continues as if not killed."""
 
 import json
 import os

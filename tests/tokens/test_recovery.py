@@ -1,4 +1,4 @@
-"""Recovery from the past against a slow reading, token by token, and in UNets of both shapes."""
+"""Recovery from the past, compared with a slow version, token by token, and in UNets of both shapes."""
 
 import gc
 import weakref

@@ -1,4 +1,4 @@
-"""Token selection against a plain, slow reading of the paper's steps, over many shapes."""
+"""Token selection, compared with a slow version of the paper's steps, over many shapes."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Compiled calls: as eager ones, compiled once, and gone without a trace."""
+"""Compiled calls: they equal eager calls, are compiled once, and are removed completely."""
 
 import copy
 

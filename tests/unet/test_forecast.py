@@ -1,4 +1,4 @@
-"""Forecasts against a slow and plain reading of their definition, and against UNets whose future is known."""
+"""Forecasts, compared with a slow version of their definition, and on UNets whose future values are known."""
 
 from dataclasses import replace
 from itertools import pairwise

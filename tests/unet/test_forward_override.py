@@ -1,4 +1,4 @@
-"""A forward that others take over, too: in any order the patch runs, offloading sees each call, and all goes back."""
+"""Overriding a forward that other libraries override too: in any order the patch runs, and everything is restored."""
 
 from types import MethodType
 

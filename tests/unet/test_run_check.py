@@ -1,4 +1,4 @@
-"""A front says once how far a run is from what it was searched for."""
+"""A patched run warns once how it differs from the search of its front."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Random runs one after the other through a few pipelines: each is what it would be alone, in another process.
+"""Random runs, one after the other, through a few pipelines: each equals the same run alone in another process.
 
 `pytest tests/unet/test_stress.py --combinations 1000` for more of them.
 """

@@ -1,4 +1,4 @@
-"""No waste: kernels and module calls are counted, so that nothing slips in that only a clock would notice."""
+"""No waste: kernels and module calls are counted, so that extra work is noticed without a clock."""
 
 from collections import Counter
 

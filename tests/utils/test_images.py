@@ -1,4 +1,4 @@
-"""Pictures of every kind come as three channels from 0 to 1, and unreadable ones are named."""
+"""Pictures of every kind are read as three channels from 0 to 1, and errors name unreadable ones."""
 
 import io
 

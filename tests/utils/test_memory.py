@@ -1,4 +1,4 @@
-"""Peak memory of known allocations; on a GPU as well, where there is one."""
+"""Peak memory of known allocations; also on a GPU, if there is one."""
 
 import weakref
 

@@ -33,7 +33,7 @@ class Clip:
     image_heads: int = 5
     patch: int = 8
     projection: int = 128
-    known_share: float = 0.25  # of each batch, from the names that the UNet learns
+    known_share: float = 0.25  # share of each batch that has names that the UNet learns
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Unet:
 @dataclass(frozen=True)
 class ClipImage:
     fit: Fit = Fit(steps=978, batch=128, learning_rate=1e-3, weight_decay=0.05)
-    drawn_share: float = 0.5  # of each batch, pictures that went through the VAE or the UNet
+    drawn_share: float = 0.5  # share of each batch that went through the VAE or the UNet
     draws: int = 2  # one-step denoised pictures of each latent
     noise_levels: tuple[int, int] = (100, 750)
 
