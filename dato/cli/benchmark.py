@@ -41,7 +41,7 @@ def run_benchmark(
         ),
     ] = None,
     compile: Annotated[
-        bool, typer.Option("--compile", help="Stock and our schedules with torch.compile; the others stay eager.")
+        bool, typer.Option("--compile", help="Run stock and our schedules with torch.compile; the others stay eager.")
     ] = False,
     compile_mode: Annotated[
         str | None, typer.Option(help="torch.compile's mode, as reduce-overhead.", show_default="its default")
@@ -49,7 +49,8 @@ def run_benchmark(
     strategies: Annotated[
         str | None,
         typer.Option(
-            help="Fronts and schedules to run too, by comma; of a front its knee and its fastest point.",
+            help="Also run these fronts and schedules, with commas between them; of a front, its knee and fastest "
+            "point.",
             show_default="emoji-sd: emoji-sd-depth",
         ),
     ] = None,
@@ -61,11 +62,13 @@ def run_benchmark(
     height: opt.Height = None,
     width: opt.Width = None,
     batch_size: Annotated[str, typer.Option("--batch-size", help="Images per generation, as in 1,4.")] = "1",
-    rounds: Annotated[int, typer.Option(min=1, help="Measure everything this often, in turn; the median counts.")] = 5,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="How often to measure everything, in turn; the median counts.")
+    ] = 5,
     depths: Annotated[str | None, typer.Option(help="Depths of the calls, as in 1,3,12.", show_default="all")] = None,
     ratios: Annotated[str, typer.Option(help="Prune ratios of the calls.")] = "0,0.3,0.5,0.7",
     similarity: Annotated[str, typer.Option(help="How our pruning compares tokens: global or local.")] = "global",
-    memory: Annotated[bool, typer.Option(help="Measure peak memory, in one generation more for each method.")] = True,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, in one more generation for each method.")] = True,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     out_file: Annotated[
@@ -76,8 +79,8 @@ def run_benchmark(
 ) -> None:
     """Measure speed: stock, ToMeSD, DeepCache and dato, side by side in one process.
 
-    With no option it measures the embedded model. sd15-random, sd21-random and sdxl-random are the published
-    configurations with random weights, for time does not depend on weights.
+    Without options it measures the embedded model. sd15-random, sd21-random and sdxl-random are the published
+    configurations with random weights, because time does not depend on weights.
     """
     from dato.experiments.benchmark import BenchmarkSettings
     from dato.generation.sampling import Sampling
@@ -134,7 +137,7 @@ def _measure(settings: BenchmarkSettings, path: Path) -> dict[str, Any]:
     data = {"format": "dato.benchmark", "version": 1, "conditions": called | settings.conditions()}
     for result in benchmark(settings, show_progress):
         data.setdefault(result.part, []).extend(result.rows)
-        write_atomic(path, dumps(data))  # after every part, so that none is lost if a later one fails
+        write_atomic(path, dumps(data))  # after every part, so nothing is lost if a later part fails
         _print(result)
     out.print(f"{hardware(settings.device)}; written to {path}", highlight=False, soft_wrap=True, markup=False)
     return data

@@ -20,16 +20,19 @@ from dato.utils.files import dumps, write_atomic
 
 def compare_searches(
     methods: Annotated[
-        str | None, typer.Option(help=f"With semicolons between them: {'; '.join(SEARCHES)}.", show_default="all")
+        str | None,
+        typer.Option(help=f"Kinds of search, with semicolons between them: {'; '.join(SEARCHES)}.", show_default="all"),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ... of each search.")] = 5,
-    candidates: Annotated[int, typer.Option(min=10, help="That all but the papers' search judge.")] = 45,
+    candidates: Annotated[
+        int, typer.Option(min=10, help="Candidates that each search judges, except the papers'.")
+    ] = 45,
     images: Annotated[int, typer.Option(min=2, help="Images (prompts) for each candidate.")] = 4,
     held_out: Annotated[int, typer.Option(min=1, help="Other prompts, on which the fronts are judged again.")] = 8,
     steps: Annotated[int, typer.Option(min=2, help="PLMS steps.")] = 50,
     guidance_scale: Annotated[float, typer.Option(min=1, help="Classifier-free guidance.")] = 3.0,
     out_folder: Annotated[
-        Path, typer.Option("--out", help="Folder of the journals; what they hold is not generated again.")
+        Path, typer.Option("--out", help="Folder of the journals; what is there is not generated again.")
     ] = Path("runs/searches"),
     out_file: Annotated[Path | None, typer.Option("--json", help="Also write all numbers to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also write the curves as a PNG.")] = None,

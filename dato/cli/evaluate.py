@@ -45,7 +45,9 @@ def evaluate(
     ] = None,
     points: Annotated[
         int | None,
-        typer.Option(min=2, help="At most so many points of each front, spread over its speeds.", show_default="all"),
+        typer.Option(
+            min=2, help="At most this many points of each front, spread over its speed-ups.", show_default="all"
+        ),
     ] = None,
     pick: Annotated[
         list[str] | None,
@@ -96,28 +98,30 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Image i starts from the noise of seed + i.")] = 1000,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
-    workers: Annotated[int, typer.Option(min=1, help="GPUs (or shares of a CPU) at work together; with Ray.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, help="GPUs (or shares of a CPU) that work at the same time; above 1 with Ray.")
+    ] = 1,
     ray_address: Annotated[str | None, typer.Option(help="A Ray cluster, as auto or ray://host:10001.")] = None,
     out_folder: Annotated[
         Path | None,
         typer.Option(
             "--out",
-            help="Folder of images, measurements and tables; what it holds is not made again.",
+            help="Folder of images, measurements and tables; what is there is not made again.",
             show_default="runs/evaluation-<time>",
         ),
     ] = None,
     grid: Annotated[
         Path | None,
-        typer.Option(help="Write a PNG, too: eight prompts' images by stock and each method at 3x, 5x and 8x."),
+        typer.Option(help="Also write a PNG: eight prompts' images by stock and each method at 3x, 5x and 8x."),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Write a PNG, too: two of the metrics against the share of stock's time.")
+        Path | None, typer.Option(help="Also write a PNG: two of the metrics against the share of stock's time.")
     ] = None,
 ) -> None:
     """Evaluate schedules on held-out prompts, beside stock, stock with fewer steps, DeepCache, SiTo, ToMeSD, Spectrum.
 
-    Each batch of prompts is generated with all of them in turn, so that times are ratios of one run. Stopped or killed,
-    the same command with --out goes on where it was.
+    Each batch of prompts is generated with all of them in turn, so that all times come from one run. If the command is
+    stopped or killed, the same command with the same --out goes on where it was.
     """
     from dato.evaluation.pool import Recipe
     from dato.experiments import paper_evaluation
@@ -147,7 +151,7 @@ def evaluate(
         config=config,
     )
     folder = out_folder or opt.new_folder(None, "evaluation")
-    err.print(f"Going to {folder}; stopped, the same command with --out {folder} goes on.", soft_wrap=True)
+    err.print(f"Writing to {folder}. If stopped, go on with the same command and --out {folder}.", soft_wrap=True)
     result = paper_evaluation.evaluate(
         recipe, folder, families, entries, workers=workers, ray_address=ray_address, progress=show_progress
     )

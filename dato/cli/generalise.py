@@ -53,21 +53,24 @@ def generalise(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per generation.")] = 2,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
-    workers: Annotated[int, typer.Option(min=1, help="GPUs (or shares of a CPU) at work together; with Ray.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, help="GPUs (or shares of a CPU) that work at the same time; above 1 with Ray.")
+    ] = 1,
     ray_address: Annotated[str | None, typer.Option(help="A Ray cluster, as auto or ray://host:10001.")] = None,
     out_folder: Annotated[
         Path | None,
         typer.Option(
             "--out",
-            help="Folder of images and tables; what it holds is not made again.",
+            help="Folder of images and tables; what is there is not made again.",
             show_default="runs/generalisation-<time>",
         ),
     ] = None,
 ) -> None:
-    """Judge points of a front where they were not searched, beside the best that needs no search.
+    """Judge points of a front under other conditions than its search's, beside the best methods that need no search.
 
-    A point's PSNR is to stock under the same condition. Beside it stands the best PSNR of stock with fewer steps and
-    DeepCache's uniform schedules, among those that are at least as fast there. If that is higher, search again.
+    The PSNR of a point compares its images with stock's under the same condition. The table also shows the best PSNR of
+    stock with fewer steps and of DeepCache's uniform schedules, among those that are at least as fast as the point. If
+    that is higher, search again.
     """
     from dato.experiments import generalisation
 

@@ -29,8 +29,8 @@ def pruned_tokens(
 ) -> None:
     """Draw a heat map and a histogram of how often each token was pruned (figure 4 of the SiTo paper).
 
-    Every call is whole. The rows are SiTo's base tokens with and without noise, where every block chooses its own
-    tokens, and dato's recovery from the past, in which tokens take turns.
+    Every call runs the whole UNet. The first two rows are SiTo's base tokens with and without noise; each block chooses
+    its own tokens. The third row is dato's recovery from the past; tokens take turns.
     """
     from dato.experiments.pruned_counts import compare_pruning, pruned_picture
     from dato.generation.pipelines import load_pipeline

@@ -193,6 +193,4 @@ def _need_compiler() -> None:
     try:
         cpp_builder.get_cpp_compiler()
     except exc.InvalidCxxCompiler as error:
-        raise DatoError(
-            "compile=True needs a C++ compiler on a CPU, and there is none: install g++ or clang"
-        ) from error
+        raise DatoError("`compile` needs a C++ compiler on a CPU, and there is none: install g++ or clang") from error
