@@ -35,7 +35,7 @@ class Psnr(MeanOverImages):
 class Ssim(MeanOverImages):
     """Structural similarity (Wang et al., 2004), at most 1."""
 
-    name, label, digits, against_stock = "ssim", "SSIM", 3, True
+    name, label, digits, against_stock = "ssim", "SSIM", 4, True
     SMALLEST = 16  # pixels; the window has 11
 
     def __init__(self, setup: Setup) -> None:
@@ -61,7 +61,7 @@ class Lpips(MeanOverImages):
         DatoError: if AlexNet's weights are not in torch's cache and cannot be downloaded.
     """
 
-    name, label, digits, lower_is_better, against_stock = "lpips", "LPIPS", 3, True, True
+    name, label, digits, lower_is_better, against_stock = "lpips", "LPIPS", 4, True, True
     SMALLEST = 64  # pixels; AlexNet's strides leave nothing of much smaller images
 
     def __init__(self, setup: Setup) -> None:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from dato.errors import DatoError
 from dato.metrics import METRICS, OPTIONS
+from dato.metrics.base import Option
 from dato.pruning import SCORES, Pruning
 from dato.samplers import SAMPLERS
 from dato.schedule import FORECASTS
@@ -195,21 +196,22 @@ class JudgingOptions(SearchOptions):
         return dataclasses.replace(preset, **{key: value for key, value in changes.items() if value is not None})
 
 
-# What metrics are made from, as they declare it themselves.
-MetricOptions = dataclasses.make_dataclass(
-    "MetricOptions",
-    [
+def metric_options(declared: Mapping[str, Option]) -> type:
+    """Return a dataclass with a field for each of these options, which the metrics declare themselves."""
+    fields = [
         (
             metric.name,
             "str | Path | None" if metric.is_path else "str | None",
             option(None, metric.help, shown=metric.shown_default or metric.default, place=metric.is_path),
         )
-        for metric in OPTIONS.values()
-    ],
-    frozen=True,
-    kw_only=True,
-)
-MetricOptions.__module__ = __name__  # the module in which the types of its fields are looked up
+        for metric in declared.values()
+    ]
+    made = dataclasses.make_dataclass("MetricOptions", fields, frozen=True, kw_only=True)
+    made.__module__ = __name__  # the module in which the types of its fields are looked up
+    return made
+
+
+MetricOptions = metric_options(OPTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)

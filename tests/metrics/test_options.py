@@ -26,6 +26,7 @@ from dato.metrics import (
     text_of,
 )
 from dato.metrics.clip import CLIP, STATISTICS
+from dato.search.options import RatioSearch, metric_options
 
 
 class Sharpness(Metric):
@@ -59,7 +60,7 @@ def test_values_are_shown_with_the_fields_sign_and_digits():
     assert (label_of("psnr"), label_of("frechet"), label_of("mine")) == ("PSNR (dB)", "Fréchet distance", "mine")
     assert (shown("psnr", 30), shown("fid", -12), shown("mine", -3)) == (30, 12, -3)
     assert shown(METRICS["fid"], -12) == 12 and shown("fid", shown("fid", -12)) == -12
-    assert (text_of("psnr", 30), text_of("ssim", 0.98765), text_of("kid", -1.5)) == ("30.00", "0.988", "1.500")
+    assert (text_of("psnr", 30), text_of("ssim", 0.98765), text_of("kid", -1.5)) == ("30.00", "0.9877", "1.500")
     assert text_of("mine", -3) == "-3.00"
 
 
@@ -70,11 +71,17 @@ def test_a_new_metric_is_a_class_and_an_entry(monkeypatch):
     metric = load_metric("sharpness", Setup(edges="mine.bin"))
     assert metric.edges == "mine.bin" and load_metric("sharpness", Setup()).edges == "edges.bin"
     assert metric(torch.ones(2, 3, 4, 4), ["a", "b"], torch.ones(2, 3, 4, 4)) == -1
-    assert files_of({"edges": None, "seed": 3}, {"edges": "front.bin"}) == {"edges": "front.bin"}
+    assert files_of({"edges": "mine.bin", "clip": None, "seed": 3}) == {"edges": "mine.bin"}
+
+
+def test_a_search_of_ratios_takes_from_the_front_what_was_not_given():
+    front = {"clip": "front/clip", "real": "front/real", "seed": 3}
+    assert RatioSearch(clip="mine").metric_files(front) == {"clip": "mine", "real": "front/real"}
 
 
 def test_options_of_a_command_are_those_of_the_metrics(monkeypatch, tmp_path):
     monkeypatch.setitem(OPTIONS, "edges", Sharpness.options[0])
+    monkeypatch.setattr("dato.cli.metric_options.MetricOptions", metric_options(OPTIONS))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "edges").write_text("")
     seen = SimpleNamespace(params=None)
