@@ -39,9 +39,8 @@ def add_options(parser: pytest.Parser) -> None:
 def configure(config: pytest.Config) -> None:
     """Use the device that the command line names."""
     use(config.getoption("--device"))
-    if not hasattr(config, "workerinput"):  # the processes of pytest-xdist get this option from the first process
-        files_are_named = config.args_source is pytest.Config.ArgsSource.ARGS
-        config.option.core_only = _device.type != "cpu" and not files_are_named
+    files_are_named = config.args_source is pytest.Config.ArgsSource.ARGS
+    config.option.core_only = _device.type != "cpu" and not files_are_named
 
 
 def choose(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -73,7 +73,7 @@ def test_a_score_that_goes_by_no_patch_refuses_local_similarity():
             assert Pruning(score=name, similarity="local", sy=3).base_patch == (3, 2)
         else:
             assert Pruning(score=name).base_patch is None
-            with pytest.raises(dato.DatoError, match=f"score {name} does not"):
+            with pytest.raises(dato.DatoError, match=f"{name} does not"):
                 Pruning(score=name, similarity="local")
 
 
