@@ -13,6 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need a hub
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several processes would wait for each other's
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import devices
 import pytest
 import torch
 import which_tests
@@ -36,10 +37,22 @@ PROMPTS = ["red apple on a blue background", "dog face on a pink background", "r
 
 def pytest_addoption(parser):
     which_tests.add_options(parser)
+    devices.add_options(parser)
+
+
+def pytest_configure(config):
+    devices.configure(config)
 
 
 def pytest_collection_modifyitems(config, items):
     which_tests.choose(config, items)
+    devices.choose(config, items)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    line = devices.summary(config)
+    if line is not None:
+        terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(trylast=True)
@@ -63,7 +76,7 @@ def pytest_sessionfinish(session):
 
 @pytest.fixture(scope="session")
 def _embedded():
-    return load_pipeline()
+    return load_pipeline(device=devices.device())
 
 
 @pytest.fixture
@@ -103,13 +116,13 @@ def tiny_unet(kind: str = "sd", seed: int = 0, **overrides) -> UNet2DConditionMo
             "use_linear_projection": True,
         }
     config |= {"sample_size": 16, "norm_num_groups": 4, "cross_attention_dim": 8} | overrides
-    return UNet2DConditionModel(**config).eval()
+    return UNet2DConditionModel(**config).eval().to(devices.device())
 
 
 def unet_inputs(batch: int = 2, size: tuple[int, int] = (16, 16), seed: int = 0) -> tuple[Tensor, Tensor]:
     """Latents (batch, 4, h, w) and text states (batch, 5, 8) for a `tiny_unet`."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, 4, *size, generator=generator), torch.randn(batch, 5, 8, generator=generator)
+    return devices.randn(batch, 4, *size, generator=generator), devices.randn(batch, 5, 8, generator=generator)
 
 
 def toy_recipe(steps: int, further: int, batch_size: int, *metrics: str) -> Recipe:

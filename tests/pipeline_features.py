@@ -8,6 +8,7 @@ from functools import cache, partial
 
 import pytest
 import torch
+from devices import device
 from tiny_pipelines import PIPELINES, PROMPT, SIZE, sample, tiny
 
 import dato
@@ -130,21 +131,21 @@ def own_attention_processor(pipe, kwargs):
 
 
 def model_cpu_offload(pipe, kwargs):
-    pipe.enable_model_cpu_offload(device="cpu")
+    pipe.enable_model_cpu_offload(device=device())
 
 
 def sequential_cpu_offload(pipe, kwargs):
     from accelerate import cpu_offload
 
-    cpu_offload(pipe.unet, torch.device("cpu"), offload_buffers=True)  # as diffusers does, which asks for a GPU
+    cpu_offload(pipe.unet, device(), offload_buffers=True)  # as diffusers does, which asks for a GPU
 
 
 def group_offload_of_blocks(pipe, kwargs):
-    pipe.unet.enable_group_offload(torch.device("cpu"), offload_type="block_level", num_blocks_per_group=2)
+    pipe.unet.enable_group_offload(device(), offload_type="block_level", num_blocks_per_group=2)
 
 
 def group_offload_of_leaves(pipe, kwargs):
-    pipe.unet.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    pipe.unet.enable_group_offload(device(), offload_type="leaf_level")
 
 
 def compiled_by_the_user(pipe, kwargs):

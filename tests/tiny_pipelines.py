@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import diffusers
 import torch
 from conftest import tiny_unet
+from devices import device
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
@@ -139,7 +140,7 @@ def _made(pipeline: str, parts: dict[str, Any]) -> DiffusionPipeline:
         warnings.simplefilter("ignore")
         pipe = kind(**{name: part for name, part in parts.items() if name in _parameters(kind)})
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return pipe.to(device())
 
 
 @cache

@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 from conftest import tiny_unet, unet_inputs
+from devices import device, put, randn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -22,7 +23,7 @@ FEW = settings(max_examples=60, deadline=None)
 
 def tokens(seed, batch=2, channels=3):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, GRID[0] * GRID[1], channels, generator=generator, dtype=torch.float64)
+    return randn(batch, GRID[0] * GRID[1], channels, generator=generator, dtype=torch.float64)
 
 
 @st.composite
@@ -75,20 +76,22 @@ def test_a_layer_that_is_linear_in_time_is_recovered_exactly(dtype, tolerance):
 
 
 def test_half_precision_neither_overflows_nor_turns_into_nan():
-    past, large = TokenPast(), torch.full((1, 24, 3), 60000.0, dtype=torch.float16)
+    past, large = TokenPast(), torch.full((1, 24, 3), 60000.0, dtype=torch.float16, device=device())
     past.restore(-large, None, 900.0)
     past.restore(large, None, 800.0)
     selection = select_tokens(tokens(0, batch=1), GRID, 12)
     restored = past.restore(selection.shorten(large), selection, 700.0)
-    assert torch.equal(restored[0, selection.pruned[0]], torch.full((12, 3), 65504.0, dtype=torch.float16))
+    largest = torch.full((12, 3), 65504.0, dtype=torch.float16, device=device())
+    assert torch.equal(restored[0, selection.pruned[0]], largest)
 
 
 @FEW
 @given(st.integers(0, 10**6), st.integers(0, 18), st.booleans())
 def test_tokens_take_turns(seed, k, anywhere):
     generator = torch.Generator().manual_seed(seed)
-    x, score = tokens(seed), torch.randn(2, 24, generator=generator)
-    last = torch.tensor([float("inf"), 900.0, 880.0, 860.0])[torch.randint(0, 4, (2, 24), generator=generator)]
+    x, score = tokens(seed), randn(2, 24, generator=generator)
+    turns = torch.tensor([float("inf"), 900.0, 880.0, 860.0])
+    last = put(turns[torch.randint(0, 4, (2, 24), generator=generator)])
     patch = None if anywhere else (2, 2)
     selection = select_tokens(x, GRID, k, patch=patch, score=score, last=last)
     for b in range(2):
@@ -106,7 +109,7 @@ def test_tokens_take_turns(seed, k, anywhere):
         near = (unit @ unit[base].T).max(1).values
         others = sorted(set(range(24)) - set(base), key=lambda t, b=b, near=near: (last[b, t].item(), -near[t].item()))
         assert pruned == sorted(others[:k])
-    same = select_tokens(x, GRID, k, patch=patch, score=score, last=torch.full((2, 24), 900.0))
+    same = select_tokens(x, GRID, k, patch=patch, score=score, last=torch.full_like(last, 900.0))
     without = select_tokens(x, GRID, k, patch=patch, score=score)
     assert torch.equal(same.source, without.source)
 
@@ -114,7 +117,7 @@ def test_tokens_take_turns(seed, k, anywhere):
 def test_nothing_looks_at_a_value():
     """What would make a GPU wait fails on tensors that have no values."""
     with FakeTensorMode():
-        past, x = TokenPast(), torch.randn(2, 24, 3)
+        past, x = TokenPast(), randn(2, 24, 3)
         past.restore(x, None, 900.0)
         for time in (800.0, 700.0):
             selection = select_tokens(x, GRID, 12, last=past.last)

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from conftest import draw
+from devices import randn
 
 import dato
 from dato.pruning import BASE_SCORES, SCORES, BaseScore, Pruning
@@ -20,10 +21,10 @@ def table_3(row, **options):
 
 
 def test_base_scores_are_those_of_the_papers():
-    x = torch.randn(2, 64, 6)
+    x = randn(2, 64, 6)
     sim = similarity_score(x)
 
-    noise = torch.randn(2, 64)
+    noise = randn(2, 64)
 
     def score(pruning, difference=None):
         return base_score(x, pruning, noise, difference)
@@ -35,7 +36,7 @@ def test_base_scores_are_those_of_the_papers():
     assert not score(table_3("I")).any()
 
     # DaTo: the signed difference and noise, and noise alone while there is none.
-    difference = torch.randn(2, 64)
+    difference = randn(2, 64)
     dato_score = Pruning(score="dato", noise_alpha=0.1, diff_gamma=5.0)
     assert torch.allclose(score(dato_score), 0.1 * noise)
     assert torch.allclose(score(dato_score, difference), 0.1 * noise + 5 * difference)
@@ -46,8 +47,8 @@ def test_base_scores_are_those_of_the_papers():
     ("row", "expected"), [("I", [0, 2, 8, 10]), ("II", None), ("III", None), ("IV", None), ("V", None), ("VI", None)]
 )
 def test_every_row_of_table_3_gives_a_quarter_of_the_tokens(row, expected):
-    pruning, x = table_3(row), torch.randn(1, 16, 4)
-    score = base_score(x, pruning, torch.randn(1, 16))
+    pruning, x = table_3(row), randn(1, 16, 4)
+    score = base_score(x, pruning, randn(1, 16))
     base = select_tokens(x, (4, 4), 3, patch=pruning.base_patch, score=score).base[0].tolist()
     assert len(set(base)) == 4
     if expected:
@@ -58,10 +59,10 @@ def test_every_row_of_table_3_gives_a_quarter_of_the_tokens(row, expected):
 
 def test_every_described_score_is_computed_and_has_the_right_shape():
     assert set(scores._FUNCTIONS) == set(BASE_SCORES) and tuple(BASE_SCORES) == SCORES
-    x = torch.randn(2, 16, 4)
+    x = randn(2, 16, 4)
     for name, score in BASE_SCORES.items():
         assert score.name == name and score.summary
-        noise = torch.randn(2, 16) if score.noise else None  # a score without noise must not read it
+        noise = randn(2, 16) if score.noise else None  # a score without noise must not read it
         value = base_score(x, Pruning(score=name), noise)
         assert value.shape == (2, 16) and value.dtype == torch.float32
 
@@ -72,7 +73,7 @@ def test_a_score_that_goes_by_no_patch_refuses_local_similarity():
             assert Pruning(score=name, similarity="local", sy=3).base_patch == (3, 2)
         else:
             assert Pruning(score=name).base_patch is None
-            with pytest.raises(dato.DatoError, match=f"score {name} does not"):
+            with pytest.raises(dato.DatoError, match=f"{name} does not"):
                 Pruning(score=name, similarity="local")
 
 

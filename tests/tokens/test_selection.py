@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from devices import randn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ FEW = settings(max_examples=60, deadline=None)
 
 def cosines(x):
     """(n, n) matrix of cosine similarities, token by token."""
-    n = len(x)
+    n, x = len(x), x.cpu()
     matrix = torch.zeros(n, n, dtype=torch.float64)
     for i in range(n):
         for j in range(n):
@@ -27,7 +28,7 @@ def cosines(x):
 
 def plain_base_tokens(score, grid, patch):
     """One image: the highest score of each whole patch, the first of equals, patches row by row."""
-    (h, w), (sy, sx) = grid, patch
+    (h, w), (sy, sx), score = grid, patch, score.cpu()
     base = []
     for top in range(0, h - sy + 1, sy):
         for left in range(0, w - sx + 1, sx):
@@ -43,12 +44,12 @@ def cases(draw, most_batch=4):
     h, w = draw(st.integers(sy, 9)), draw(st.integers(sx, 9))
     batch, channels = draw(st.integers(1, most_batch)), draw(st.integers(1, 6))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
-    x = torch.randn(batch, h * w, channels, generator=generator, dtype=torch.float64)
+    x = randn(batch, h * w, channels, generator=generator, dtype=torch.float64)
     if draw(st.booleans()):  # ties: few different tokens, and zeros
         x = x.round().clamp(-1, 1)
     bound = h * w - (h // sy) * (w // sx)
     k = draw(st.one_of(st.just(0), st.just(bound), st.integers(0, bound)))
-    score = torch.randn(batch, h * w, generator=generator).round(decimals=draw(st.sampled_from([0, 6])))
+    score = randn(batch, h * w, generator=generator).round(decimals=draw(st.sampled_from([0, 6])))
     return x, (h, w), (sy, sx), k, score
 
 
@@ -57,7 +58,7 @@ def cases(draw, most_batch=4):
 def test_similarity_score_is_the_row_sum_of_the_cosine_matrix(case):
     x = case[0]
     expected = torch.stack([cosines(image).sum(1) for image in x]).float()
-    assert torch.allclose(similarity_score(x), expected, atol=1e-4)
+    assert torch.allclose(similarity_score(x).cpu(), expected, atol=1e-4)
 
 
 @FEW
@@ -154,7 +155,7 @@ def test_more_than_the_bound_is_an_error_that_names_it(case):
 
 
 def test_aligned_guidance_halves_share_base_tokens_but_not_pruned_ones():
-    x = torch.randn(4, 64, 5)
+    x = randn(4, 64, 5)
     aligned = select_tokens(x, (8, 8), 20, align_cfg=True)
     free = select_tokens(x, (8, 8), 20)
     assert torch.equal(aligned.base[2:], aligned.base[:2]) and torch.equal(aligned.base[:2], free.base[:2])
@@ -175,7 +176,7 @@ def test_nothing_as_large_as_n_by_n_is_ever_made(monkeypatch):
                     largest = max(largest, tensor.numel())
             return out
 
-    x = torch.randn(1, n, 8)
+    x = randn(1, n, 8)
     with Watch():
         select_tokens(x, (64, 64), n // 2, score=similarity_score(x))
     assert largest <= (n // 4) ** 2  # a sixteenth of N x N
@@ -183,14 +184,14 @@ def test_nothing_as_large_as_n_by_n_is_ever_made(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_selects_and_restores(dtype):
-    x = torch.randn(2, 256, 8).to(dtype)
+    x = randn(2, 256, 8).to(dtype)
     selection = select_tokens(x, (16, 16), 150)
     assert selection.pruned.shape == (2, 150)
     assert selection.restore(selection.shorten(x)).dtype == dtype
     # Large activations, as in SDXL: the norm must not overflow.
     assert torch.isfinite(similarity_score(x * 2000)).all()
     # Scores go into the thousands; they are off by less than half precision resolves there.
-    x = (1 + 0.3 * torch.randn(1, 4096, 32)).to(dtype)
+    x = (1 + 0.3 * randn(1, 4096, 32)).to(dtype)
     exact = similarity_score(x.double())
     resolved = (exact.to(dtype) - exact).abs().max()
     assert (similarity_score(x) - exact).abs().max() < resolved
@@ -198,7 +199,7 @@ def test_half_precision_selects_and_restores(dtype):
 
 def test_grid_has_to_fit():
     with pytest.raises(dato.DatoError, match="grid of 3 x 5 has 15 tokens"):
-        select_tokens(torch.randn(1, 16, 4), (3, 5), 1)
+        select_tokens(randn(1, 16, 4), (3, 5), 1)
     with pytest.raises(dato.DatoError, match="no patch"):
         num_base_tokens((1, 8), (2, 2))
     assert math.isclose(num_base_tokens((8, 8), (2, 2)), 16)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROMPTS, draw, tiny_unet, unet_inputs
+from devices import device, put, randn
 from diffusers import DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,6 +48,10 @@ def runs(draw):
     return depths, orders, times
 
 
+def _normal(rng, *shape):
+    return put(torch.from_numpy(rng.normal(size=shape).astype(np.float32)))
+
+
 @settings(max_examples=200, deadline=None)
 @given(runs(), st.sampled_from(["aligned", "chebyshev"]))
 def test_what_other_rules_read_is_kept_and_forgotten_in_time(run, rule):
@@ -57,12 +62,12 @@ def test_what_other_rules_read_is_kept_and_forgotten_in_time(run, rule):
     for call, depth, time in zip(schedule.calls(times), depths, times, strict=True):
         cache.begin(call, time)
         everything.begin(replace(call, keep=dict.fromkeys(range(-1, 5), ALL)), time)
-        skips = [torch.from_numpy(rng.normal(size=(2, 2, 2, 2)).astype(np.float32)) for _ in range(5)]
+        skips = [_normal(rng, 2, 2, 2, 2) for _ in range(5)]
         if depth < 5:
             skip = skips[depth - 1] if depth else None
             assert torch.equal(cache.recall(depth - 1, skip), everything.recall(depth - 1, skip))
         for place in [*(range(4) if depth == 5 else range(depth - 1)), LAST] if depth else []:
-            value = torch.from_numpy(rng.normal(size=(2, 3, 2, 2)).astype(np.float32))
+            value = _normal(rng, 2, 3, 2, 2)
             for held in (cache, everything):
                 held.store(place, value, skips[place] if place >= 0 else None)
         cache.end()
@@ -81,12 +86,12 @@ def test_the_cache_forecasts_as_defined_and_keeps_no_more_than_it_will_need(run,
         cache.begin(described[call], time)
         if depth < 5:
             expected = plain_forecast(history[depth - 1], time, order)
-            np.testing.assert_allclose(cache.recall(depth - 1).numpy(), expected, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(cache.recall(depth - 1).cpu().numpy(), expected, rtol=1e-3, atol=1e-4)
         computed = range(4) if depth == 5 else range(depth - 1)
         for place in [*computed, LAST] if depth else []:
             value = rng.normal(size=(2, 3)).astype(np.float32)
             history.setdefault(place, []).append((time, value.astype(float)))
-            cache.store(place, torch.from_numpy(value))
+            cache.store(place, put(torch.from_numpy(value)))
         cache.end()
         # A place that no later call reads holds nothing; the others hold no more values than the orders read.
         for place, past in cache._past.items():
@@ -135,7 +140,7 @@ def test_in_the_pipeline_what_arrives_at_each_rung_is_the_plain_forecast(pipe, s
 
         def hook(module, args):
             depth, order = schedule.depths[state["call"]], schedule.orders[state["call"]]
-            arrived = args[0][:, : skip_channels - _skip_channels(pipe.unet, index)].double().numpy()
+            arrived = args[0][:, : skip_channels - _skip_channels(pipe.unet, index)].double().cpu().numpy()
             if index == depth - 1 and depth < 12:
                 expected = plain_forecast(history[index], state["time"], order)
                 np.testing.assert_allclose(arrived, expected, rtol=1e-3, atol=2e-3)
@@ -150,7 +155,7 @@ def test_in_the_pipeline_what_arrives_at_each_rung_is_the_plain_forecast(pipe, s
 
     def on_output(module, args, kwargs, output):
         depth, order = schedule.depths[state["call"]], schedule.orders[state["call"]]
-        prediction = output[0].double().numpy()
+        prediction = output[0].double().cpu().numpy()
         if depth:
             history.setdefault(LAST, []).append((state["time"], prediction))
         else:
@@ -184,7 +189,7 @@ class LinearInTime(torch.nn.Module):
         output = self.module(*args, **kwargs)
         if self.line is None:
             generator = torch.Generator().manual_seed(1)
-            self.line = [torch.randn(output.shape, generator=generator) for _ in range(2)]
+            self.line = [randn(*output.shape, generator=generator) for _ in range(2)]
         return self.line[0] + self.time / 500 * self.line[1]
 
 
@@ -221,7 +226,7 @@ def test_where_time_passes_linearly_a_forecast_is_the_stock_result(depth, order)
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_half_precision_does_not_overflow_and_is_summed_in_float32(dtype):
-    big = torch.tensor([[-6e4, 6e4, 100.0]]).to(dtype)
+    big = put(torch.tensor([[-6e4, 6e4, 100.0]])).to(dtype)
     for weights in (polynomial([900.0, 800.0], 750.0), polynomial([900.0, 800.0, 700.0], 650.0)):
         values = [big, -big, big][: len(weights)]
         out = combine(values, weights)
@@ -229,20 +234,23 @@ def test_half_precision_does_not_overflow_and_is_summed_in_float32(dtype):
         limit = torch.finfo(dtype).max
         assert out.dtype == dtype and out.isfinite().all()
         torch.testing.assert_close(out.double(), exact.clamp(-limit, limit), rtol=1e-2, atol=1e-2)
-    skips = [torch.full((2, 4, 8, 8), v).to(dtype) for v in (0.0, 300.0, 450.0)]
-    values = [torch.zeros(2, 4, 8, 8, dtype=dtype), torch.full((2, 4, 8, 8), 10.0).to(dtype)]
-    torch.testing.assert_close(align(values, skips, 0.5), torch.full((2, 4, 8, 8), 15.0).to(dtype))
+
+    def constant(value):
+        return torch.full((2, 4, 8, 8), value, dtype=dtype, device=device())
+
+    skips = [constant(v) for v in (0.0, 300.0, 450.0)]
+    torch.testing.assert_close(align([constant(0.0), constant(10.0)], skips, 0.5), constant(15.0))
 
 
 @pytest.mark.parametrize("past", [2, 3])
 @pytest.mark.parametrize("ridge", [0.0, 0.1, 1.0])
 def test_an_aligned_forecast_is_ridge_regression_on_the_skips_for_each_image(past, ridge):
     torch.manual_seed(past)
-    skips = [torch.randn(2, 4, 8, 8) for _ in range(past + 1)]
-    values = [torch.randn(2, 3, 8, 8) for _ in range(past)]
+    skips = [randn(2, 4, 8, 8) for _ in range(past + 1)]
+    values = [randn(2, 3, 8, 8) for _ in range(past)]
     ours = align(values, skips, 1.5, ridge=ridge)
     for image in range(2):
-        *known, now = (s[image].double().flatten().numpy() for s in skips)
+        *known, now = (s[image].double().flatten().cpu().numpy() for s in skips)
         secants = np.stack([b - a for a, b in pairwise(known)], axis=1)
         prior = np.array([0.0] * (past - 2) + [1.5])
         penalty = np.sqrt(ridge * np.square(secants).sum(0).mean())
@@ -256,8 +264,8 @@ def test_an_aligned_forecast_is_ridge_regression_on_the_skips_for_each_image(pas
 
 def test_an_aligned_forecast_goes_as_far_as_its_skip_has_gone():
     torch.manual_seed(0)
-    s0, s1, v0, v1 = (torch.randn(2, 4, 8, 8) for _ in range(4))
-    steps = torch.tensor([0.5, -0.25]).view(2, 1, 1, 1)
+    s0, s1, v0, v1 = (randn(2, 4, 8, 8) for _ in range(4))
+    steps = put(torch.tensor([0.5, -0.25])).view(2, 1, 1, 1)
     moved = align([v0, v1], [s0, s1, s1 + steps * (s1 - s0)], 9.0, ridge=0)
     torch.testing.assert_close(moved, v1 + steps * (v1 - v0))
     still = torch.zeros_like(s0)
@@ -370,7 +378,7 @@ def test_img2img_forecasts_only_from_what_it_computed_itself(pipe):
     dato.apply_patch(img2img, Schedule(depths, orders=1))
     seen = []
     handle = pipe.unet.register_forward_hook(
-        lambda m, args, kwargs, out: seen.append((float(args[1]), out[0].double().numpy())), with_kwargs=True
+        lambda m, args, kwargs, out: seen.append((float(args[1]), out[0].double().cpu().numpy())), with_kwargs=True
     )
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)

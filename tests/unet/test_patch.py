@@ -9,6 +9,7 @@ import diffusers
 import pytest
 import torch
 from conftest import draw, tiny_unet, unet_inputs
+from devices import agree, device, put
 from diffusers import StableDiffusionImg2ImgPipeline
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
@@ -74,7 +75,9 @@ def test_every_option_of_pruning_runs_and_is_repeatable(make_pipe):
     ]:
         dato.apply_patch(pipe, prune_ratio=0.5, **options)
         results.append(draw(pipe, 3))
-        assert torch.equal(draw(pipe, 3), results[-1]), options
+        # A GPU adds the tokens that it merges in any order.
+        same = agree if options.get("reduction") == "merge" else torch.equal
+        assert same(draw(pipe, 3), results[-1]), options
     stock = draw(dato.remove_patch(pipe), 3)
     for i, result in enumerate(results):
         assert torch.isfinite(result).all() and not torch.equal(result, stock)
@@ -149,11 +152,11 @@ def test_pruning_leaves_the_pipelines_random_numbers_alone(make_pipe):
     pipe = make_pipe()
     torch.manual_seed(3)
     pipe("rose", num_inference_steps=2, output_type="latent")
-    expected = torch.rand(1)
+    expected = torch.rand(1, device=device())
     dato.apply_patch(pipe, prune_ratio=0.5)
     torch.manual_seed(3)
     pipe("rose", num_inference_steps=2, output_type="latent")
-    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(torch.rand(1, device=device()), expected)
 
 
 def every_sampler():
@@ -241,7 +244,7 @@ def test_batch_size_resolution_and_guidance_may_change(make_pipe, fresh):
 def test_a_change_of_shape_in_the_middle_starts_anew():
     unet = tiny_unet()
     (x, text), (wide, _) = unet_inputs(), unet_inputs(size=(16, 24))
-    timesteps = torch.arange(990, 0, -110)
+    timesteps = torch.arange(990, 0, -110, device=device())
     with torch.no_grad():
         stock = unet(wide, timesteps[2], text).sample
         dato.apply_patch(unet, MIXED)
@@ -294,7 +297,7 @@ def test_two_generations_in_turn_through_one_unet_are_stock():
     """Each finds the cache of the other, so neither may use it."""
     unet = tiny_unet()
     (x, text), (y, _) = unet_inputs(seed=0), unet_inputs(seed=1)
-    first, second = torch.arange(990, 0, -110), torch.arange(990, 0, -110)
+    first, second = torch.arange(990, 0, -110, device=device()), torch.arange(990, 0, -110, device=device())
     with torch.no_grad():
         stock = [unet(latents, t, text).sample for t in first for latents in (x, y)]
         dato.apply_patch(unet, Schedule.uniform(9, 3, 1))
@@ -316,7 +319,7 @@ def test_a_bare_unet_counts_by_falling_timesteps(make_pipe):
 
     with torch.no_grad():
         dato.apply_patch(unet, schedule)
-        expected = run(torch.tensor([900, 600, 300, 0]))
+        expected = run(put(torch.tensor([900, 600, 300, 0])))
         for kind in (int, float, torch.tensor):
             for _ in range(2):
                 assert all(map(torch.equal, run([kind(t) for t in (900, 600, 300, 0)]), expected))
@@ -454,7 +457,7 @@ def test_several_calls_at_one_step_never_see_each_others_cache():
     """Tiled pipelines call the UNet once for each tile, with equal shapes, at every step."""
     unet = tiny_unet()
     tiles, text = [unet_inputs(seed=seed)[0] for seed in range(3)], unet_inputs()[1]
-    timesteps = torch.arange(990, 0, -110)
+    timesteps = torch.arange(990, 0, -110, device=device())
     with torch.no_grad():
         stock = [unet(tile, t, text).sample for t in timesteps for tile in tiles]
         dato.apply_patch(unet, Schedule.uniform(9, 3, 1))
@@ -467,7 +470,7 @@ def test_a_prediction_that_was_written_into_is_not_handed_back(inference):
     """The prediction is handed back without a copy; where the pipeline wrote into it, the call runs whole instead."""
     unet = tiny_unet()
     x, text = unet_inputs()
-    timesteps = torch.arange(990, 0, -198)
+    timesteps = torch.arange(990, 0, -198, device=device())
     with torch.inference_mode() if inference else torch.no_grad():
         stock = [unet(x, t, text).sample for t in timesteps]
         dato.apply_patch(unet, Schedule([12, 0, 0, 0, 12]))

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from conftest import draw, tiny_unet, unet_inputs
+from devices import device, randn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dato
@@ -47,7 +48,7 @@ def kernels(unet, schedule, **options):
     counts = []
     if schedule is not None:
         dato.apply_patch(unet, schedule, **options)
-    times = 990 - 90 * torch.arange(3 if schedule is None else len(schedule))
+    times = 990 - 90 * torch.arange(3 if schedule is None else len(schedule), device=device())
     with torch.no_grad():
         for time in times:
             with Kernels() as counter:
@@ -95,7 +96,7 @@ def test_pruning_gathers_once_in_and_once_out():
     more = pruned - plain
     # One choice a call, and two gathers for each of the five blocks at the highest resolution.
     with Kernels() as choice:
-        select_tokens(torch.randn(2, 256, 8), (16, 16), 128)
+        select_tokens(randn(2, 256, 8), (16, 16), 128)
     assert pruned["index_select"] - choice.names["index_select"] == 10
     assert more.total() <= choice.names.total() + 10 * 4 + 8
     assert choice.names.total() <= 80
