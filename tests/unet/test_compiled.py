@@ -41,10 +41,16 @@ def farthest(ours, others):
     ("forecast", "pruning", "different", "compiled"),
     [
         # Depth 6, with and without pruning, and depths 1 and 3.
-        ("polynomial", Pruning(), 4, 4),
+        pytest.param("polynomial", Pruning(), 4, 4, marks=pytest.mark.thorough),
         # Depths 1 and 3 each from two and from three known values; pruning while layers have no past, and then.
         ("aligned", Pruning(recover_from="past", similarity="local"), 6, 7),
-        ("chebyshev", Pruning(shared=False, cross_attention=True, feed_forward=True, reduction="merge"), 4, 4),
+        pytest.param(
+            "chebyshev",
+            Pruning(shared=False, cross_attention=True, feed_forward=True, reduction="merge"),
+            4,
+            4,
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 def test_nothing_is_compiled_after_the_first_generation(forecast, pruning, different, compiled):
