@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import draw
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
+from which_tests import thorough
 
 from dato import DatoError, num_calls, set_scheduler
 from dato.samplers import SAMPLERS, lengths
@@ -33,9 +34,7 @@ def same(one, other):
 EVERYDAY = ("plms", "dpm++2m", "heun", "euler-a")  # one of each kind: repeated, multistep, two calls a step, noisy
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in EVERYDAY else pytest.param(name, marks=pytest.mark.thorough) for name in SAMPLERS]
-)
+@pytest.mark.parametrize("name", [*EVERYDAY, *thorough(*(name for name in SAMPLERS if name not in EVERYDAY))])
 def test_a_generation_is_not_disturbed(pipe, name):
     set_scheduler(pipe, name)
     expected = draw(pipe, steps=5)

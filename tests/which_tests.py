@@ -7,6 +7,7 @@ an everyday test; the rest repeat it for more cases, or in longer runs.
 from __future__ import annotations
 
 import re
+from typing import Any
 from zlib import crc32
 
 import pytest
@@ -20,7 +21,7 @@ LONG = (
     "test_stress.py",
 )
 EVERYDAY_PIPELINE = "SD 1.x"  # every day all of its cells, and of each other pipeline every `EVERYDAY_PART`-th
-EVERYDAY_PART = 16
+EVERYDAY_PART = 24
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -46,10 +47,15 @@ def choose(config: pytest.Config, items: list[pytest.Item]) -> None:
     items[:] = kept
 
 
+def thorough(*cases: Any) -> list[Any]:
+    """Return cases of `pytest.mark.parametrize` that run with the rest only; a case of several arguments is a tuple."""
+    return [pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.thorough) for case in cases]
+
+
 def combinations(config: pytest.Config) -> int:
-    """Return how many random runs the stress test makes: 40 every day, 1,000 with --everything."""
+    """Return how many random runs the stress test makes: 24 every day, 1,000 with --everything."""
     asked = config.getoption("--combinations")
-    return asked or (1000 if config.getoption("--everything") else 40)
+    return asked or (1000 if config.getoption("--everything") else 24)
 
 
 def _share(text: str | None) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, draw
+from conftest import SMALL, SMALL_DEPTHS, draw
 from PIL import Image
 
 import dato
@@ -28,9 +28,7 @@ def resnets_run(unet, schedule):
 
 def test_1_search_depths(run, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    code, printed, _ = run(
-        "search/search_depth.py", *SMALL, "--steps", "3,6", "--depths", "0,1", "--out", "runs/depth-1"
-    )
+    code, printed, _ = run("search/search_depth.py", *SMALL_DEPTHS, "--steps", "3,6", "--out", "runs/depth-1")
     assert code == 0
     assert "python search/search_ratio.py --depths runs/depth-1/pareto.json" in printed
     assert "python scripts/generate.py --strategy runs/depth-1/pareto.json --pick speedup=" in printed
@@ -195,8 +193,8 @@ def test_5b_a_front_of_another_sampler_keeps_its_number_of_steps(run, folder, mo
 
 def test_5c_a_front_where_it_was_not_searched(run, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    options = ("--steps", "3,6", "--schedulers", "dpm++2m,ddim", "--guidance", "3,5", "--pick", "knee")
-    arguments = ("scripts/generalise.py", "runs/depth-1", "--images", 1, *options, "--out", "elsewhere")
+    options = ("--steps", "3,6", "--schedulers", "dpm++2m,ddim", "--guidance", "1,5", "--pick", "knee")
+    arguments = ("scripts/generalise.py", "runs/depth-1", "--images", 2, *options, "--out", "elsewhere")
     code, printed, errors = run(*arguments)
     assert code == 0, errors
     data = json.loads(Path("elsewhere/generalisation.json").read_text())

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL_DEPTHS
 
 from dato import load_front
 from dato.evaluation.evaluator import Evaluator
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_round_of_measuring")
 def test_a_distance_is_given_as_the_field_writes_it(run, folder, monkeypatch):
     monkeypatch.chdir(folder)
     options = ("--steps", 3, "--quality", "frechet", "--min-quality", 1e6, "--out", "runs/frechet")
-    code, printed, errors = run("search/search_depth.py", *SMALL, *options)
+    code, printed, errors = run("search/search_depth.py", *SMALL_DEPTHS, *options)
     assert code == 0 and "warning" not in errors and "frechet" in printed
     front = load_front("runs/frechet/pareto.json")
     assert all(p.quality < 0 and p.metrics["frechet"] == p.quality for p in front.points)
@@ -57,7 +57,7 @@ def test_a_stopped_search_writes_the_front_so_far_and_is_gone_on_with(run, folde
 
     monkeypatch.setattr(Evaluator, "judge", counted)
     monkeypatch.setattr(command, "search", stopped)
-    code, printed, errors = run("search/search_depth.py", *SMALL, "--steps", 3, "--out", "runs/cut")
+    code, printed, errors = run("search/search_depth.py", *SMALL_DEPTHS, "--steps", 3, "--out", "runs/cut")
     assert code == 130 and printed == "" and "runs/cut/pareto.json is the front so far" in " ".join(errors.split())
     assert "python search/search_depth.py --resume runs/cut" in " ".join(errors.split())
     early = load_front("runs/cut/pareto.json")
@@ -86,14 +86,14 @@ def test_a_stopped_search_writes_the_front_so_far_and_is_gone_on_with(run, folde
     code, _, errors = run("search/search_joint.py", "--resume", "runs/cut")
     assert code == 2 and "a search of depth" in errors
     (folder / "runs" / "cut" / "pareto.json").unlink()
-    code, _, errors = run("search/search_depth.py", *SMALL, "--out", "runs/cut")
+    code, _, errors = run("search/search_depth.py", *SMALL_DEPTHS, "--out", "runs/cut")
     assert code == 2 and "go on with --resume runs/cut" in errors
 
 
 @pytest.mark.thorough
 def test_a_killed_search_goes_on_where_it_was(folder):
     """The script itself, killed as by the system: the others of the twenty kills are in test_study, without images."""
-    arguments = [sys.executable, str(ROOT / "search" / "search_depth.py"), *map(str, SMALL), "--steps", "4"]
+    arguments = [sys.executable, str(ROOT / "search" / "search_depth.py"), *map(str, SMALL_DEPTHS), "--steps", "4"]
     journal = folder / "runs" / "killed" / "journal.jsonl"
     search = subprocess.Popen(
         [*arguments, "--out", str(journal.parent)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder
@@ -114,8 +114,10 @@ def test_a_killed_search_goes_on_where_it_was(folder):
 
 def test_depths_and_ratios_searched_together(run, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    options = ("--steps", 4, "--depths", "0,1", "--ratios", "0.5", "--orders", 0, "--out", "runs/joint")
-    code, _, errors = run("search/search_joint.py", *SMALL, "--images", 1, "--rounds", 0, "--pop-size", 8, *options)
+    options = ("--steps", 4, "--ratios", "0.5", "--orders", 0, "--out", "runs/joint")
+    code, _, errors = run(
+        "search/search_joint.py", *SMALL_DEPTHS, "--images", 1, "--rounds", 0, "--pop-size", 8, *options
+    )
     assert code == 0, errors
     front = load_front("runs/joint/pareto.json")
     assert front.conditions["search"]["ratios"] == [0, 0.5] and front.conditions["search"]["kind"] == "joint"

@@ -105,6 +105,7 @@ def test_the_export_generates(finished):
     assert {weight.dtype for weight in weights.values()} == {torch.float16}
 
 
+@pytest.mark.thorough
 def test_killed_and_rerun_gives_the_same_weights(finished, package, tmp_path):
     out = tmp_path / "killed"
     shutil.copytree(finished, out, ignore=shutil.ignore_patterns("unet", "clip-image", "emoji-sd"))

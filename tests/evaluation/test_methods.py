@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from conftest import draw
+from which_tests import thorough
 
 import dato
 from dato.evaluation.methods import as_method, deepcache_method, schedule_method, stock_method, tomesd_method
@@ -43,7 +44,7 @@ def test_also_when_a_generation_breaks_off(pipe, package):
     assert torch.equal(draw(pipe, STEPS), stock)
 
 
-@pytest.mark.parametrize(("interval", "branch"), [(2, 0), (3, 1), (3, 10)])
+@pytest.mark.parametrize(("interval", "branch"), [(3, 1), *thorough((2, 0), (3, 10))])
 def test_deep_cache_is_a_uniform_schedule(pipe, interval, branch):
     method = deepcache_method(interval, branch, CALLS, 12)
     assert method.name == f"DeepCache (package) N={interval} d={branch + 1}" and not method.predictable

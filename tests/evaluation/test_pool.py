@@ -51,6 +51,7 @@ def test_two_workers_judge_as_one_does_even_where_one_is_lost(here, monkeypatch)
         far.close()
 
 
+@pytest.mark.thorough
 def test_a_worker_that_cannot_load_its_model_says_so_in_one_line():
     pytest.importorskip("ray")
     with pytest.raises(DatoError, match="cannot load the model 'nowhere'"):

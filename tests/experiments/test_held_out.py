@@ -193,6 +193,7 @@ def test_prompts_belong_to_their_own_images(pool, store):
     assert own != pytest.approx(score(images, RECIPE.prompts[::-1], images), abs=0.3)
 
 
+@pytest.mark.thorough
 def test_every_method_runs_and_a_name_means_one_thing(make_pipe):
     """Of ten steps, so that every share of them is there."""
     sampling = replace(RECIPE.sampling, steps=10)

@@ -99,6 +99,7 @@ def test_a_control_net_is_timed_whole_and_following():
     assert "forward" not in unet.__dict__
 
 
+@pytest.mark.thorough
 def test_stock_and_ours_compiled(pipe):
     eager = {"backend": "eager"}
     forward, compiled = speed.compiled_forward(pipe.unet, **eager), CompiledCalls(pipe.unet, **eager)
@@ -113,7 +114,8 @@ def test_the_command_writes_tables_json_and_a_chart(run, tmp_path):
     path, chart = tmp_path / "speed.json", tmp_path / "speed.png"
     code, printed, _ = run(
         "scripts/benchmark.py",
-        *("--parts", "calls,images,control", "--depths", "0,1", "--ratios", "0,0.5", "--rounds", 1, "--steps", 2),
+        *("--parts", "calls,images", "--depths", "0,1", "--ratios", "0,0.5", "--rounds", 1, "--steps", 2),
+        *("--guidance-scale", 1),
         *("--batch-size", "1,2", "--no-memory", "--strategies", "sd15-uniform-n2-d1", "--out", path, "--chart", chart),
     )
     assert code == 0
@@ -124,19 +126,32 @@ def test_the_command_writes_tables_json_and_a_chart(run, tmp_path):
     names = [row["method"] for row in data["images"] if row["batch"] == 1]
     assert names[0] == "stock" and names[-1] == "sd15-uniform-n2-d1" and "pruned 50%" in names
     assert all(name in printed for name in names)
-    assert len(data["control"]) == 11 and "ControlNet that follows" in printed
     assert chart.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.thorough
-def test_the_command_sets_the_latency_table_beside_the_clock(run, tmp_path):
+def test_the_command_checks_the_latency_table_and_times_a_control_net(run, tmp_path):
     path = tmp_path / "table.json"
-    options = ("--parts", "table", "--depths", "0,1", "--ratios", "0,0.5", "--rounds", 1, "--steps", 3, "--out", path)
-    code, printed, _ = run("scripts/benchmark.py", *options, "--no-memory")
+    options = (
+        "--parts",
+        "table,control",
+        "--depths",
+        "0,1",
+        "--ratios",
+        "0,0.5",
+        "--rounds",
+        1,
+        "--steps",
+        3,
+        "--out",
+        path,
+    )
+    code, printed, _ = run("scripts/benchmark.py", *options, "--no-memory", "--out", path)
     assert code == 0
     data = json.loads(path.read_text())
     assert len(data["table"]) == 20 and all(min(pair.values()) > 0 for pair in data["table"])
     assert "The latency table against the clock, 20 schedules" in printed
+    assert len(data["control"]) == 11 and "ControlNet that follows" in printed
 
 
 @pytest.mark.parametrize(

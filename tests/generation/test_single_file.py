@@ -10,6 +10,7 @@ import torch
 from conftest import PROMPTS
 from safetensors.torch import save_file
 from torch import nn
+from which_tests import thorough
 
 from dato import DatoError, load_front
 from dato.cli.options import model_place
@@ -184,7 +185,7 @@ def same_weights(pipe, expected, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("name", RANDOM_MODELS)
-@pytest.mark.parametrize("kind", ["safetensors", "ckpt", "ckpt with state_dict"])
+@pytest.mark.parametrize("kind", ["safetensors", *thorough("ckpt", "ckpt with state_dict")])
 def test_weights_and_images_are_those_of_the_pipeline(name, kind, layout, tmp_path):
     expected, file = small(name), tmp_path / f"model.{kind.split()[0]}"
     tensors = original(expected)

@@ -61,6 +61,7 @@ def value(fid, images):
         return fid(images, [], images)
 
 
+@pytest.mark.thorough  # its matrix roots take half a minute
 def test_fid_is_the_number_of_pytorch_fid_on_the_same_folders(setup, weights, images, value, tmp_path, monkeypatch):
     made = tmp_path / "made"
     made.mkdir()
@@ -72,7 +73,7 @@ def test_fid_is_the_number_of_pytorch_fid_on_the_same_folders(setup, weights, im
     assert -value == pytest.approx(expected, rel=1e-4)
 
 
-def test_statistics_of_pytorch_fid_stand_for_the_folder(setup, fid, images, value, tmp_path):
+def test_statistics_of_pytorch_fid_stand_for_the_folder(setup, fid, tmp_path):
     mean, covariance = fid.real
     np.savez(tmp_path / "real.npz", mu=mean, sigma=covariance)
     with warnings.catch_warnings():

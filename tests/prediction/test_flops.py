@@ -5,6 +5,7 @@ import torch
 from conftest import tiny_unet, unet_inputs
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from which_tests import thorough
 
 import dato
 from dato.generation.random_models import random_pipeline
@@ -72,7 +73,7 @@ def test_emoji_sd_has_its_known_flops(pipe):
         assert call_flops(pipe.unet, depth, **shape) / whole == pytest.approx(share, abs=0.0006)
 
 
-@pytest.mark.parametrize("kind", ["sd", "xl"])
+@pytest.mark.parametrize("kind", ["sd", *thorough("xl")])
 def test_what_is_counted_is_what_runs(kind):
     unet, rungs, extra = tiny_unet(), 12, {}
     if kind == "xl":  # with SDXL's embedding of sizes and of the pooled text

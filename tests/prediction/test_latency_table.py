@@ -13,6 +13,7 @@ from types import MappingProxyType, SimpleNamespace
 import numpy as np
 import pytest
 from diffusers import UNet2DConditionModel
+from which_tests import thorough
 
 import dato.search.candidate_timing
 import dato.search.study
@@ -169,7 +170,7 @@ class Clock:
         monkeypatch.setattr(owner, name, timed)
 
 
-@pytest.mark.parametrize("sampler", ["heun", "plms"])
+@pytest.mark.parametrize("sampler", ["plms", *thorough("heun")])
 def test_the_table_finds_what_each_kind_of_call_takes(make_pipe, monkeypatch, sampler):
     pipe = make_pipe()
     set_scheduler(pipe, sampler)

@@ -103,6 +103,7 @@ def test_models_come_back_from_the_journal_as_they_were(known, tmp_path, monkeyp
         assert model.error(schedule) == old.error(schedule) > 0
 
 
+@pytest.mark.thorough
 def test_an_account_charges_a_search_for_what_it_would_have_spent_alone(known, monkeypatch):
     _, study, advice = known
     preset = replace(DEPTH_PRESETS["quick"], pop_size=6, generations=2)

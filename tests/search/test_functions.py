@@ -82,6 +82,7 @@ def seen(front):
     return [(p.schedule, p.quality, p.latency_ms, p.speedup, p.steps) for p in (front.baseline, *front.points)]
 
 
+@pytest.mark.thorough
 def test_the_function_finds_what_the_command_finds(run, tmp_path):
     options = ["--steps", "2,4", "--pop-size", 4, "--generations", 2, "--rounds", 0, "--latency", "table"]
     out = tmp_path / "command"

@@ -10,6 +10,7 @@ from devices import device, put, randn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
+from which_tests import thorough
 
 import dato
 from dato import Schedule
@@ -131,7 +132,7 @@ def run(unet, inputs, timesteps=(900, 800, 700, 600, 500, 400)):
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("dtype", [torch.float32, *thorough(torch.bfloat16)])
 def test_unets_of_both_shapes_leave_nothing_after_a_generation(kind, shared, dtype):
     unet, inputs = tiny_unet(kind).to(dtype), (*(x.to(dtype) for x in unet_inputs(batch=4)), {})
     rungs = 12 if kind == "sd" else 9

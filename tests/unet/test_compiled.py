@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import draw, tiny_unet, unet_inputs
 from torch._dynamo.utils import counters
+from which_tests import thorough
 
 import dato
 from dato import DatoError, Pruning, Schedule
@@ -41,15 +42,11 @@ def farthest(ours, others):
     ("forecast", "pruning", "different", "compiled"),
     [
         # Depth 6, with and without pruning, and depths 1 and 3.
-        pytest.param("polynomial", Pruning(), 4, 4, marks=pytest.mark.thorough),
+        ("polynomial", Pruning(), 4, 4),
         # Depths 1 and 3 each from two and from three known values; pruning while layers have no past, and then.
-        ("aligned", Pruning(recover_from="past", similarity="local"), 6, 7),
-        pytest.param(
-            "chebyshev",
-            Pruning(shared=False, cross_attention=True, feed_forward=True, reduction="merge"),
-            4,
-            4,
-            marks=pytest.mark.thorough,
+        *thorough(("aligned", Pruning(recover_from="past", similarity="local"), 6, 7)),
+        *thorough(
+            ("chebyshev", Pruning(shared=False, cross_attention=True, feed_forward=True, reduction="merge"), 4, 4)
         ),
     ],
 )
@@ -109,6 +106,7 @@ def test_pipelines_of_any_length_and_plain_numbers_as_timesteps(make_pipe):
         assert farthest([unet(x, t, text).sample for t in (900, 500)], eager) < 1e-5
 
 
+@pytest.mark.thorough
 def test_sizes_and_modules_may_change_any_number_of_times():
     unet = tiny_unet(**SMALL)
     dato.apply_patch(unet, Schedule.full(2, rungs=6), compile={"backend": "eager"})

@@ -8,6 +8,7 @@ from accelerate import cpu_offload
 from conftest import tiny_unet, unet_inputs
 from diffusers import ControlNetModel, ControlNetUnionModel
 from tiny_pipelines import picture, sample, tiny
+from which_tests import thorough
 
 import dato
 from dato import DatoError, Schedule
@@ -33,7 +34,7 @@ def mixed(unet, **options) -> Schedule:
 
 
 @pytest.mark.parametrize("more", [{}, {"guess_mode": True}, {"guidance_scale": 1.0}])
-@pytest.mark.parametrize("name", CONTROLLED)
+@pytest.mark.parametrize("name", [*CONTROLLED[:2], *thorough(*CONTROLLED[2:])])
 def test_following_makes_no_difference_to_the_image(name, more):
     pipe, kwargs = tiny(name)
     schedule = mixed(pipe.unet)
@@ -123,7 +124,7 @@ def offload_sequentially(pipe):
 
 
 @pytest.mark.parametrize("treat", [offload_blocks, offload_leaves, offload_sequentially])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, *thorough(torch.bfloat16)])
 def test_a_control_net_that_is_offloaded_follows(treat, dtype):
     pipe, kwargs = tiny("ControlNet")
     pipe.to(dtype)

@@ -395,6 +395,7 @@ def test_img2img_forecasts_only_from_what_it_computed_itself(pipe):
     assert np.array_equal(seen[1][1], seen[0][1]) and not np.allclose(seen[3][1], seen[2][1], atol=1e-2)
 
 
+@pytest.mark.thorough
 def test_forecasting_comes_closer_to_stock_than_reuse(pipe):
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     stock = draw(pipe, 20, 2)

@@ -6,6 +6,7 @@ from conftest import draw, tiny_unet, unet_inputs
 from DeepCache import DeepCacheSDHelper
 from devices import agree, device, put, rand, randn
 from diffusers import UNet2DConditionModel
+from which_tests import thorough
 
 import dato
 from dato import Schedule
@@ -75,9 +76,7 @@ def deep_cache_pipe():
     return load_pipeline(device=device())
 
 
-@pytest.mark.parametrize(
-    "branch", [b if b in (0, 4, 8) else pytest.param(b, marks=pytest.mark.thorough) for b in range(9)]
-)
+@pytest.mark.parametrize("branch", [0, 4, 8, *thorough(1, 2, 3, 5, 6, 7)])
 def test_uniform_schedules_equal_the_package_deep_cache(deep_cache_pipe, branch):
     pipe, steps = deep_cache_pipe, 7
     helper = DeepCacheSDHelper(pipe=pipe)

@@ -12,6 +12,7 @@ from conftest import draw, tiny_unet, unet_inputs
 from devices import agree, device, put
 from diffusers import StableDiffusionImg2ImgPipeline
 from diffusers.schedulers import KarrasDiffusionSchedulers
+from which_tests import thorough
 
 import dato
 from dato import Schedule
@@ -165,7 +166,7 @@ def every_sampler():
 
 
 @pytest.mark.parametrize("sampler", every_sampler())
-@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("steps", [2, *thorough(1, 7)])
 def test_the_call_is_known_for_every_sampler(make_pipe, sampler, steps):
     pipe = make_pipe()
     config = {"clip_sample": False, **pipe.scheduler.config}
