@@ -80,6 +80,7 @@ def test_only_what_is_missing_is_made(pool, store, asked):
     assert {n: r.metrics for n, r in after.items()} == {n: r.metrics for n, r in before.items()}
 
 
+@pytest.mark.thorough
 def test_more_prompts_and_methods_are_added_to_what_is_there(pool, tmp_path, asked):
     first = ImageStore(tmp_path, SETTINGS, RECIPE.prompts[:1], WHOLE, METHODS[1:])
     few = replace(RECIPE, prompts=RECIPE.prompts[:1])

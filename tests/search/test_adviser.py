@@ -69,6 +69,7 @@ def test_the_table_of_a_space_prices_all_that_is_planned_in_it(known, orders, fo
     assert not DepthSpace([6], 12, [0, 1], (0, 1), "chebyshev").can_be_planned
 
 
+@pytest.mark.thorough
 def test_guesses_rank_as_images_do_and_are_learnt_from_them(known):
     _, study, advice = known
     schedules = [Schedule.uniform(6, 2, 1, 1), Schedule.uniform(6, 3, 1), Schedule.uniform(6, 6, 0), Schedule.full(4)]

@@ -118,6 +118,7 @@ def test_sizes_and_modules_may_change_any_number_of_times():
             assert (unet(x, 990, text).sample - stock).abs().max() < 1e-5
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_compiled_whole_runs_in_pieces():
     unet = tiny_unet(**SMALL)
     stock = run(unet, 2)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import tiny_unet, unet_inputs
 from tiny_pipelines import picture, sample, tiny
+from which_tests import thorough
 
 import dato
 from dato import DatoError, Schedule
@@ -163,7 +164,7 @@ def test_a_compiled_unet_is_patched_in_its_mode(options, expected):
         assert dato.CompiledCalls(unet, **settings)._graphs == graphs
 
 
-@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("in_place", [False, *thorough(True)])
 def test_a_schedule_compiles_the_calls_of_a_compiled_unet(monkeypatch, in_place):
     unet, (x, text) = tiny_unet(**DISTILLED["one block"]), unet_inputs()
     pipe, schedule = Pipe(unet), Schedule([4, 1, 0, 2, 1], rungs=4)
