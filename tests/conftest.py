@@ -183,3 +183,17 @@ def run(monkeypatch, capsys):
 def one_round_of_measuring(monkeypatch):
     """Measure latency tables in one round, for tests that look at what a search does and not at times."""
     monkeypatch.setattr("dato.search.study.measure_table", partial(measure_table, rounds=1))
+
+
+def call(monkeypatch, capsys, *arguments):
+    """Run the command `dato`: (exit code, standard output, standard error)."""
+    from dato.cli.main import main
+
+    monkeypatch.setattr(sys, "argv", ["dato", *map(str, arguments)])
+    code = 0
+    try:
+        main()
+    except SystemExit as left:
+        code = left.code or 0
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err

@@ -1,12 +1,11 @@
 """The whole path of a user: both searches, the fronts that they write, images with these fronts; and wrong input."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, SMALL_DEPTHS, draw
+from conftest import SMALL, SMALL_DEPTHS, call, draw
 from PIL import Image
 
 import dato
@@ -209,20 +208,6 @@ def test_5c_a_front_where_it_was_not_searched(run, folder, monkeypatch):
     assert len(Path("elsewhere/table.md").read_text().splitlines()) == 2 + len(names)
     monkeypatch.setattr(Evaluator, "generate", None)  # everything is there
     assert run(*arguments)[0] == 0
-
-
-def call(monkeypatch, capsys, *arguments):
-    """Run the command `dato`: (exit code, standard output, standard error)."""
-    from dato.cli.main import main
-
-    monkeypatch.setattr(sys, "argv", ["dato", *map(str, arguments)])
-    code = 0
-    try:
-        main()
-    except SystemExit as left:
-        code = left.code or 0
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
 
 
 def test_the_command_dato_shows_reports_and_searches(folder, monkeypatch, capsys):

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import threading
 import warnings
 from dataclasses import replace
@@ -15,7 +14,7 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-from conftest import tiny_unet
+from conftest import call, tiny_unet
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.errors import LocalEntryNotFoundError, LocalTokenNotFoundError
 
@@ -158,20 +157,6 @@ def nothing_asked(monkeypatch):
         raise AssertionError("the hub was asked")
 
     monkeypatch.setattr(dato.hub.repository, "hf_hub_download", fail)
-
-
-def call(monkeypatch, capsys, *arguments):
-    """Run the command `dato`: (exit code, standard output, standard error)."""
-    from dato.cli.main import main
-
-    monkeypatch.setattr(sys, "argv", ["dato", *map(str, arguments)])
-    code = 0
-    try:
-        main()
-    except SystemExit as left:
-        code = left.code or 0
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
 
 
 def refused(message, function, *arguments, **options):
