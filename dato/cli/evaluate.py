@@ -24,6 +24,7 @@ from dato.generation.protocols import PROTOCOLS, SCHEDULER, SIZE, STEPS
 from dato.metrics import METRICS, setup_for
 from dato.samplers import SAMPLERS
 from dato.schedule import Schedule
+from dato.search.user_choices import pick_point
 from dato.strategies import load_strategy
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ def _entry(name: str, strategy: Front | Schedule, most: int | None, picks: Seque
             raise DatoError(f"--pick {picks[0]}: {name} is one schedule, there is nothing to pick")
         return Entry(_label(name), strategy, {})
     numbers = {id(point): number for number, point in enumerate(strategy.points)}
-    picked = {numbers[id(point)]: point for point in (opt.pick_point(strategy, text) for text in picks)}
+    picked = {numbers[id(point)]: point for point in (pick_point(strategy, text) for text in picks)}
     return Entry(_label(name), strategy, dict(sorted(picked.items())) or thinned(strategy, most))
 
 

@@ -17,6 +17,7 @@ from dato.errors import DatoError
 from dato.front import Front
 from dato.generation.prompts import read_prompts
 from dato.samplers import SAMPLERS
+from dato.search.user_choices import pick_point
 from dato.strategies import load_front
 from dato.utils.files import dumps, write_atomic
 from dato.utils.hardware import versions
@@ -76,7 +77,7 @@ def generalise(
 
     quiet_libraries()
     loaded = load_front(front)
-    points = {text: opt.pick_point(loaded, text) for text in pick or _reachable(loaded)}
+    points = {text: pick_point(loaded, text) for text in pick or _reachable(loaded)}
     other_prompts = _prompts(loaded, prompts, images)
     where = opt.device_of(device, elsewhere=ray_address is not None)
     searched = generalisation.recipe_of_search(loaded, images, batch_size, str(where), opt.dtype_name(dtype, where))

@@ -18,6 +18,7 @@ from dato.front import Front
 from dato.point import Point
 from dato.report.schedule_text import strip
 from dato.schedule import Schedule
+from dato.search.user_choices import pick_point
 from dato.strategies import load_strategy
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def generate_image(
     loaded = load_strategy(strategy)
     if not isinstance(loaded, Front) and pick != "knee":
         raise DatoError(f"--pick {pick}: {strategy} is one schedule, there is nothing to pick")
-    chosen = opt.pick_point(loaded, pick) if isinstance(loaded, Front) else loaded
+    chosen = pick_point(loaded, pick) if isinstance(loaded, Front) else loaded
     conditions = loaded.conditions if isinstance(loaded, Front) else {}
     _make(out_folder)
     where = opt.device_of(device)

@@ -20,7 +20,6 @@ from dato.errors import DatoError, first_line
 from dato.generation.model_configs import RANDOM_MODELS
 from dato.samplers import SAMPLERS
 from dato.search.options import annotations, place
-from dato.search.user_choices import pick_point as pick_point
 
 if TYPE_CHECKING:
     import torch
