@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 import dato
-from dato.cli.options import pick_point
 from dato.errors import DatoError
 from dato.evaluation.baselines import family_of
 from dato.front import Front
@@ -27,6 +26,7 @@ from dato.report.usage import pick_of
 from dato.schedule import Schedule
 from dato.search.hypervolume import Scale, by_evaluation
 from dato.search.run_folder import Run
+from dato.search.user_choices import pick_point
 
 HOSTILE = "</script><script>window.hacked=1</script><b>bold</b> \"'&amp; %{x} <img src=x onerror=window.hacked=1>"
 
