@@ -185,6 +185,55 @@ class Schedule:
         return cls(depths, ratio, order, rungs=rungs, forecast=forecast)  # type: ignore[arg-type]
 
     @classmethod
+    def spread(
+        cls,
+        calls: int,
+        whole: int,
+        depth: int = 0,
+        order: int = 1,
+        *,
+        warmup: int = 1,
+        growth: float = 1.0,
+        rungs: int = SD_RUNGS,
+        forecast: str = POLYNOMIAL.name,
+    ) -> Schedule:
+        """Return a schedule of a given number of whole calls, spread from the first call to the last.
+
+        Call `round((calls - 1) * (i / (whole - 1)) ** growth)` is whole for i = 0 to `whole - 1`, so the first and the
+        last call are. All other calls run at `depth`.
+
+        Args:
+            calls: UNet calls of one generation.
+            whole: How many of them are whole. With 1 it is the first one.
+            depth: The depth of the other calls.
+            order: The order of their forecasts.
+            warmup: The first calls that are all whole; the other whole calls are spread over the rest.
+            growth: 1 spreads them evenly. Above 1 they are ever farther apart.
+            rungs: As in `Schedule`.
+            forecast: As in `Schedule`.
+
+        Raises:
+            DatoError: if `whole` is not from 1 to `calls`, `warmup` not from 1 to `whole`, or `growth` not above 0.
+
+        Example:
+            >>> Schedule.spread(8, 3).depths
+            (12, 0, 0, 0, 12, 0, 0, 12)
+        """
+        _check_at_least_one("calls", calls)
+        _check_at_least_one("whole", whole)
+        _check_at_least_one("warmup", warmup)
+        if not warmup <= whole <= calls or not growth > 0:
+            raise DatoError("schedule: it takes warmup <= whole <= calls, and growth > 0")
+        begin, rest = warmup - 1, max(1, whole - warmup)
+        chosen = set(range(warmup))
+        for i in range(1, whole - warmup + 1):
+            call = begin + round((calls - 1 - begin) * (i / rest) ** growth)
+            # Two of them may fall on one call where they are dense. Then the next free one is whole.
+            chosen.add(next(c for c in (*range(call, calls), *range(call, 0, -1)) if c not in chosen))
+        depths = tuple(rungs if call in chosen else depth for call in range(calls))
+        return cls(depths, None, order, rungs=rungs, forecast=forecast)  # type: ignore[arg-type]
+
+    @classmethod
     def growing(
         cls,
         calls: int,

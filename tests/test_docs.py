@@ -20,7 +20,7 @@ from dato.generation.pipelines import load_pipeline
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"(?P<mark><!-- not run: [^>]+ -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
 PUBLIC = {
-    "dato.schedule": ["Schedule", "Schedule.uniform", "Schedule.growing", "Schedule.resampled"],
+    "dato.schedule": ["Schedule", "Schedule.uniform", "Schedule.growing", "Schedule.spread", "Schedule.resampled"],
     "dato.strategies": ["load_front"],
     "dato.front": ["Front.knee", "Front.pick"],
     "dato.unet.patch": ["apply_patch", "patched", "remove_patch"],

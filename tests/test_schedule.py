@@ -1,5 +1,6 @@
 """Schedules: what is valid, what is equal, what resampling keeps."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +170,24 @@ def test_the_canonical_spelling_describes_the_same_calls(schedule, forecast, dat
 def test_shipped_schedules_are_canonical_already(where):
     schedule = shipped_schedules()[where]
     assert schedule.canonical() is schedule
+
+
+@pytest.mark.parametrize(
+    ("calls", "whole", "warmup", "growth"), [(50, 10, 1, 1), (50, 4, 1, 1), (9, 9, 3, 1), (50, 20, 3, 2)]
+)
+def test_spread_whole_calls_from_the_first_to_the_last(calls, whole, warmup, growth):
+    depths = Schedule.spread(calls, whole, 1, warmup=warmup, growth=growth).depths
+    places = [call for call, depth in enumerate(depths) if depth == 12]
+    gaps = [b - a for a, b in pairwise(places)]
+    assert len(depths) == calls and len(places) == whole and set(depths) <= {1, 12}
+    assert places[:warmup] == list(range(warmup)) and places[-1] == calls - 1
+    if growth == 1:
+        assert max(gaps[warmup - 1 :], default=1) - min(gaps[warmup - 1 :], default=1) <= 1
+    else:
+        assert gaps[-1] > gaps[warmup]
+
+
+@pytest.mark.parametrize("options", [{"whole": 0}, {"whole": 9}, {"whole": 2, "warmup": 3}, {"whole": 2, "growth": 0}])
+def test_spread_refuses_what_cannot_be(options):
+    with pytest.raises(DatoError, match="schedule: "):
+        Schedule.spread(8, **options)
