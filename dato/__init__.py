@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dato.samplers import num_calls, set_scheduler
     from dato.schedule import Schedule
     from dato.strategies import load_front
-    from dato.unet import CompiledCalls, apply_patch, current_schedule, patched, remove_patch
+    from dato.unet import CompiledCalls, apply_patch, current_schedule, patched, remove_patch, rule
 
 __version__ = "0.1.0"
 
@@ -43,6 +43,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "num_calls": "dato.samplers",
         "patched": "dato.unet",
         "remove_patch": "dato.unet",
+        "rule": "dato.unet",
         "search": "dato.search",
         "set_scheduler": "dato.samplers",
         "tokens": "dato.tokens",

@@ -4,6 +4,7 @@
 - `ladder` runs a UNet to a given depth, by the steps of `diffusers_unet`; `compiled` compiles that.
 - `cache` keeps values of past calls, and `forecast` brings them to the present call. `dato.call` says which.
 - `position` finds out which call of a generation is running.
+- `run_schedule` gives each run its schedule; `speedup_rule` makes one for a speed-up, with `depth_shares`.
 - `controlnet` makes ControlNets follow the schedule.
 - `targets`, `patch_arguments`, `forward_override`, `offload` and `run_check` connect this with diffusers,
   accelerate and `torch.compile`.
@@ -12,5 +13,6 @@
 from dato.unet.compiled import CompiledCalls
 from dato.unet.ladder import Ladder
 from dato.unet.patch import apply_patch, current_schedule, patched, remove_patch
+from dato.unet.speedup_rule import rule
 
-__all__ = ["CompiledCalls", "Ladder", "apply_patch", "current_schedule", "patched", "remove_patch"]
+__all__ = ["CompiledCalls", "Ladder", "apply_patch", "current_schedule", "patched", "remove_patch", "rule"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +11,7 @@ from dato.front import Front
 from dato.point import Point
 from dato.schedule import Schedule
 from dato.unet.compiled import CompiledCalls
-from dato.unet.patch_arguments import resolve_compile, resolve_control_nets, resolve_pruning, resolve_schedule
+from dato.unet.patch_arguments import resolve_compile, resolve_control_nets, resolve_schedules
 from dato.unet.targets import compile_settings, unet_of, wrapper_of
 from dato.unet.unet_patch import ATTRIBUTE, Patch
 
@@ -38,8 +37,10 @@ def apply_patch(
         schedule: A `Schedule`; a `Point` or `Front`; the path of a schedule or front as JSON; the name of a shipped
             one; or user/name on the Hugging Face hub. A front gives its knee, unless `speedup` or `quality` chooses
             another point. A point is meant for its number of steps and its sampler (`Point.kwargs`,
-            `Point.scheduler`). None, with `prune_ratio`: every call whole, with that ratio.
-        speedup: Choose the front's point of best quality that is at least this many times as fast as stock.
+            `Point.scheduler`). None, with `speedup`: a rule makes a schedule for each run (see `dato.rule`), for its
+            number of calls and its sampler. None, with `prune_ratio`: every call whole, with that ratio.
+        speedup: Choose the front's point of best quality that is at least this many times as fast as stock. Without a
+            schedule: how many times fewer FLOPs the UNet takes in a run, above 1.
         quality: Choose the front's fastest point of at least this quality.
         prune_ratio: One ratio for all calls, instead of the schedule's ratios.
         compile: True compiles each different call of the schedule with `torch.compile` when it is first run. A mapping
@@ -65,14 +66,13 @@ def apply_patch(
         (1, 0.5, 0)
     """
     unet, pipe = unet_of(pipe_or_unet)
-    point, chosen = resolve_schedule(schedule, speedup, quality, prune_ratio)
-    chosen = replace(chosen, pruning=resolve_pruning(chosen.pruning, pruning))
+    point, schedules = resolve_schedules(unet, schedule, speedup, quality, prune_ratio, pruning)
     nets = resolve_control_nets(pipe, controlnet)
     present = patch_of(pipe_or_unet)
     if compile is None:
         compile = compile_settings(pipe_or_unet, None if present is None else present.compiled)
     compiled_calls, wrapper = resolve_compile(unet, compile), wrapper_of(pipe_or_unet)
-    patch = Patch(unet, chosen, pipe, compiled_calls=compiled_calls, nets=nets, point=point, wrapper=wrapper)
+    patch = Patch(unet, schedules, pipe, compiled_calls=compiled_calls, nets=nets, point=point, wrapper=wrapper)
     remove_patch(unet)
     patch.attach()
     return pipe_or_unet
@@ -126,6 +126,10 @@ def patched(
 
 
 def current_schedule(pipe_or_unet: Any) -> Schedule | None:
-    """Return the schedule that a pipeline is patched with; None if it is the stock one."""
+    """Return the schedule that a pipeline is patched with; None if it is the stock one.
+
+    If a rule makes the schedules (`apply_patch(pipe, speedup=2.5)`), it is the one of the last run. Before the first
+    run it is the one that a run of the pipeline's default number of steps will have.
+    """
     patch = patch_of(pipe_or_unet)
     return None if patch is None else patch.schedule

@@ -17,23 +17,47 @@ from dato.schedule import Schedule
 from dato.strategies import load_strategy
 from dato.unet.compiled import CompiledCalls
 from dato.unet.controlnet import control_nets
+from dato.unet.ladder import Ladder
+from dato.unet.run_schedule import GivenSchedule, RunSchedule
+from dato.unet.speedup_rule import RuleSchedule
 
 
-def resolve_schedule(
+def resolve_schedules(
+    unet: UNet2DConditionModel,
+    schedule: Schedule | Point | Front | str | Path | None,
+    speedup: float | None,
+    quality: float | None,
+    prune_ratio: float | None,
+    pruning: Mapping[str, Any],
+) -> tuple[Point | None, RunSchedule]:
+    """Return what gives each run its schedule, and the point of a front that it comes from, if it does.
+
+    Raises:
+        DatoError: if there is no schedule, `speedup` or `quality` does not go with it, or it does not fit the UNet.
+    """
+    rungs = len(Ladder(unet))
+    if schedule is None and speedup is not None:
+        if quality is not None or prune_ratio is not None or pruning:
+            raise DatoError("speedup= alone makes a schedule by a rule; with it, quality= and pruning need a schedule")
+        return None, RuleSchedule(unet, speedup)
+    point, chosen = _resolve_schedule(schedule, speedup, quality, prune_ratio)
+    chosen = replace(chosen, pruning=resolve_pruning(chosen.pruning, pruning)).for_rungs(rungs)
+    return point, GivenSchedule(chosen)
+
+
+def _resolve_schedule(
     schedule: Schedule | Point | Front | str | Path | None,
     speedup: float | None,
     quality: float | None,
     prune_ratio: float | None,
 ) -> tuple[Point | None, Schedule]:
-    """Return the schedule, and the point of a front that it comes from, if it does.
-
-    Raises:
-        DatoError: if there is no schedule, or `speedup` or `quality` is given without a front.
-    """
+    """Return the schedule, and the point of a front that it comes from, if it does."""
     point = None
     if schedule is None:
         if prune_ratio is None:
-            raise DatoError("apply_patch needs a schedule (or a front, a path, a name), or prune_ratio=...")
+            raise DatoError(
+                "apply_patch needs a schedule (or a front, a path, a name), or speedup=..., or prune_ratio=..."
+            )
         schedule = Schedule.full(1)
     if isinstance(schedule, (str, Path)):
         schedule = load_strategy(schedule)

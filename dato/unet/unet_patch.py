@@ -28,6 +28,7 @@ from dato.unet.current_call import CallCounter, Position
 from dato.unet.forward_override import ForwardOverride
 from dato.unet.ladder import Ladder
 from dato.unet.run_check import differences
+from dato.unet.run_schedule import RunSchedule
 from dato.unet.targets import guidance_parts, owns
 
 ATTRIBUTE = "_dato_patch"  # of the UNet while it is patched
@@ -39,7 +40,7 @@ class Patch:
 
     Args:
         unet: The UNet.
-        schedule: The schedule.
+        schedules: Gives the schedule of each run.
         pipe: The pipeline around the UNet, if there is one.
         compiled_calls: What compiles the calls; None: they are not compiled.
         nets: The ControlNets that follow the schedule.
@@ -56,7 +57,7 @@ class Patch:
     def __init__(
         self,
         unet: UNet2DConditionModel,
-        schedule: Schedule,
+        schedules: RunSchedule,
         pipe: Any = None,
         *,
         compiled_calls: CompiledCalls | None = None,
@@ -66,7 +67,8 @@ class Patch:
     ) -> None:
         self.unet = unet
         self.ladder = Ladder(unet)
-        self.schedule = schedule.for_rungs(len(self.ladder))
+        self._schedules = schedules
+        self._running: Schedule | None = None  # the schedule of the generation that is running
         self._pipe = None if pipe is None else weakref.ref(pipe)
         self._point = None if pipe is None else point  # None after it was compared with a run
         self._cache = Cache()
@@ -74,13 +76,17 @@ class Patch:
         self._counter = CallCounter()
         self._compiled_calls = compiled_calls
         self.pruner = None
-        if any(schedule.ratios):
-            pruning = schedule.pruning
+        pruning = self.schedule.pruning
+        if any(self.schedule.ratios):
             self.pruner = TokenPruner(unet, pruning) if compiled_calls is None else compiled_calls.pruner(pruning)
-        self._fitted: dict[int, Schedule] = {len(schedule): self.schedule}  # number of calls -> schedule
         self._override = ForwardOverride(unet, self.forward, wrapper)
         self._followers = [Follower(net, self._depth_of_next, len(self.ladder)) for net in nets]
         self._followed_depth: int | None = None  # the depth that the ControlNets ran for, if they follow
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule of the last run. Before the first run, the one that the next run is expected to have."""
+        return self._schedules.current(self._owner)
 
     @property
     def compiled(self) -> Any:
@@ -112,13 +118,12 @@ class Patch:
         arguments = dict(zip(_FORWARD_ARGUMENTS, args, strict=False), **kwargs)
         return_dict = arguments.pop("return_dict", True)
         sample, timestep = arguments["sample"], arguments["timestep"]
-        schedule, position = self._locate(self._counter, timestep, sample)
+        position = self._position(self._counter, timestep, sample)
         if position.fresh:
-            self._begin(schedule, position, sample)
-
+            self._begin(position, sample)
         call = self._calls[position.index]
         self._cache.begin(call, position.time)
-        depth, followed, self._followed_depth = self._depth(schedule, position), self._followed_depth, None
+        depth, followed, self._followed_depth = self._depth(position), self._followed_depth, None
         try:
             controlled = arguments.get("down_block_additional_residuals") is not None
             if controlled and followed is not None and depth > followed:
@@ -129,18 +134,23 @@ class Patch:
             self._forget()  # the next call does not continue this generation
             raise
         self._cache.end()
-        if position.index == len(schedule) - 1:
+        if position.index == len(self._running) - 1:
             self._forget()
         return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
 
-    def _begin(self, schedule: Schedule, position: Position, sample: Tensor) -> None:
+    def _begin(self, position: Position, sample: Tensor) -> None:
         """Begin a generation."""
+        pipe, size = self._owner, tuple(sample.shape[-2:])
+        # If the schedule is of a front, the comparison below says more.
+        quiet = self._point is not None
+        schedule = self._schedules.of_run(pipe, position.total, position.index, size, quiet=quiet)
+        self._running = schedule
         self._cache = Cache(schedule.rule, len(schedule))
         self._calls = schedule.calls(position.times)
         if self.pruner is not None:
             self.pruner.parts = guidance_parts(self._owner)
             self.pruner.begin(sample.device)
-        point, pipe = self._point, self._owner
+        point = self._point
         # Another pipeline with the same UNet may be running. Then the comparison waits until this one runs.
         if point is not None and pipe is not None and position.times == tuple(pipe.scheduler.timesteps.tolist()):
             self._point = None
@@ -152,17 +162,20 @@ class Patch:
                     stacklevel=6,
                 )
 
-    def _depth(self, schedule: Schedule, position: Position) -> int:
+    def _depth(self, position: Position) -> int:
         """Return the depth of a call: the whole UNet if the cache cannot serve the schedule's depth.
 
         This happens in img2img, which starts midway, and when shapes change.
         """
-        depth, full = schedule.depths[position.index], len(self.ladder)
-        return depth if depth < full and not position.fresh and self._cache.can_serve(depth) else full
+        full = len(self.ladder)
+        if position.fresh:
+            return full
+        depth = self._running.depths[position.index]
+        return depth if depth < full and self._cache.can_serve(depth) else full
 
     def _depth_of_next(self, timestep: Tensor | float) -> int:
         """Return the depth of the call that comes next, whose timestep a ControlNet has got."""
-        self._followed_depth = self._depth(*self._locate(copy.copy(self._counter), timestep))
+        self._followed_depth = self._depth(self._position(copy.copy(self._counter), timestep))
         return self._followed_depth
 
     @property
@@ -184,28 +197,17 @@ class Patch:
             self.pruner.observe(prediction)
         return prediction
 
-    def _locate(
-        self, counter: CallCounter, timestep: Tensor | float, sample: Tensor | None = None
-    ) -> tuple[Schedule, Position]:
-        """Return the schedule for this generation's number of calls, and the call's position in it."""
+    def _position(self, counter: CallCounter, timestep: Tensor | float, sample: Tensor | None = None) -> Position:
+        """Return the position of the next call in its generation."""
         timesteps = getattr(getattr(self._owner, "scheduler", None), "timesteps", None)
-        position = counter.next(timestep, sample, timesteps, length=len(self.schedule))
-        total = position.total or len(self.schedule)
-        if total not in self._fitted:
-            # If the schedule is of a front, `_begin` says more.
-            if len(set(self.schedule.entries)) > 1 and self._point is None:
-                warnings.warn(
-                    f"the schedule has {len(self.schedule)} calls and this run has {total}, so it is resampled; "
-                    "a schedule that was searched for this number of steps would do better",
-                    stacklevel=5,
-                )
-            self._fitted[total] = self.schedule.resampled(total)
-        return self._fitted[total], position
+        length = self._schedules.length if self._running is None else len(self._running)
+        return counter.next(timestep, sample, timesteps, length=length)
 
     def _forget(self) -> None:
         """Free the caches, because a generation is over."""
         self._cache.clear()
         self._counter.reset()
+        self._running = None
         self._followed_depth = None
         for follower in self._followers:
             follower.forget()

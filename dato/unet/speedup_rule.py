@@ -1,0 +1,282 @@
+"""The rule: a schedule for a speed-up, a number of calls, a sampler and a guidance scale, without a search.
+
+docs/rule.md has the rule as a table, and what was measured to choose it. In short: as many calls are whole as the
+speed-up allows, at distances that are as equal as can be. The other calls are at depth 0 and continue along a line
+(order 1) where the prediction moves smoothly. Where it does not, they are at depth 1 if the distances are short.
+
+The speed-up is how many times fewer FLOPs (floating-point operations) the UNet takes in a run. Nothing is assumed of
+the time that text encoder, sampler and VAE take.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from itertools import accumulate
+from numbers import Real
+from typing import Any, NamedTuple
+
+from diffusers import UNet2DConditionModel
+
+from dato.errors import DatoError
+from dato.samplers import SAMPLERS, num_calls
+from dato.schedule import Schedule
+from dato.unet.depth_shares import depth_share
+from dato.unet.ladder import Ladder
+from dato.unet.targets import unet_of
+
+
+class SamplerKind(NamedTuple):
+    """What the rule needs to know of a sampler.
+
+    Attributes:
+        adds_noise: Whether it adds noise after the first call. Then the prediction does not move along a smooth curve.
+        high_order: Whether it extrapolates over several past predictions itself, which amplifies a forecast's error.
+        last_is_whole: Whether the last call is whole.
+    """
+
+    adds_noise: bool = False
+    high_order: bool = False
+    last_is_whole: bool = True
+
+
+NOISELESS, HIGH_ORDER = SamplerKind(), SamplerKind(high_order=True)
+NOISY, NOISY_MULTISTEP = SamplerKind(adds_noise=True, last_is_whole=False), SamplerKind(adds_noise=True)
+# By diffusers' class. Any other sampler is treated as one that adds noise.
+KINDS = {
+    **dict.fromkeys(
+        (
+            "DDIMScheduler",
+            "DEISMultistepScheduler",
+            "DPMSolverMultistepScheduler",
+            "DPMSolverSinglestepScheduler",
+            "EDMDPMSolverMultistepScheduler",
+            "EDMEulerScheduler",
+            "EulerDiscreteScheduler",
+            "HeunDiscreteScheduler",
+            "KDPM2DiscreteScheduler",
+            "UniPCMultistepScheduler",
+        ),
+        NOISELESS,
+    ),
+    **dict.fromkeys(("IPNDMScheduler", "LMSDiscreteScheduler", "PNDMScheduler"), HIGH_ORDER),
+}
+
+
+class Run(NamedTuple):
+    """The conditions of a run that the rule depends on.
+
+    Attributes:
+        sampler: The kind of its sampler.
+        guidance_scale: The scale of classifier-free guidance; None if it is not known.
+    """
+
+    sampler: SamplerKind
+    guidance_scale: float | None
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the prediction moves along a curve that a line can forecast."""
+        calm = self.guidance_scale is not None and self.guidance_scale <= _STRONG_GUIDANCE
+        return calm and not self.sampler.adds_noise
+
+
+_STRONG_GUIDANCE = 4.0  # above it, guidance amplifies the errors of long forecasts
+_MANY = 7  # whole calls, from which on the shorter distances come first
+_SHORT = 2.75  # calls from one whole call to the next, up to which depth 1 is worth its price
+_SHORT_WITH_NOISE = 8.0  # the same for samplers that add noise
+_DEFAULT_STEPS = 50  # of most of diffusers' pipelines
+_UNKNOWN_LENGTH = 1000  # calls; more than any run makes
+
+
+def rule(
+    pipe_or_unet: Any, calls: int, speedup: float, *, sampler: str | None = None, guidance_scale: float | None = None
+) -> Schedule:
+    """Return the rule's schedule, which `apply_patch(pipe, speedup=...)` runs.
+
+    Args:
+        pipe_or_unet: A diffusers pipeline with a `UNet2DConditionModel`, or such a UNet.
+        calls: UNet calls of one generation (see `num_calls`).
+        speedup: How many times fewer FLOPs the UNet takes than in `calls` whole calls, above 1. If the calls are too
+            few for it, the schedule has two whole calls, and is slower.
+        sampler: The name of a sampler, one of `SAMPLERS`. None: the pipeline's.
+        guidance_scale: The scale of classifier-free guidance. None: that of the pipeline's last run, or its default.
+
+    Raises:
+        DatoError: if there is no such UNet, or a number or the sampler is wrong.
+
+    Example:
+        >>> from dato.generation.pipelines import load_pipeline
+        >>> schedule = rule(load_pipeline(), 10, 2.5, sampler="dpm++2m", guidance_scale=3)
+        >>> schedule.depths, schedule.orders[1]
+        ((12, 0, 0, 12, 0, 0, 12, 0, 0, 12), 1)
+    """
+    unet, pipe = unet_of(pipe_or_unet)
+    checked_speedup(speedup)
+    if isinstance(calls, bool) or not isinstance(calls, int) or calls < 1:
+        raise DatoError(f"calls must be a whole number of at least 1, not {calls!r}")
+    run = _run_of(pipe)
+    if sampler is not None:
+        if sampler not in SAMPLERS:
+            raise DatoError(f"unknown sampler {sampler!r}; known are {', '.join(SAMPLERS)}")
+        run = run._replace(sampler=_kind(*SAMPLERS[sampler]))
+    if guidance_scale is not None:
+        run = run._replace(guidance_scale=guidance_scale)
+    return _schedule(unet, calls, speedup, run, _own_size(unet))
+
+
+def checked_speedup(speedup: Any) -> float:
+    """Return the speed-up as a number.
+
+    Raises:
+        DatoError: if it is not a finite number above 1.
+    """
+    if isinstance(speedup, bool) or not isinstance(speedup, Real) or not 1 < speedup < math.inf:
+        raise DatoError(f"speedup must be a number above 1, not {speedup!r}; without a patch the pipeline is stock")
+    return float(speedup)
+
+
+class RuleSchedule:
+    """Gives each run the rule's schedule for its number of calls and its sampler.
+
+    Args:
+        unet: The UNet.
+        speedup: As in `rule`.
+
+    Raises:
+        DatoError: if the speed-up is not above 1.
+    """
+
+    length = _UNKNOWN_LENGTH
+
+    def __init__(self, unet: UNet2DConditionModel, speedup: float) -> None:
+        self._unet, self._speedup = unet, checked_speedup(speedup)
+        self._last: Schedule | None = None
+        self._warned: set[int] = set()  # numbers of calls
+
+    def current(self, pipe: Any) -> Schedule:
+        """Return the schedule of the last run; before it, of a run of the pipeline's default number of steps."""
+        if self._last is not None:
+            return self._last
+        steps = _default(pipe, "num_inference_steps", _DEFAULT_STEPS)
+        calls = steps if pipe is None else num_calls(pipe, steps)
+        return _schedule(self._unet, calls, self._speedup, _run_of(pipe), _own_size(self._unet))
+
+    def of_run(
+        self, pipe: Any, total: int | None, first: int, size: tuple[int, int], *, quiet: bool = False
+    ) -> Schedule:
+        """Return the schedule of a run. The calls before the first one are whole."""
+        if total is None:
+            self._last = _endless(self._unet, self._speedup, size)
+            return self._last
+        calls = total - first
+        self._last = _schedule(self._unet, calls, self._speedup, _run_of(pipe), size)
+        if self._last.depths.count(self._last.rungs) * self._speedup > calls and calls not in self._warned:
+            self._warned.add(calls)
+            warnings.warn(
+                f"speedup={self._speedup:g} cannot be reached in {calls} UNet calls, of which the first and the last "
+                "must be whole; this run is as fast as it can be",
+                stacklevel=6,
+            )
+        return _begun_later(self._last, first)
+
+
+def _schedule(unet: UNet2DConditionModel, calls: int, speedup: float, run: Run, size: tuple[int, int]) -> Schedule:
+    """Return the rule's schedule for a run of `calls` calls."""
+    kind = run.sampler
+    whole, depth = _whole_and_depth(unet, calls, speedup, run, size)
+    few = whole < _MANY
+    if kind.adds_noise or (few and kind.high_order):
+        order = 0
+    elif depth:
+        order = int(calls <= whole * _SHORT or (run.smooth and not few))
+    else:
+        order = int(run.smooth)
+    whole = min(calls, max(2, whole))
+    gaps = _even(calls - 1, whole - 1) if kind.last_is_whole else _even(calls, whole)[1:]
+    if kind.adds_noise or (run.smooth and (kind.high_order or (few and not depth))):
+        gaps.reverse()  # the longer distances come first
+    return _with_whole_calls(calls, accumulate(gaps, initial=0), depth, order, len(Ladder(unet)))
+
+
+def _whole_and_depth(
+    unet: UNet2DConditionModel, calls: int, speedup: float, run: Run, size: tuple[int, int]
+) -> tuple[int, int]:
+    """Return how many calls may be whole, and the depth of the others: 1 where that is worth its price."""
+    whole, beside_depth_1 = (_affordable(calls, speedup, share) for share in (0.0, depth_share(unet, 1, size)))
+    longest = _SHORT_WITH_NOISE if run.sampler.adds_noise else _SHORT
+    short = not run.smooth and calls <= beside_depth_1 * longest
+    if beside_depth_1 >= 2 and (short or beside_depth_1 == whole):
+        return beside_depth_1, 1
+    return whole, 0
+
+
+def _endless(unet: UNet2DConditionModel, speedup: float, size: tuple[int, int]) -> Schedule:
+    """Return the schedule of a run whose number of calls is not known. It suits every sampler."""
+    whole, depth = _whole_and_depth(unet, _UNKNOWN_LENGTH, speedup, Run(NOISY, None), size)
+    whole = max(1, whole)
+    positions = (math.ceil(i * _UNKNOWN_LENGTH / whole) for i in range(whole))
+    return _with_whole_calls(_UNKNOWN_LENGTH, positions, depth, 0, len(Ladder(unet)))
+
+
+def _affordable(calls: int, speedup: float, share: float = 0.0) -> int:
+    """Return how many calls may be whole, if each other call takes this share of a whole call's FLOPs."""
+    # Rounding keeps 50 / 2.5 from being a little less than 20.
+    return math.floor(round((calls / speedup - calls * share) / (1 - share), 9))
+
+
+def _even(calls: int, parts: int) -> list[int]:
+    """Divide a number of calls into parts that are as equal as can be, ascending."""
+    if not parts:
+        return []
+    size, larger = divmod(calls, parts)
+    return [size] * (parts - larger) + [size + 1] * larger
+
+
+def _with_whole_calls(calls: int, whole: Iterable[int], depth: int, order: int, rungs: int) -> Schedule:
+    """Return a schedule with these calls whole, and the others at one depth and order."""
+    whole = frozenset(whole)
+    depths = tuple(rungs if call in whole else depth for call in range(calls))
+    return Schedule(depths, None, order, rungs, forecast="aligned" if depth and order else "polynomial")
+
+
+def _begun_later(schedule: Schedule, first: int) -> Schedule:
+    """Return a schedule that has `first` whole calls before this one."""
+    return replace(
+        schedule,
+        depths=(schedule.rungs,) * first + schedule.depths,
+        ratios=(0.0,) * first + schedule.ratios,
+        orders=(0,) * first + schedule.orders,
+    )
+
+
+def _run_of(pipe: Any) -> Run:
+    """Return the conditions of a pipeline's run. If the pipeline is not known, nor are they."""
+    scheduler = getattr(pipe, "scheduler", None)
+    kind = NOISY if scheduler is None else _kind(type(scheduler).__name__, scheduler.config)
+    guidance = getattr(pipe, "_guidance_scale", None)
+    if guidance is not None and not getattr(pipe, "do_classifier_free_guidance", True):
+        guidance = 1.0
+    return Run(kind, _default(pipe, "guidance_scale", None) if guidance is None else guidance)
+
+
+def _kind(name: str, config: Mapping[str, Any]) -> SamplerKind:
+    """Return the kind of a sampler by its class and settings."""
+    if "sde" in str(config.get("algorithm_type", "")):
+        return NOISY_MULTISTEP
+    return KINDS.get(name, NOISY)
+
+
+def _own_size(unet: UNet2DConditionModel) -> tuple[int, int]:
+    """Return the size of the latents that the UNet was made for."""
+    size = unet.config.sample_size or 64
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _default(pipe: Any, name: str, otherwise: Any) -> Any:
+    """Return the default of a number that a pipeline is called with."""
+    parameter = None if pipe is None else inspect.signature(pipe.__call__).parameters.get(name)
+    return parameter.default if parameter is not None and isinstance(parameter.default, Real) else otherwise
