@@ -27,6 +27,7 @@ from typing import Any
 from dato.errors import DatoError
 from dato.hub.names import FRONT_FILE as FILE
 from dato.hub.names import is_name
+from dato.plain_steps import PlainSteps, plain_steps
 from dato.point import Point, check_has, check_keys, point_from_dict
 from dato.pruning import Pruning
 from dato.schedule import FORMAT as SCHEDULE_FORMAT
@@ -169,6 +170,21 @@ class Front:
     def choose(self, *, speedup: float | None = None, quality: float | None = None) -> Point:
         """Return `pick(...)` if speedup or quality is given, else the knee."""
         return self.knee() if speedup is None and quality is None else self.pick(speedup=speedup, quality=quality)
+
+    def plain_steps(self, point: Point) -> PlainSteps | None:
+        """Return how many plain steps of the sampler are as good as a point, and its speed-up over those.
+
+        It is interpolated between the references that are stock with fewer steps (see `dato.plain_steps`). None if
+        there are none, or if more steps are not better by this front's quality.
+
+        Example:
+            >>> import dato
+            >>> front = dato.load_front("emoji-sd-depth")
+            >>> plain = front.plain_steps(front.pick(speedup=7))
+            >>> round(plain.steps), round(plain.speedup, 1)
+            (16, 2.6)
+        """
+        return plain_steps(point, self.references.values(), self.baseline)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, as described at the top of this module."""

@@ -39,8 +39,9 @@ def evaluate(
         str | None,
         typer.Option(
             "--methods",
-            help=f"What to compare with: {', '.join(FAMILIES)} (steps: stock with fewer steps; order0 to order2 and "
-            "aligned: fewer steps and shallow calls, by forecast; from layers on, SiTo's ablations).",
+            help=f"What to compare with: {', '.join(FAMILIES)} (steps: stock with fewer steps; rules: schedules that "
+            "need no search; order0 to order2 and aligned: fewer steps and shallow calls, by forecast; from layers on, "
+            "SiTo's ablations).",
             show_default=f"{','.join(DEFAULT_FAMILIES)}, and tomesd where it is installed",
         ),
     ] = None,
@@ -215,6 +216,8 @@ def _show(result: Evaluation, ours: Collection[str]) -> None:
     for name, reason in result.failures.items():
         warnings.warn(f"{name}: {reason}", stacklevel=2)
     out.print(_table(result.rows(), len(result.recipe.prompts), ours))
+    for claim in result.claims():
+        out.print(str(claim), highlight=False, soft_wrap=True, markup=False)
     for name, error in result.precision_errors.items():
         out.print(f"{name} in half precision differs from float32 by at most {error:.2g} here", highlight=False)
     out.print(f"written to {result.store.folder}", highlight=False, soft_wrap=True, markup=False)
@@ -310,14 +313,16 @@ def _metrics(text: str | None, model: str, files: Mapping[str, Any]) -> tuple[st
 
 
 def _table(rows: Sequence[Mapping[str, str]], images: int, ours: Collection[str]) -> Table:
-    """Return the table for the terminal, which has no room for the schedules and their ratios."""
+    """Return the table for the terminal. It has no room for schedules, their ratios, and memory in a second form."""
     style = {"box": box.SIMPLE, "header_style": "bold", "padding": (0, 1, 0, 0)}
     table = Table(title=f"{images} prompts", title_justify="left", **style)
-    columns = [column for column in rows[0] if column not in ("pruned", "depth by call")]
+    columns = [column for column in rows[0] if column not in ("pruned", "compression", "depth by call")]
     for column in columns:
         # If there is no room for everything, names are folded and numbers stay whole.
-        first = column == "method"
-        table.add_column("" if first else column, justify="left" if first else "right", no_wrap=not first)
+        if column == "method":
+            table.add_column("", justify="left", min_width=12)
+        else:
+            table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
     for row in rows:
         name = row["method"]
         table.add_row(*(row[c] for c in columns), style="bold" if name == STOCK else "" if name in ours else "dim")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from dato.errors import DatoError
 from dato.evaluation import baselines
 from dato.evaluation.methods import Method, schedule_method, tomesd_method
+from dato.evaluation.rules import whole_calls
 from dato.experiments import sito_ablations
 from dato.front import Front
 from dato.point import Point
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 Families = dict[str, list[Method]]  # title -> methods
 DEFAULT_FAMILIES = ("steps", "deepcache", "sito", "spectrum")  # and tomesd, if it is installed
+RULE_INTERVALS = (2, 3, 5)
+FEWEST_WHOLE = 4  # of rules; fewer only if four are more than half of all calls
 SHARES = ((2, 1.0), (3, 1.0), (2, 0.5), (3, 0.5), (2, 0.3), (2, 0.2), (2, 0.16))  # (interval, share of the steps)
 
 
@@ -85,6 +88,24 @@ def regular(facts: Facts, order: int, forecast: str = "polynomial") -> list[Meth
     return methods
 
 
+def rules(facts: Facts) -> list[Method]:
+    """Return schedules that need no search, with forecasts of order 1.
+
+    "rule: 10 of 50 whole": so many calls whole, spread evenly, the others at depth 0. "rule: every 3rd of 50 whole":
+    the others at depth 1. They are some of `dato.evaluation.rules.rules`.
+    """
+    calls, rungs = facts.calls, facts.rungs
+    schedules = {
+        f"rule: {whole} of {calls} whole": Schedule.spread(calls, whole, 0, 1, rungs=rungs)
+        for whole in whole_calls(calls, fewest=max(2, min(FEWEST_WHOLE, calls // 2)))
+    }
+    for interval in RULE_INTERVALS:
+        if interval < calls and rungs > 1:
+            ordinal = {2: "2nd", 3: "3rd"}.get(interval, f"{interval}th")
+            schedules[f"rule: every {ordinal} of {calls} whole"] = Schedule.uniform(calls, interval, 1, 1, rungs=rungs)
+    return _named(schedules)
+
+
 # Name on the command line -> (title, function that lists the methods).
 FAMILIES: dict[str, tuple[str, Callable[[Facts], list[Method]]]] = {
     "steps": ("fewer steps", fewer_steps),
@@ -93,6 +114,7 @@ FAMILIES: dict[str, tuple[str, Callable[[Facts], list[Method]]]] = {
     "sito": ("SiTo", sito),
     "tomesd": ("ToMeSD", tomesd),
     "spectrum": ("Spectrum", spectrum),
+    "rules": ("rules", rules),
     "order0": ("ours, regular, order 0", lambda facts: regular(facts, 0)),
     "order1": ("ours, regular, order 1", lambda facts: regular(facts, 1)),
     "aligned": ("ours, regular, aligned", lambda facts: regular(facts, 1, "aligned")),

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dato.errors import DatoError
 from dato.evaluation.baselines import fewer_steps
-from dato.evaluation.evaluator import precision_errors
+from dato.evaluation.evaluator import Evaluator, precision_errors
 from dato.evaluation.methods import STOCK, Method
 from dato.evaluation.pool import Facts, Pool, Recipe
 from dato.evaluation.ray_pool import make_pool
+from dato.experiments.front_claims import Claim, claims, objective_of, said_of
 from dato.experiments.held_out import Row, fill, rows, settings_of, stock_of
 from dato.experiments.image_store import ImageStore
 from dato.experiments.method_families import FAMILIES, Families, families_of, of_front, of_schedule, steps_of_point
 from dato.experiments.progress import Progress, silent
+from dato.experiments.speed import sample_shape
 from dato.front import Front
 from dato.point import Point
+from dato.prediction.flops import flop_share
+from dato.report.columns import FLOPS
 from dato.report.plots import quality_plot
 from dato.report.schedule_and_sample_pictures import image_grid
 from dato.report.tables import rows_of
@@ -62,6 +67,7 @@ class Evaluation:
         precision_errors: Metric -> the largest change of its values by half precision here.
         store: The images.
         stored_as: Name -> name in the store, which holds methods that give equal images once.
+        plain_by: The metric by which plain steps are as good as a method. None: the first one.
     """
 
     recipe: Recipe
@@ -73,6 +79,7 @@ class Evaluation:
     precision_errors: Mapping[str, float]
     store: ImageStore
     stored_as: Mapping[str, str]
+    plain_by: str | None = None
 
     @property
     def stock(self) -> Point:
@@ -81,7 +88,11 @@ class Evaluation:
 
     def rows(self) -> list[dict[str, str]]:
         """Return the papers' table: a row {heading: text} for each method, fastest first."""
-        return rows_of(self.points, self.stock, list(self.recipe.metrics))
+        return rows_of(self.points, self.stock, list(self.recipe.metrics), self.plain_by)
+
+    def claims(self) -> list[Claim]:
+        """Return for each front what it says of its points, beside what was measured."""
+        return claims(self.families, self.points, self.recipe.metrics)
 
     def save(self) -> None:
         """Write evaluation.json and table.md to the folder of the images."""
@@ -96,6 +107,7 @@ class Evaluation:
             "metrics": list(self.recipe.metrics),
             "precision_errors": dict(self.precision_errors),
             "failed": dict(self.no_images),
+            "claims": [asdict(claim) for claim in self.claims()],
             "versions": versions("dato", "torch", "diffusers", "transformers"),
             "rows": finite,
         }
@@ -186,14 +198,34 @@ def _evaluate(
     some = store.images(STOCK, GRID_IMAGES)
     errors = pool.ask(precision_errors, some, recipe.prompts[: len(some)])
     stored_as = {name: stored[method.identity].name for name, method in methods.items()}
-    points = {STOCK: _point(store.stock, results[STOCK], pool.facts)} | {
-        name: _point(method, results[stored_as[name]], pool.facts)
-        for name, method in methods.items()
-        if stored_as[name] in results
+    with_stock = {STOCK: store.stock} | methods
+    further = _merged(_flops(pool, with_stock), _said(families, entries, recipe.metrics))
+    points = {
+        name: _point(method, results[stored_as.get(name, STOCK)], pool.facts, further.get(name, {}))
+        for name, method in with_stock.items()
+        if stored_as.get(name, STOCK) in results
     }
     flaws = {name: row.failure for name, row in results.items() if row.failure}
     names_of = _names_with_images(families, points)
-    return Evaluation(recipe, conditions, names_of, points, no_images | flaws, no_images, errors, store, stored_as)
+    all_failures, plain_by = no_images | flaws, _plain_by(entries, recipe.metrics)
+    return Evaluation(recipe, conditions, names_of, points, all_failures, no_images, errors, store, stored_as, plain_by)
+
+
+def _flops(pool: Pool, methods: Mapping[str, Method]) -> dict[str, dict[str, float]]:
+    """Return name of a method -> its share of stock's FLOPs, for those whose FLOPs can be counted."""
+    counted = {name: method.schedule for name, method in methods.items() if method.flops_known}
+    shares = pool.ask(flop_shares, list(counted.values()))
+    return {name: {FLOPS: share} for name, share in zip(counted, shares, strict=True) if share is not None}
+
+
+def flop_shares(evaluator: Evaluator, schedules: Sequence[Schedule]) -> list[float | None]:
+    """Return the FLOPs of the UNet by each schedule as a share of stock's; None if they cannot be counted."""
+    pipe = evaluator.pipe
+    try:
+        shape = sample_shape(pipe, evaluator.sampling, 1)
+        return [flop_share(pipe.unet, s, sample_shape=shape, calls=evaluator.calls) for s in schedules]
+    except DatoError:
+        return [None] * len(schedules)
 
 
 def title_of(family: str) -> str:
@@ -225,8 +257,33 @@ def _names_with_images(families: Families, points: Mapping[str, Point]) -> dict[
     return {title: family for title, family in names.items() if family}
 
 
-def _point(method: Method, row: Row, facts: Facts) -> Point:
-    metrics = row.metrics | {"unet_ms": row.unet_ms}
+def _said(families: Families, entries: Sequence[Entry], metrics: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return name of a method -> what its front says of it."""
+    return {
+        method.name: said_of(point, entry.strategy, metrics)
+        for entry in entries
+        if isinstance(entry.strategy, Front)
+        for method, point in zip(families[entry.label], entry.points.values(), strict=True)
+    }
+
+
+def _merged(*tables: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Return one table of metrics by name of tables of different metrics."""
+    return {
+        name: {metric: value for table in tables for metric, value in table.get(name, {}).items()}
+        for name in dict.fromkeys(name for table in tables for name in table)
+    }
+
+
+def _plain_by(entries: Sequence[Entry], metrics: Sequence[str]) -> str | None:
+    """Return the metric for plain steps: the first front's objective if it is measured, else PSNR, else the first."""
+    objectives = [objective_of(entry.strategy) for entry in entries if isinstance(entry.strategy, Front)]
+    return next((name for name in (*objectives, "psnr") if name in metrics), None)
+
+
+def _point(method: Method, row: Row, facts: Facts, further: Mapping[str, float]) -> Point:
+    """Return what was measured of a method as a point, with further metrics."""
+    metrics = row.metrics | {"unet_ms": row.unet_ms} | further
     if row.peak_bytes:
         metrics["peak_mb"] = row.peak_bytes / 2**20
     steps, quality = facts.steps_of[len(method.schedule)], next(iter(row.metrics.values()))

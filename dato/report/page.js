@@ -25,6 +25,9 @@
   const digits = Object.fromEntries(data.metrics.map((m) => [m.name, m.digits]));
   const value = (v, name) => v == null ? "–" : v.toFixed(name in digits ? digits[name] : Math.abs(v) <= 1 ? 4 : 2);
   const times = (v) => `${v.toFixed(2)}×`;
+  // Texts of the tables in the terminal write a factor as 2.1x.
+  const inWords = (text, less) => crossed(text).replace("<", `${less} than `).replace(">", "more than ");
+  const crossed = (text) => text.replace(/([\d.])x(?=\)?$)/, "$1×");
   const milliseconds = (v) => v >= 10000 ? `${(v / 1000).toFixed(1)} s` : `${v.toFixed(v < 10 ? 2 : 0)} ms`;
   const share = (v) => `${(100 / v).toFixed(1)}%`;
   const count = (v) => v == null ? "not recorded" : typeof v === "number" ? v.toLocaleString("en") : v;
@@ -58,7 +61,9 @@
   // ---------------------------------------------------------------- the front
   const horizontal = (p) => state.axis === "speedup" ? p.speedup : 1 / p.speedup;
   const summary = (name, p) => [plain(name), `${times(p.speedup)}, ${share(p.speedup)} of stock's time`,
-    ...data.metrics.filter((m) => p.values[m.name] != null).map((m) => `${plain(m.label)} ${value(p.values[m.name], m.name)}`)]
+    ...data.metrics.filter((m) => p.values[m.name] != null).map((m) => `${plain(m.label)} ${value(p.values[m.name], m.name)}`),
+    ...(p.plain ? [`as good as ${inWords(p.plain[0], "fewer")} plain steps`
+      + (p.plain[1] ? `,<br>${inWords(p.plain[1], "less")} as fast as those` : "")] : [])]
     .join("<br>");
   const naming = (r, p) => `${several ? `${runs[r].name}: ` : ""}${p.label}${p.also ? ` (${p.also})` : ""}`;
 
@@ -178,6 +183,8 @@
       row("share of stock's time", share(p.speedup), share(stock.speedup), "share"),
       ...data.metrics.filter((m) => m.name in p.values).map((m) =>
         row(m.label + (m.lower ? " ↓" : " ↑"), value(p.values[m.name], m.name), value(stock.values[m.name], m.name), m.name)),
+      ...(p.kind === "stock" ? [] : [row("plain steps of equal quality", p.plain ? p.plain[0] : "–", "", "plain-steps"),
+        row("speed-up over those", p.plain && crossed(p.plain[1]) || "–", "", "over-plain-steps")]),
       ...Object.entries(p.others).map(([name, v]) => row(nice(name), value(v), value(stock.others[name]), name))];
     at("point-values").replaceChildren(
       table([head(""), head(p.kind === "stock" ? "stock" : "this point", "number"), head("stock", "number")], rows, "What was measured"),
@@ -279,7 +286,8 @@
     const rows = everything[state.run].map((p) => el("tr", { class: p.kind === "front" ? null : "other" },
       el("th", { scope: "row" }, el("button", { type: "button", onclick: () => choose(state.run, p) },
         el("span", { class: p.kind === "front" ? "keep" : null }, `${p.knee ? "★ " : ""}${p.label}`), p.also ? ` (${p.also})` : null)),
-      ...p.cells.map((text) => el("td", { class: "number" }, text.replace(/^([\d.]+)x$/, "$1×"))), el("td", {}, spark(p))));
+      ...p.cells.map((text) => el("td", { class: "number" }, crossed(text))), el("td", {}, spark(p))));
+    at("points-plain").textContent = run().columns.includes(data.plain.heading) ? data.plain.meaning : "";
     at("points").replaceChildren(table(heads, rows, `All points of ${run().name}, fastest first`));
   }
   function markRow() {

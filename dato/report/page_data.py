@@ -11,8 +11,9 @@ from dato.evaluation.baselines import family_of
 from dato.front import Front
 from dato.metrics import METRICS, label_of, shown
 from dato.metrics.base import Metric
+from dato.plain_steps import is_plain
 from dato.point import Point
-from dato.report.columns import columns_of, metrics_of
+from dato.report.columns import PLAIN_STEPS, PLAIN_STEPS_MEANING, columns_of, metrics_of, plain_texts
 from dato.report.schedule_text import forecast_of, mean_ratio
 from dato.report.usage import use_of_point, use_of_reference
 from dato.schedule import Schedule
@@ -34,6 +35,7 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
             {"name": name, "label": label_of(name), "lower": shown(name, 1) < 0, "digits": _digits(name)}
             for name in names
         ],
+        "plain": {"heading": PLAIN_STEPS, "meaning": PLAIN_STEPS_MEANING},
         "runs": [_run(run, volume) for run, volume in zip(runs, _volumes(runs), strict=True)],
     }
 
@@ -90,6 +92,7 @@ def _point(run: Run, point: Point) -> dict[str, Any]:
         "latency": point.latency_ms,
         "values": _values(front, point),
         "others": {name: _finite(value) for name, value in point.metrics.items() if name not in metrics},
+        "plain": plain_texts(None if is_plain(point) else front.plain_steps(point)),
         "cells": [column.text(point) for column in _columns(front)],
         "steps": point.steps or front.conditions.get("steps"),
         "scheduler": point.scheduler or front.conditions.get("scheduler_name") or front.conditions.get("scheduler"),

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from dato.front import Front
 from dato.point import Point
-from dato.report.columns import columns_of, metrics_of
+from dato.report.columns import PLAIN_STEPS, PLAIN_STEPS_MEANING, columns_of, metrics_of
 from dato.report.schedule_text import FULL, NOTHING, strip
 
 
@@ -24,6 +24,8 @@ def front_table(front: Front) -> Table:
         f"ms: per image. Depth: {FULL} whole UNet, {NOTHING} nothing, else that many rungs. Order: of the forecasts, "
         "blank for plain reuse. N=3 d=1: every 3rd call whole, the others at depth 1, as DeepCache."
     )
+    if any(column.heading == PLAIN_STEPS for column in columns):
+        table.caption += f" {PLAIN_STEPS_MEANING}"
     table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(column.heading, justify="right", no_wrap=True)
@@ -33,15 +35,18 @@ def front_table(front: Front) -> Table:
     return table
 
 
-def rows_of(points: Mapping[str, Point], stock: Point, metrics: list[str]) -> list[dict[str, str]]:
+def rows_of(
+    points: Mapping[str, Point], stock: Point, metrics: list[str], plain_by: str | None = None
+) -> list[dict[str, str]]:
     """Return points by name as rows of text, {heading: text}, fastest first.
 
     Args:
         points: Name -> point.
         stock: The point that they are compared with.
         metrics: Names of the quality metrics to show.
+        plain_by: As in `columns_of`.
     """
-    columns = columns_of(list(points.values()), stock, metrics)
+    columns = columns_of(list(points.values()), stock, metrics, plain_by)
     return [
         {"method": name}
         | {column.heading: column.text(point) for column in columns}

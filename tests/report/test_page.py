@@ -296,11 +296,30 @@ def test_pick_by_mouse(run, written, visit):
     page.mouse.click(x, y)
     page.wait_for_selector("#point-heading:text-is('Point 20')")
     check_shown(page, "Point 20", run.front.points[20])
+    assert "as good as more than 40 plain steps,<br>more than 1.4× as fast as those" in page.evaluate(
+        "plot.data.find((trace) => trace.name === 'the front').hovertext[20]"
+    )
     page.get_by_role("button", name="25 steps", exact=True).click()
     check_shown(page, "25 steps", run.front.references["25 steps"])
     assert 'references["25 steps"]' in page.inner_text("#use") and "generate.py" not in page.inner_text("#use")
     page.get_by_role("button", name="Stock", exact=True).click()
     assert "remove_patch" in page.inner_text("#use")
+
+
+def test_plain_steps_of_the_chosen_point(run, written, visit):
+    page = visit(written)
+    for number, (steps, faster) in {9: ("16", "2.6×"), 0: ("<5", "–"), 14: (">40", ">2.3×")}.items():
+        button = page.get_by_role("button", name=re.compile(rf"^(★ )?Point {number}$"))
+        button.click()
+        row = page.locator("#points tr", has=button)
+        assert page.inner_text("[data-value=plain-steps]") == steps
+        assert page.inner_text("[data-value=over-plain-steps]") == faster
+        assert (steps if faster == "–" else f"{steps} ({faster})") in row.inner_text().split("\t")
+    assert "interpolated between those that were measured" in page.inner_text("#points-plain")
+    page.get_by_role("button", name="25 steps", exact=True).click()
+    assert page.inner_text("[data-value=plain-steps]") == page.inner_text("[data-value=over-plain-steps]") == "–"
+    page.get_by_role("button", name="Stock", exact=True).click()
+    assert page.locator("[data-value=plain-steps]").count() == 0
 
 
 def test_images_counts_and_copy(run, written, visit):
@@ -378,5 +397,6 @@ def test_a_run_of_its_front_alone(folder, visit):
     page = visit(folder / "bare.html")
     check_shown(page, "Point 0", front.points[0])
     assert page.is_hidden("#images") and page.is_hidden("#progress")
+    assert page.inner_text("[data-value=plain-steps]") == "–" and page.inner_text("#points-plain") == ""
     assert page.is_disabled("#left") and page.is_disabled("#right")
     assert "--strategy bare/pareto.json" in page.inner_text("#use")
