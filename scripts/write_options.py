@@ -13,6 +13,7 @@ import typer
 
 import dato
 import dato.search
+from dato.cli.compare_rule import compare_rule
 from dato.cli.compare_searches import compare_searches
 from dato.cli.main import app
 from dato.pruning import SITO_KEYWORDS
@@ -20,7 +21,7 @@ from dato.search.options import DepthSearch
 
 PAGE = Path(__file__).parent.parent / "docs" / "options.md"
 SAME_IN_SITO = ("sx", "sy", "noise_alpha", "sim_beta")
-SCHEDULES = ("full", "uniform", "growing", "with_ratios", "resampled", "for_rungs", "to_json", "from_json")
+SCHEDULES = ("full", "uniform", "growing", "spread", "with_ratios", "resampled", "for_rungs", "to_json", "from_json")
 HEAD = """# Every option\n
 `python scripts/write_options.py` writes this page from the code: it says what `help()` and `--help` say. Explained:
 [get started](get-started.md), [how it works](how-it-works.md), [search your own model](search-your-own-model.md).\n"""
@@ -34,9 +35,10 @@ takes SiTo's names for them, too. SiTo's `prune_ratio` is an argument of `apply_
 
 def page() -> str:
     """The whole page."""
-    alone = typer.Typer(add_completion=False)
-    alone.command()(compare_searches)
-    commands = {"dato": app, "python scripts/compare_searches.py": alone}
+    commands = {"dato": app}
+    for command in (compare_rule, compare_searches):
+        alone = commands[f"python scripts/{command.__name__}.py"] = typer.Typer(add_completion=False)
+        alone.command()(command)
     tables = [text for name in commands for text in _command(name, typer.main.get_command(commands[name]))]
     return "\n".join([HEAD, *_python(), "## Commands\n", *tables])
 
@@ -46,6 +48,8 @@ def _python() -> Iterator[str]:
     yield _table("argument | what", _section(dato.apply_patch).items())
     yield f"`with dato.patched(...)`: {_intro(dato.patched)}\n"
     yield f"`dato.remove_patch(pipe)`: {_intro(dato.remove_patch)}\n"
+    yield f"## `rule`\n\n`dato.{_call('rule', dato.rule)}`\n\n{_intro(dato.rule)} See [the rule](rule.md).\n"
+    yield _table("argument | what", _section(dato.rule).items())
     sito = {ours: theirs for theirs, ours in SITO_KEYWORDS.items()} | {name: name for name in SAME_IN_SITO}
     told = _section(dato.Pruning).items()
     rows = [(n, f"`{getattr(dato.Pruning, n)!r}`", f"`{sito[n]}`" if n in sito else "", text) for n, text in told]

@@ -31,7 +31,20 @@ from dato.prediction.latency_measure import measure_table
 logging.getLogger("torch.__trace").propagate = False  # pytest would keep every line of what torch.compile does
 ROOT = Path(__file__).parent.parent
 # A search of seconds.
-SMALL = ("--images", 2, "--pop-size", 4, "--generations", 2, "--rounds", 1, "--latency", "measured")
+SMALL = (
+    "--preset",
+    "quick",
+    "--images",
+    2,
+    "--pop-size",
+    4,
+    "--generations",
+    2,
+    "--rounds",
+    1,
+    "--latency",
+    "measured",
+)
 SMALL_DEPTHS = (*SMALL, "--depths", "0,1", "--guidance-scale", 1)  # without guidance the UNet runs half as much
 PROMPTS = ["red apple on a blue background", "dog face on a pink background", "rose on a white background"]
 

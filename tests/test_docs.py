@@ -13,6 +13,7 @@ import typer
 from conftest import ROOT
 
 import dato
+from dato.cli.compare_rule import compare_rule
 from dato.cli.compare_searches import compare_searches
 from dato.cli.main import app
 from dato.generation.pipelines import load_pipeline
@@ -22,8 +23,11 @@ FENCE = re.compile(r"(?P<mark><!-- not run: [^>]+ -->\n)?^```(?P<language>\w+)\n
 PUBLIC = {
     "dato.schedule": ["Schedule", "Schedule.uniform", "Schedule.growing", "Schedule.spread", "Schedule.resampled"],
     "dato.strategies": ["load_front"],
-    "dato.front": ["Front.knee", "Front.pick"],
+    "dato.front": ["Front.knee", "Front.pick", "Front.plain_steps"],
+    "dato.plain_steps": ["plain_steps"],
+    "dato.evaluation.rules": ["rules", "whole_calls"],
     "dato.unet.patch": ["apply_patch", "patched", "remove_patch"],
+    "dato.unet.speedup_rule": ["rule"],
     "dato.pruning": ["Pruning"],
     "dato.samplers": ["set_scheduler"],
     "dato.tokens.selection": ["select_tokens"],
@@ -112,13 +116,14 @@ def commands_in(code: str) -> list[list[str]]:
 
 
 def test_commands_on_the_pages_have_the_options_that_they_show():
-    alone = typer.Typer()
-    alone.command()(compare_searches)
     known = {f"dato {words}": options for words, options in options_of(typer.main.get_command(app)).items()}
     for name, options in list(known.items()):
         script = name.removeprefix("dato ").replace(" ", "_").replace("-", "_")
         known[f"python {'search' if script.startswith('search') else 'scripts'}/{script}.py"] = options
-    known["python scripts/compare_searches.py"] = options_of(typer.main.get_command(alone))[""]
+    for command in (compare_rule, compare_searches):  # scripts only
+        alone = typer.Typer()
+        alone.command()(command)
+        known[f"python scripts/{command.__name__}.py"] = options_of(typer.main.get_command(alone))[""]
     seen = 0
     for page in PAGES:
         for line, code in blocks(page, "bash"):

@@ -15,6 +15,7 @@ class Commands(LazyGroup):
 
     lazy: ClassVar = {
         "generate": ("dato.cli.generate:generate_image", "Generate an image with a schedule, and time it."),
+        "plan": ("dato.cli.plan:plan_schedule", "Plan one schedule of a given speed-up, in a minute."),
         "report": ("dato.cli.report:report", "Write a run's page: the front, its schedules and images."),
         "evaluate": ("dato.cli.evaluate:evaluate", "Judge schedules on held-out prompts, beside other methods."),
         "generalise": ("dato.cli.generalise:generalise", "Judge a front under other conditions."),

@@ -81,7 +81,7 @@ def _search_calls(
 ) -> tuple[Folder, Front]:
     """Search over lengths and depths and, for "joint", ratios."""
     from dato.generation.guidance import guidance_of
-    from dato.generation.prompts import read_prompts
+    from dato.generation.prompts import read_prompts, split_prompts
     from dato.search.prepare import Subject, prepare_calls
 
     if where.model != EMBEDDED and where.prompts is None:
@@ -89,12 +89,23 @@ def _search_calls(
     preset = options.settings(where.images)
     if options.guidance_scale is None and where.model != EMBEDDED:
         preset = replace(preset, guidance_scale=guidance_of(where.model))
-    prompts = read_prompts(where.prompts, preset.images)
+    available = read_prompts(where.prompts)
+    asked = where.images is not None or getattr(options, "validation", None) is not None
+    different = set(available) if preset.validation else available
+    if (asked or not preset.validation) and preset.images + preset.validation > len(different):
+        by = f" and {preset.validation} to validate by" if preset.validation else ""
+        raise DatoError(
+            f"{preset.images} prompts to search with{by} are asked for, and there are {len(different)}: "
+            "ask for fewer, or add prompts"
+        )
+    split = {"seed": options.seed, "order": where.prompts_order}
+    prompts, validation = split_prompts(available, preset.images, preset.validation, **split)
     device = opt.device_of(where.device, elsewhere=where.ray_address is not None)
     scheduler = options.scheduler or (preset.scheduler if where.model == EMBEDDED else None)
     dtype = opt.dtype_name(where.dtype, device)
     subject = Subject(where.model, str(device), dtype, scheduler, where.config)
-    prepared = prepare_calls(options, subject, preset, prompts)
+    preset = replace(preset, images=len(prompts), validation=len(validation))
+    prepared = prepare_calls(options, subject, preset, prompts, validation)
     folder = _folder(where, kind)
     return folder, _run(prepared, folder, remembered, where)
 

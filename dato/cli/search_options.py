@@ -23,9 +23,11 @@ S = TypeVar("S", bound=SearchOptions)
 # These do not change what is searched, so a journal does not store them.
 _PASSING = ("out", "resume", "workers", "ray_address", "quiet", "as_json")
 # In a command's help these come before the options of the search.
-_FIRST = ("depths", "model", "config", "prompts", "images")
+_FIRST = ("depths", "model", "config", "prompts", "prompts_order", "images")
 # Defaults that commands have and functions do not.
-_SHOWN = {"scheduler": "the model's own; quick on emoji-sd: dpm++2m"}
+_SHOWN = {"scheduler": "the model's own; on emoji-sd dpm++2m, with --preset paper its own"}
+# What searches of earlier versions did, where their journals do not say it.
+_BEFORE = {"preset": "quick", "prompts_order": "given"}
 
 
 def take_up(ctx: typer.Context, folder: Path | None) -> Path | None:
@@ -44,7 +46,7 @@ def take_up(ctx: typer.Context, folder: Path | None) -> Path | None:
         )
     if f"search_{kind}" != ctx.command.callback.__name__:
         raise DatoError(f"{folder} holds a search of {kind}: go on with {opt.command_line(f'search {kind}')}")
-    ctx.default_map = {k: v for k, v in entries[0]["options"].items() if v is not None}
+    ctx.default_map = _BEFORE | {k: v for k, v in entries[0]["options"].items() if v is not None}
     return folder
 
 
@@ -64,6 +66,10 @@ class CommandOptions:
         typer.Option(help="Text file, one prompt a line.", show_default="the embedded model's search split"),
     ] = None
     images: Images = None
+    prompts_order: Annotated[
+        str,
+        typer.Option(help="drawn: prompts are drawn from all by the seed; given: the first ones, as they stand."),
+    ] = "drawn"
     workers: Annotated[
         int,
         typer.Option(min=1, help="GPUs (or shares of a CPU) that judge candidates at the same time; above 1 with Ray."),

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -50,6 +51,7 @@ class Evaluator:
         steps: Further numbers of steps for which schedules may be judged. The length of a schedule says for which.
         race: The number of images, rounded up to whole batches, after which a candidate may be given up (see `judge`).
             None: every candidate gets all images.
+        doubling: Whether a candidate that races may be given up again after twice, four times, ... as many images.
         interleave: Whether a short stock generation before each candidate measures the machine's present speed.
             Measured times are then scaled to the speed that the machine had when stock was measured. So all candidates
             are treated alike if a GPU slows down.
@@ -65,6 +67,8 @@ class Evaluator:
         stock_method: The unchanged pipeline with the reference steps.
         judged: All points so far, by `Method.identity`, in the order in which they were judged.
         images: Number of images generated so far.
+        validation: An evaluator of the same pipeline with other prompts and noise, which no search sees; None if there
+            is none (`dato.evaluation.validation`).
     """
 
     def __init__(
@@ -77,9 +81,11 @@ class Evaluator:
         steps: Sequence[int] = (),
         race: int | None = None,
         interleave: bool = False,
+        doubling: bool = False,
     ) -> None:
         self.pipe, self.prompts, self.sampling, self.metrics = remove_patch(pipe), list(prompts), sampling, metrics
-        self.latency, self.interleave = latency, interleave
+        self.latency, self.interleave, self.doubling = latency, interleave, doubling
+        self.validation: Evaluator | None = None
         batch = sampling.batch_size
         # A race is decided between batches, and by a metric that judges each image by itself.
         self.race = None if race is None or not isinstance(metrics[0], MeanOverImages) else -(-race // batch) * batch
@@ -167,11 +173,15 @@ class Evaluator:
         return Judgement(point, tuple(trial.values), len(result.images), sample=sample_of(result.images))
 
     def _spans(self, rivals: Sequence[Rival]) -> list[tuple[int, int]]:
-        """Return the ranges of prompts to generate one after the other: two if the candidate races, else one."""
+        """Return the ranges of prompts to generate one after the other: several if the candidate races, else one."""
         total = len(self.prompts)
+        stops = [total]
         if rivals and self.race is not None and 0 < self.race < total:
-            return [(0, self.race), (self.race, total)]
-        return [(0, total)]
+            stops = [self.race]
+            while self.doubling and 2 * stops[-1] < total:
+                stops.append(2 * stops[-1])
+            stops.append(total)
+        return list(pairwise([0, *stops]))
 
     def _extend(self, trial: _Trial, method: Method, stock: Stock, start: int, stop: int) -> str | None:
         """Generate and measure the images of prompts `start` to `stop`. Return what is wrong with them, or None."""

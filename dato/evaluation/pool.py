@@ -17,6 +17,7 @@ from dato.evaluation.evaluator import Evaluator
 from dato.evaluation.judgement import Judgement
 from dato.evaluation.racing import Rival
 from dato.evaluation.stock import Stock
+from dato.evaluation.validation import validation_evaluator
 from dato.generation.pipelines import load_pipeline
 from dato.generation.sampling import Sampling
 from dato.metrics import Setup, load_metric
@@ -46,6 +47,7 @@ class Recipe:
         race: As in `Evaluator`.
         interleave: As in `Evaluator`.
         config: As in `load_pipeline`.
+        validation: Prompts of the finalists' validation, which no candidate is judged by before.
     """
 
     model: str
@@ -60,6 +62,7 @@ class Recipe:
     race: int | None = None
     interleave: bool = False
     config: str | None = None
+    validation: tuple[str, ...] = ()
 
     def evaluator(self) -> Evaluator:
         """Load the pipeline and the metrics, and make an evaluator of them."""
@@ -71,7 +74,7 @@ class Recipe:
         """Load the metrics, and make an evaluator of them and of a pipeline that is already loaded."""
         setup = self.setup.on(torch.device(self.device))
         metrics = [load_metric(name, setup) for name in self.metrics]
-        return Evaluator(
+        evaluator = Evaluator(
             pipe,
             self.prompts,
             self.sampling,
@@ -80,6 +83,9 @@ class Recipe:
             race=self.race,
             interleave=self.interleave,
         )
+        if self.validation:
+            evaluator.validation = validation_evaluator(evaluator, self.validation)
+        return evaluator
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ from dato.utils.files import read_json, read_text
 
 IMAGENET_PER_CLASS = 2
 COCO_COUNT = 30_000  # captions that the papers use
+ORDERS = ("drawn", "given")
 
 
 def read_prompts(
@@ -37,6 +39,36 @@ def read_prompts(
     if not 1 <= count <= len(prompts):
         raise DatoError(f"{count} prompts are asked for and {name} has {len(prompts)}: ask for fewer, or add prompts")
     return prompts[:count]
+
+
+def split_prompts(
+    prompts: Sequence[str], images: int, validation: int, *, seed: int = 0, order: str = ORDERS[0]
+) -> tuple[list[str], list[str]]:
+    """Return prompts to search with and others to validate by. No prompt is in both.
+
+    If there are fewer prompts than asked for, both get their share of what there is.
+
+    Args:
+        prompts: All prompts. With validation, one of equal ones counts.
+        images: How many to search with.
+        validation: How many to validate by; 0: none.
+        seed: Fixes which are drawn.
+        order: "drawn": at random; "given": the first ones to search with, the next ones to validate by.
+
+    Raises:
+        DatoError: if there are too few prompts for both, or `order` is neither.
+    """
+    if order not in ORDERS:
+        raise DatoError(f"`prompts_order` {order!r}: known are {', '.join(ORDERS)}")
+    prompts = list(dict.fromkeys(prompts) if validation else prompts)
+    if order == "drawn":
+        random.Random(seed).shuffle(prompts)
+    if images + validation > len(prompts):
+        if validation and len(prompts) < 4:
+            raise DatoError(f"`prompts`: a search with validation needs at least 4 different ones, not {len(prompts)}")
+        validation = max(2, round(len(prompts) * validation / (images + validation))) if validation else 0
+        images = len(prompts) - validation
+    return prompts[:images], prompts[images : images + validation]
 
 
 def imagenet_prompts(count: int = 1000 * IMAGENET_PER_CLASS) -> list[str]:

@@ -1,7 +1,7 @@
-"""Measure an error model from two generations.
+"""Measure an error model from two generations of each batch.
 
 The first one is stock, and after each of its calls the partial and pruned calls are run as well. Most calls of the
-second one run nothing, so its latents differ from stock's. Its whole calls show how the network's predictions change
+second one are forecast, so its latents differ from stock's. Its whole calls show how the network's predictions change
 with the latents.
 """
 
@@ -32,11 +32,16 @@ from dato.schedule import Schedule
 from dato.unet.cache import Cache
 from dato.unet.ladder import Ladder
 from dato.unet.patch import patched, remove_patch
+from dato.unet.run_schedule import GivenSchedule
 from dato.unet.unet_patch import Patch
 from dato.utils.timing import Stopwatch
 
 AGES = (1, 3, 10)  # five ages rank schedules no better
-LENGTH = 128  # of a projection; the square of its length has a relative deviation of (2 / LENGTH)^(1/2)
+LENGTH = 64  # of an image's projection; the square of its length has a relative deviation of (2 / LENGTH)^(1/2)
+# Every how many calls the deviating generations run the whole UNet, one for each batch in turn. The network's reaction
+# depends on the errors that it gets, so several kinds of errors are measured.
+STRAYING = (4, 7, 3, 5)
+SMOOTHING = 0.04  # share of the calls over which measured reactions are averaged
 
 # Each call's latents, as the network gets them, and guided prediction, each (images, C, h, w).
 Recording = list[tuple[Tensor, Tensor]]
@@ -55,12 +60,13 @@ def measure_sensitivity(
     """Measure the error model of a pipeline, and remove any patch from it.
 
     This takes a stock generation in which every call is followed by its partial calls, one for each depth and age, and
-    a generation in which most calls run nothing. The second one shows how the network's predictions react to errors in
+    a generation in which most calls are forecast. The second one shows how the network's predictions react to errors in
     the latent. Forecasts need no measurements of their own.
 
     Args:
         pipe: The pipeline, on its device, with its sampler.
-        prompts: One image each. They can be other prompts than those that schedules are judged by.
+        prompts: One image each. They can be other prompts than those that schedules are judged by. With four or more,
+            predictions hold for other images too.
         sampling: How to generate, as schedules are judged.
         depths: The depths to measure. Depth 0 and the whole UNet need no measurement.
         ratios: The prune ratios to measure, at each of these depths and the whole UNet.
@@ -77,23 +83,22 @@ def measure_sensitivity(
     ages = tuple(sorted({min(int(age), calls) for age in ages}))
     pruning, ratios = pruning or Pruning(), sorted({*ratios} - {0})
 
-    # Most calls return an earlier prediction, so the latents differ from stock's. The whole calls in between show how
-    # the network reacts.
-    straying = Schedule.uniform(calls, max(2, calls // 8), 0, rungs=rungs)
-    feedback = _Feedback(straying)
+    straying = [_straying(calls, interval, rungs) for interval in STRAYING]
+    feedback = _Feedback(calls)
     probing = Schedule.full(calls, rungs=rungs).with_ratios(max(ratios, default=0.0))
     probe = _Probe(pipe, replace(probing, pruning=pruning), partial, ratios, ages)
     final, path = _FinalLatent(pipe, sampling), None
     for start, batch, seeded in _batches(prompts, sampling):
-        probe.begin(len(batch), sampling.guidance_scale, seed=start)
+        probe.begin(len(batch), sampling.guidance_scale)
         probe.attach()
         try:
             stock = _recorded(pipe, batch, seeded)
         finally:
             probe.detach()
-        with patched(pipe, straying):
-            feedback.add(stock, _recorded(pipe, batch, seeded))
-        final.add(stock, start)
+        schedule = straying[(start // sampling.batch_size) % len(straying)]
+        with patched(pipe, schedule):
+            feedback.add(schedule, stock, _recorded(pipe, batch, seeded))
+        final.add(stock)
         path = path or _some_values(stock)
 
     scales = sampler_response(pipe.scheduler, sampling.steps).scales
@@ -112,7 +117,9 @@ def measure_sensitivity(
         partial=partial_errors,
         pruned=pruned,
         pruning=pruning,
-        unet_calls=probe.cost() + len(prompts) * len(feedback.whole),
+        unet_calls=probe.cost() + feedback.unet_calls,
+        images=len(prompts),
+        latents=response.of_inputs,
     )
 
 
@@ -120,8 +127,8 @@ def final_latent(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Samp
     """Return `Sensitivity.final`, (k,), of another number of steps, from a stock generation of the same prompts."""
     remove_patch(pipe)
     final = _FinalLatent(pipe, sampling)
-    for start, batch, seeded in _batches(prompts, sampling):
-        final.add(_recorded(pipe, batch, seeded), start)
+    for _, batch, seeded in _batches(prompts, sampling):
+        final.add(_recorded(pipe, batch, seeded))
     return final.read()
 
 
@@ -156,34 +163,45 @@ def _some_values(recording: Recording) -> Recording:
     return [(x[0].flatten().cpu()[chosen], p[0].flatten().cpu()[chosen]) for x, p in recording]
 
 
+def _straying(calls: int, interval: int, rungs: int) -> Schedule:
+    """Return a schedule whose latents deviate from stock's: every `interval`-th call and the last one are whole."""
+    return Schedule([rungs if t % interval == 0 or t == calls - 1 else 0 for t in range(calls)], None, 1, rungs)
+
+
 class _Feedback:
-    """Measures `Sensitivity.feedback` from a stock generation and one that deviates from it.
+    """Measures `Sensitivity.feedback` from stock generations and others that deviate from them.
 
     Args:
-        straying: The schedule of the generation that deviates.
+        calls: UNet calls of a generation.
 
     Attributes:
-        whole: Its whole calls, which show how the network reacts.
+        unet_calls: What the deviating generations cost, in UNet calls of one image.
     """
 
-    def __init__(self, straying: Schedule) -> None:
-        self.whole = [call for call, depth in enumerate(straying.depths) if depth == straying.rungs]
-        self._products = np.zeros((2, len(straying)))  # deviation * change of prediction, deviation^2; by call
+    def __init__(self, calls: int) -> None:
+        self._calls, self.unet_calls = calls, 0
+        self._reactions: list[tuple[int, float]] = []  # (call, change of prediction for a change of 1)
 
-    def add(self, stock: Recording, strayed: Recording) -> None:
-        """Take in one batch."""
-        for call in self.whole:
+    def add(self, straying: Schedule, stock: Recording, strayed: Recording) -> None:
+        """Take in one batch, generated by stock and by the schedule `straying`."""
+        whole = [call for call, depth in enumerate(straying.depths) if depth == straying.rungs]
+        self.unet_calls += len(whole) * stock[0][1].shape[0]
+        for call in whole[1:]:
             pairs = zip(stock[call], strayed[call], strict=True)
             deviation, change = ((after - before).double().flatten() for before, after in pairs)
-            self._products[:, call] += float(deviation @ change), float(deviation @ deviation)
+            size = float(deviation @ deviation)
+            if size > 0:
+                self._reactions.append((call, float(deviation @ change) / size))
 
     def read(self) -> np.ndarray:
-        """Return (T,) the change of a prediction for a change of 1 in the latent, interpolated between whole calls."""
-        products, calls = self._products, self._products.shape[1]
-        deviating = [call for call in self.whole if products[1, call] > 1e-9 * products[1].max()]
-        if not deviating:
-            return np.zeros(calls)
-        return np.interp(range(calls), deviating, [products[0, call] / products[1, call] for call in deviating])
+        """Return (T,) the change of a prediction for a change of 1 in the latent, averaged over nearby calls."""
+        if not self._reactions:
+            return np.zeros(self._calls)
+        calls, values = np.array(self._reactions).T
+        distances = (np.arange(self._calls)[:, None] - calls) / max(1.0, SMOOTHING * self._calls)
+        # Subtract the smallest, so that the nearest reaction counts even where none is near.
+        weights = np.exp(-0.5 * (distances**2 - (distances**2).min(axis=1, keepdims=True)))
+        return weights @ values / weights.sum(axis=1)
 
 
 class _FinalLatent:
@@ -191,17 +209,15 @@ class _FinalLatent:
 
     def __init__(self, pipe: DiffusionPipeline, sampling: Sampling) -> None:
         self._scheduler, self._steps = pipe.scheduler, sampling.steps
-        self._values, self._sum = 0, 0.0
+        self._projections: list[Tensor] = []
 
-    def add(self, stock: Recording, seed: int) -> None:
-        """Take in one batch; `seed` fixes its projection."""
-        self._values += stock[0][1].numel()
-        projection = _Projection(stock[0][1], seed=seed)
-        self._sum = self._sum + projection(_replayed(self._scheduler, self._steps, stock))
+    def add(self, stock: Recording) -> None:
+        """Take in one batch."""
+        self._projections.append(_Projection(stock[0][1])(_replayed(self._scheduler, self._steps, stock)))
 
     def read(self) -> np.ndarray:
-        """Return (k,) the projection of the final latent, divided by the square root of its number of values."""
-        return (self._sum / self._values**0.5).cpu().numpy()
+        """Return (k,) the projections of the final latents."""
+        return torch.cat(self._projections).cpu().numpy()
 
 
 def _replayed(scheduler: SchedulerMixin, steps: int, stock: Recording) -> Tensor:
@@ -235,17 +251,16 @@ class _Probe(Patch):
         ratios: Sequence[float],
         ages: Sequence[int],
     ) -> None:
-        super().__init__(pipe.unet, schedule, pipe)
+        super().__init__(pipe.unet, GivenSchedule(schedule), pipe)
         self._depths, self._ratios, self._ages = depths, ratios, ages
         self._watches: defaultdict[tuple[int, float], Stopwatch] = defaultdict(lambda: Stopwatch(pipe.unet.device))
-        self._sums: dict[tuple, Tensor | float] = {}  # what was measured -> projection
+        self._projections: defaultdict[tuple, list[Tensor]] = defaultdict(list)  # by what was measured; of each batch
         self._images: list[int] = []
-        self._values = 0
 
-    def begin(self, images: int, guidance_scale: float, seed: int) -> None:
-        """Begin a generation of `images` images; `seed` fixes its projection."""
+    def begin(self, images: int, guidance_scale: float) -> None:
+        """Begin a generation of `images` images."""
         self._images.append(images)
-        self._guidance, self._seed = guidance_scale, seed
+        self._guidance = guidance_scale
         self._past: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}  # call -> rung -> value and skip
         self._projection: _Projection | None = None
 
@@ -257,8 +272,7 @@ class _Probe(Patch):
         self._past.pop(call - max(self._ages) - 1, None)
         truth = _guided(stock, self._images[-1], self._guidance)
         if self._projection is None:
-            self._projection = _Projection(truth, seed=self._seed)
-            self._values += truth.numel()
+            self._projection = _Projection(truth)
         self._add(("prediction", call), truth)
         self._measure_partial(call, truth, arguments)
         self._measure_pruned(call, truth, arguments)
@@ -297,11 +311,11 @@ class _Probe(Patch):
         return cache
 
     def _add(self, key: tuple, error: Tensor) -> None:
-        self._sums[key] = self._sums.get(key, 0.0) + self._projection(error)
+        self._projections[key].append(self._projection(error))
 
     def projections(self) -> tuple[np.ndarray, dict[int, np.ndarray], dict[tuple[int, float], np.ndarray]]:
         """Return `Sensitivity.predictions`, `.partial` and `.pruned`."""
-        sums = {key: (value / self._values**0.5).cpu().numpy() for key, value in self._sums.items()}
+        sums = {key: torch.cat(parts).cpu().numpy() for key, parts in self._projections.items()}
         calls = len(self.schedule)
         predictions = np.stack([sums["prediction", call] for call in range(calls)])
         partial = {
@@ -340,20 +354,23 @@ class _Kept(Cache):
 
 
 class _Projection:
-    """A random projection of a tensor to k numbers, whose squared length is on average that of the tensor.
+    """A random projection of each image to `LENGTH` numbers. Its squared length is on average the mean square.
 
     Source: Charikar, Chen, Farach-Colton, "Finding frequent items in data streams" (2002), the count sketch.
+
+    Args:
+        like: A tensor of the shape that is projected, (images, ...).
     """
 
-    def __init__(self, like: Tensor, seed: int, length: int = LENGTH) -> None:
-        n, generator = like.numel(), torch.Generator().manual_seed(seed)
-        self._length = length
+    def __init__(self, like: Tensor) -> None:
+        n, generator = like[0].numel(), torch.Generator().manual_seed(0)
         self._order = torch.randperm(n, generator=generator).to(like.device)
-        self._signs = (torch.randint(0, 2, (n,), generator=generator) * 2.0 - 1).to(like.device)
+        self._signs = ((torch.randint(0, 2, (n,), generator=generator) * 2.0 - 1) / n**0.5).to(like.device)
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = x.flatten()[self._order] * self._signs
-        return F.pad(x, (0, -len(x) % self._length)).view(-1, self._length).sum(dim=0)
+        """Return (images * LENGTH,): one block for each image."""
+        x = x.flatten(1)[:, self._order] * self._signs
+        return F.pad(x, (0, -x.shape[1] % LENGTH)).view(len(x), -1, LENGTH).sum(dim=1).flatten()
 
 
 def _guided(prediction: Tensor, images: int, guidance_scale: float) -> Tensor:

@@ -1,4 +1,7 @@
-"""The error model (sensitivity): predict a schedule's error of the final latent from a few measured errors.
+"""The error model (sensitivity): what is measured, and a first-order prediction of the final latent's error.
+
+`dato.prediction.error_simulation` predicts more exactly from the same measurements. The planner's beam search needs the
+prediction of this module, which adds up call by call.
 
 One measurement along the stock trajectory gives E(t, d, s): the error of the (guided) prediction of call t if it runs
 at depth d on what call s computed. It is measured for a few ages t - s. At depth 0 it is the difference of two stock
@@ -38,7 +41,9 @@ DOUBT = 0.1  # the best of 0.05, 0.1, 0.2 and 0.4 for plans of all budgets (emoj
 
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
-    """What was measured, for T calls, with projections of length k and A ages.
+    """What was measured, for T calls and A ages.
+
+    Vectors are projections of length k: one block for each measured image, side by side.
 
     Attributes:
         rungs: The number of rungs of the UNet.
@@ -55,6 +60,9 @@ class Sensitivity:
         unet_calls: What measuring cost in time, in UNet calls of one image.
         offset: (k,) the difference between stock's final latent in this number of calls and the one that schedules
             are judged by, if that has another number of calls (`against`); else 0.
+        images: The number of images that were measured, which is the number of blocks in each vector.
+        latents: (T + 1, T) the sampler's response (`dato.prediction.sampler_response.Response.of_inputs`); None for a
+            model of an earlier dato, which did not keep it.
     """
 
     rungs: int
@@ -69,6 +77,8 @@ class Sensitivity:
     pruning: Pruning = Pruning()
     unet_calls: float = 0.0
     offset: np.ndarray | float = 0.0
+    images: int = 1
+    latents: np.ndarray | None = None
 
     def __len__(self) -> int:
         """The number of calls."""
@@ -108,7 +118,7 @@ class Sensitivity:
             DatoError: if the schedule has another length, or a depth or ratio that was not measured.
         """
         schedule = schedule.for_rungs(self.rungs)
-        self._check(schedule)
+        self.check(schedule)
         totals, lengths = np.zeros((len(self), self.predictions.shape[1])), np.zeros(len(self))
         for call in schedule.calls(self.times):
             for source, weight in self._source_weights(call):
@@ -118,7 +128,7 @@ class Sensitivity:
                 totals[call.index] += self.pruned[call.depth, call.ratio][call.index]
         return totals, lengths
 
-    def _check(self, schedule: Schedule) -> None:
+    def check(self, schedule: Schedule) -> None:
         """Raise DatoError if the model does not cover a schedule."""
         if len(schedule) != len(self):
             raise DatoError(f"sensitivity: it is for {len(self)} calls, and the schedule has {len(schedule)}")
@@ -147,7 +157,7 @@ class Sensitivity:
         """
         totals, lengths = self.totals(schedule)
         sum_of_errors = self.offset + self.weights @ totals
-        return float(np.square(sum_of_errors).sum() + (DOUBT * np.abs(self.weights) @ lengths) ** 2)
+        return float(np.square(sum_of_errors).sum() + (DOUBT * np.abs(self.weights) @ lengths) ** 2) / self.images
 
     def against(self, reference: Sensitivity) -> Sensitivity:
         """Return the model of schedules that are judged by `reference`'s stock, with the same prompts and noise."""
@@ -182,6 +192,7 @@ class Sensitivity:
             weights=effective_weights(response.latents, feedback * response.scales),
             feedback=feedback,
             final=final,
+            latents=None if self.latents is None else response.of_inputs,
             ages=ages,
             predictions=(mix @ self.predictions).astype(np.float32),
             partial=partial,

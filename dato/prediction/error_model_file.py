@@ -32,6 +32,8 @@ def sensitivity_to_dict(model: Sensitivity) -> dict[str, Any]:
         "pruning": model.pruning.to_dict(),
         "unet_calls": model.unet_calls,
         "offset": None if np.ndim(model.offset) == 0 else model.offset.tolist(),
+        "images": model.images,
+        "latents": None if model.latents is None else model.latents.tolist(),
     }
 
 
@@ -57,6 +59,9 @@ def sensitivity_from_dict(data: Any) -> Sensitivity:
             pruning=Pruning.from_dict(data["pruning"]),
             unet_calls=float(data["unet_calls"]),
             offset=0.0 if data["offset"] is None else np.array(data["offset"], dtype=float),
+            # Models of earlier versions have neither of these.
+            images=int(data.get("images", 1)),
+            latents=None if data.get("latents") is None else np.array(data["latents"], dtype=float),
         )
         _check(model)
         return model
@@ -77,6 +82,10 @@ def _check(model: Sensitivity) -> None:
     ]
     if np.ndim(model.offset):
         shapes.append((model.offset, (k,)))
+    if model.latents is not None:
+        shapes.append((model.latents, (calls + 1, calls)))
+    if model.images < 1 or k % model.images:
+        raise ValueError("vectors do not have one block for each image")
     if not calls or any(array.shape != shape or not np.isfinite(array).all() for array, shape in shapes):
         raise ValueError("an array has a wrong shape or is not finite")
     if list(ages) != sorted(set(ages)) or min(ages, default=0) < 1:

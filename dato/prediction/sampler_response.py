@@ -37,6 +37,11 @@ class Response(NamedTuple):
     scales: np.ndarray
     times: tuple[float, ...]
 
+    @property
+    def of_inputs(self) -> np.ndarray:
+        """(calls + 1, calls) as `latents`, but of the latents as the network gets them; the last row is the final."""
+        return self.latents * np.append(self.scales, 1.0)[:, None]
+
 
 def sampler_response(
     scheduler: SchedulerMixin, steps: int, latents: Tensor | None = None, predictions: Tensor | None = None

@@ -41,6 +41,16 @@ class Advice:
         except DatoError:
             return -math.inf, latency
 
+    def guess_all(self, schedules: Sequence[Schedule]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the qualities and latencies of schedules, (B,) each; see `guess`."""
+        latencies = np.array([self.table.predict(schedule) for schedule in schedules])
+        return self._calibration.predict(schedules), latencies
+
+    @property
+    def deviation(self) -> float | None:
+        """The root mean square error of the guesses of judged schedules; None before there is a fit."""
+        return self._calibration.deviation
+
     def tell(self, points: Sequence[Point]) -> None:
         """Learn from all points that were judged so far. Candidates given up early count with their estimates."""
         self._calibration = Calibration(self.models, [(p.schedule, p.quality) for p in points])

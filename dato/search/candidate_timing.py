@@ -16,6 +16,8 @@ MODES = ("auto", "table", "measured")
 HOW = {
     "measured": "end to end per image, median over batches, scaled by a short stock generation before each candidate; "
     "front, references and stock then timed in turn",
+    "validated": "end to end per image, median over the validation batches, scaled by a short stock generation before "
+    "each schedule",
     "table": "end to end per image, predicted by latency_table; front, references and stock then timed in turn",
 }
 

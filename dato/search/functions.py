@@ -18,6 +18,7 @@ from dato.errors import DatoError
 from dato.evaluation.pool import InProcess
 from dato.front import Front
 from dato.generation.guidance import guidance_of_width
+from dato.generation.prompts import split_prompts
 from dato.samplers import sampler_name, set_scheduler
 from dato.search.notebook_fingerprint import described, pipeline_digest
 from dato.search.options import DepthSearch, JointSearch, RatioSearch, takes
@@ -55,7 +56,8 @@ def search_depth(
 
     Args:
         pipe: A pipeline with a `UNet2DConditionModel`, on its device.
-        prompts: One image is generated for each. Candidates are judged by all of them.
+        prompts: One image is generated for each. Some of them, drawn by the seed, are kept for the validation of the
+            front, and candidates are judged by the others. Guided presets (fast, thorough) need at least 4.
         out: The run's folder: pareto.json, journal.jsonl, stock's images and samples. If it holds the journal of the
             same search, that is resumed. None: a temporary folder, and nothing is kept.
         progress: How to show progress: True for a bar, an object of a subclass of `dato.search.SearchProgress`, or None
@@ -162,10 +164,16 @@ def _search_calls(
     pipe_kwargs: Mapping[str, Any] | None,
 ) -> Front:
     subject = _subject(pipe, options.scheduler, pipe_kwargs)
-    preset = options.settings(len(_checked(prompts)))
+    preset = options.settings()
+    if preset.validation:
+        most = max(preset.images, len(_checked(prompts)) - preset.validation)
+        prompts, validation = split_prompts(prompts, most, preset.validation, seed=options.seed)
+    else:
+        prompts, validation = _checked(prompts), []
+    preset = replace(preset, images=len(prompts), validation=len(validation))
     if options.guidance_scale is None and subject.model != EMBEDDED:
         preset = replace(preset, guidance_scale=guidance_of_width(pipe.unet.config.cross_attention_dim))
-    return _search(pipe, prepare_calls(options, subject, preset, prompts), out, progress)
+    return _search(pipe, prepare_calls(options, subject, preset, prompts, validation), out, progress)
 
 
 def _search(

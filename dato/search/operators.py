@@ -91,3 +91,51 @@ class EditMutation(Mutation):
             j = min(i + 1, first + n - 1)
             x[i], x[j] = x[j], x[i]
         return x
+
+
+class LocalMoves(Mutation):
+    """Makes one to three moves, each a small change of a schedule that is nearly right.
+
+    A move changes the place of a whole call by up to `REACH` calls, makes a call whole or the cheapest kind, changes a
+    gene by one (another order or the next depth), draws it anew, or, seldom, changes a gene of the whole schedule, such
+    as the number of calls.
+
+    Args:
+        space: The space of the vectors.
+    """
+
+    REACH = 3
+    # Move a whole call, make a call whole or cheap, change a gene by one, draw it anew, change a head.
+    SHARES = (0.45, 0.2, 0.2, 0.1, 0.05)
+
+    def __init__(self, space: Layout) -> None:
+        super().__init__(prob=1.0)
+        self.space = space
+
+    def _do(self, problem, X, *args, random_state=None, **kwargs):
+        result = np.array(X, dtype=int)
+        for row in range(len(result)):
+            for _ in range(random_state.choice([1, 2, 3], p=[0.5, 0.35, 0.15])):
+                result[row] = self._moved(result[row], random_state)
+        return result
+
+    def _moved(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        space, first, n = self.space, self.space.heads, self.space.active(x)
+        kind = rng.choice(5, p=self.SHARES)
+        if kind == 4 and space.heads:
+            gene = rng.integers(space.heads)
+            return space.with_head(x, gene, int(rng.integers(space.upper[gene] + 1)))
+        x = x.copy()
+        i = first + rng.integers(n)
+        if kind == 0:
+            whole = first + np.flatnonzero(x[first : first + n] == space.upper[first : first + n])
+            i = rng.choice(whole) if len(whole) else i
+            j = int(np.clip(i + rng.choice([-1, 1]) * rng.integers(1, self.REACH + 1), first, first + n - 1))
+            x[i], x[j] = x[j], x[i]
+        elif kind == 1:
+            x[i] = rng.choice([0, space.upper[i]])
+        elif kind == 2:
+            x[i] = np.clip(x[i] + rng.choice([-1, 1]), 0, space.upper[i])
+        else:
+            x[i] = rng.integers(space.upper[i] + 1)
+        return x

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from dato.errors import DatoError
 from dato.metrics import METRICS, OPTIONS
@@ -24,7 +24,7 @@ from dato.pruning import SCORES, Pruning
 from dato.samplers import SAMPLERS
 from dato.schedule import FORECASTS
 from dato.search.candidate_timing import MODES
-from dato.search.presets import DEPTH_PRESETS, RATIO_PRESETS, Preset
+from dato.search.presets import DEPTH_PRESETS, GUIDED, RATIO_PRESETS, Preset
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound="type[SearchOptions]")
@@ -50,6 +50,7 @@ class SearchOptions:
     """What all searches have in common."""
 
     preset: str = option("quick", "quick (minutes on a CPU, embedded model) or paper (DaTo's).")
+    PRESETS: ClassVar[tuple[str, ...]] = tuple(RATIO_PRESETS)
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -65,8 +66,8 @@ class SearchOptions:
                 object.__setattr__(self, name, place(str(value)))
             elif isinstance(value, Sequence) and not isinstance(value, str):
                 object.__setattr__(self, name, tuple(value))
-        if self.preset not in DEPTH_PRESETS:
-            raise DatoError(f"`preset` {self.preset!r}: known are {', '.join(DEPTH_PRESETS)}")
+        if self.preset not in self.PRESETS:
+            raise DatoError(f"`preset` {self.preset!r}: known are {', '.join(self.PRESETS)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as JSON values, as a journal keeps them."""
@@ -167,8 +168,11 @@ class JudgingOptions(SearchOptions):
         "How candidates are timed: table (each kind of UNet call is measured once, a schedule is their sum), "
         "measured (each candidate), or auto: measured on a GPU, table on a CPU.",
     )
-    rounds: int = option(
-        2, "How often to time the front, references and stock again after the search, in turn.", least=0
+    rounds: int | None = option(
+        None,
+        "How often to time the front, references and stock again after the search, in turn.",
+        least=0,
+        shown="the preset's",
     )
     race: int | None = option(
         None,
@@ -192,7 +196,7 @@ class JudgingOptions(SearchOptions):
 
     def _changed(self, preset: Preset, *names: str, **changes: Any) -> Preset:
         """Return the preset with the values of these fields that the options give."""
-        changes |= {name: getattr(self, name) for name in ("pop_size", "generations", "race", *names)}
+        changes |= {name: getattr(self, name) for name in ("pop_size", "generations", "race", "rounds", *names)}
         return dataclasses.replace(preset, **{key: value for key, value in changes.items() if value is not None})
 
 
@@ -215,15 +219,51 @@ MetricOptions = metric_options(OPTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthSearch(MetricOptions, JudgingOptions, CallOptions):
+class GuidedOptions(SearchOptions):
+    """How long a guided search takes, and where it looks."""
+
+    preset: str = option(
+        "fast",
+        "fast (five minutes on two CPU cores, embedded model), thorough (with time), quick (generations of NSGA-II "
+        "only) or paper (DaTo's).",
+    )
+    minutes: float | None = option(
+        None, "How long the search may take; fast and thorough only.", least=0.1, shown="the preset's: 5, 40"
+    )
+    speedups: Sequence[float] | None = option(
+        None, "Lowest and highest speed-up to search; fast and thorough only.", shown="2,16"
+    )
+    validation: int | None = option(
+        None,
+        "Prompts by which the front is validated in the end. No candidate is judged by them before.",
+        least=2,
+        shown="the preset's; fast 12, thorough 32",
+    )
+    PRESETS: ClassVar[tuple[str, ...]] = tuple(DEPTH_PRESETS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.speedups is not None and not (len(self.speedups) == 2 and 1 <= self.speedups[0] < self.speedups[1]):
+            raise DatoError(f"`speedups` {self.speedups}: give the lowest and the highest, as in 2,16")
+        if self.preset not in GUIDED:
+            for name in ("minutes", "speedups", "validation"):
+                if getattr(self, name) is not None:
+                    raise DatoError(f"`{name}` belongs to `preset` {' or '.join(GUIDED)}, not to {self.preset}")
+        else:
+            for name in ("pop_size", "generations"):
+                if getattr(self, name, None) is not None:
+                    raise DatoError(f"`{name}` belongs to `preset` quick or paper; {self.preset} goes by `minutes`")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthSearch(GuidedOptions, MetricOptions, JudgingOptions, CallOptions):
     """Options of a search of cache depths."""
 
     def settings(self, images: int | None = None) -> Preset:
         """Return the preset as the options change it; `images` prompts are judged by, None: the preset's number."""
         numbers = {name: _ascending(getattr(self, name)) for name in ("steps", "orders")}
-        return self._changed(
-            DEPTH_PRESETS[self.preset], "depths", "forecast", "guidance_scale", images=images, **numbers
-        )
+        changed = "depths", "forecast", "guidance_scale", "minutes", "speedups", "validation"
+        return self._changed(DEPTH_PRESETS[self.preset], *changed, images=images, **numbers)
 
 
 @dataclass(frozen=True, kw_only=True)

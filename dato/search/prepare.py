@@ -12,6 +12,7 @@ from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError
 from dato.evaluation.baselines import fewer_steps
 from dato.evaluation.pool import Facts, Recipe
+from dato.evaluation.validation import OTHER_NOISE
 from dato.front import Front
 from dato.generation.sampling import Sampling
 from dato.metrics import METRICS, setup_for
@@ -22,7 +23,8 @@ from dato.search.problem import Bases, SearchProblem, call_problem, ratio_proble
 from dato.search.user_choices import floor_of, pick_point
 
 # Settings of the preset that a front's conditions hold outside of its entry on the search.
-_ELSEWHERE = ("steps", "orders", "forecast", "scheduler", "guidance_scale", "depths", "ratios")
+_ELSEWHERE = ("steps", "orders", "forecast", "scheduler", "guidance_scale", "depths", "ratios", "rounds")
+_GUIDED = ("minutes", "speedups", "validation", "model_images", "order_by_call")  # of guided searches
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class PreparedSearch:
     metric_files: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def rounds(self) -> int:
+        """How often the front is timed again in the end."""
+        return self.preset.rounds
+
+    @property
     def floor(self) -> float | None:
         """The least quality that counts, as `Point.quality` has it."""
         return floor_of(self.recipe.metrics[0], self.options.min_quality)
@@ -77,7 +84,10 @@ class PreparedSearch:
         """Return what is needed to trust and repeat the search, except what the search itself finds out."""
         recipe, sampling = self.recipe, self.recipe.sampling
         prompts = list(recipe.prompts)
-        settings = {name: value for name, value in asdict(self.preset).items() if name not in _ELSEWHERE}
+        elsewhere = (*_ELSEWHERE, *(_GUIDED if self.preset.minutes is None else ()))
+        settings = {name: value for name, value in asdict(self.preset).items() if name not in elsewhere}
+        if "speedups" in settings:
+            settings["speedups"] = list(settings["speedups"])  # as JSON gives it back
         asked = {"kind": self.kind, "min_quality": self.options.min_quality, "seed": self.options.seed}
         return {
             "model": recipe.model,
@@ -93,17 +103,28 @@ class PreparedSearch:
             "prompts": prompts,
             "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
             "seeds": [sampling.seed + i for i in range(len(prompts))],
+            **self._of_validation(),
             "batch_size": sampling.batch_size,
             "safety_checker": False,
             "quality": recipe.metrics[0],
             **({"clip": None, "statistics": None} | dict(self.metric_files)),
-            "latency": HOW[self.timing],
+            "latency": HOW["validated" if recipe.validation else self.timing],
             "search": settings | dict(problem.settings) | asked,
         }
 
+    def _of_validation(self) -> dict[str, Any]:
+        prompts, seed = list(self.recipe.validation), self.recipe.sampling.seed + OTHER_NOISE
+        if not prompts:
+            return {}
+        return {"validation_prompts": prompts, "validation_seeds": [seed + i for i in range(len(prompts))]}
+
 
 def prepare_calls(
-    options: DepthSearch | JointSearch, subject: Subject, preset: Preset, prompts: Sequence[str]
+    options: DepthSearch | JointSearch,
+    subject: Subject,
+    preset: Preset,
+    prompts: Sequence[str],
+    validation: Sequence[str] = (),
 ) -> PreparedSearch:
     """Prepare a search of depths, or of depths and ratios together.
 
@@ -112,6 +133,7 @@ def prepare_calls(
         subject: The pipeline.
         preset: `options.settings()`, with the guidance scale that is meant.
         prompts: One image each.
+        validation: One image each, for the finalists only.
     """
     joint = isinstance(options, JointSearch)
     pruning = options.pruning(preset.guidance_scale) if joint else None
@@ -125,9 +147,10 @@ def prepare_calls(
         subject.pipe_kwargs,
     )
     problem = partial(call_problem, preset=preset, name=options.preset, pruning=pruning)
-    return _prepared(
+    prepared = _prepared(
         "joint" if joint else "depth", options, subject, preset, prompts, sampling, options.quality, problem
     )
+    return replace(prepared, recipe=replace(prepared.recipe, validation=tuple(validation)))
 
 
 def ratio_bases(options: RatioSearch, front: Front, source: str) -> Bases:

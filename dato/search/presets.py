@@ -25,6 +25,12 @@ class Preset:
         ratios: Prune ratios to choose from; those of a search of depths alone are none.
         from_uniform: Begin from uniform schedules and variations; else as the paper does.
         advised: Measure the sensitivity model, begin from its plans, and let it rank offspring.
+        minutes: What a guided search takes (`dato.search.guided`); None: a search by generations.
+        speedups: The lowest and the highest speed-up that a guided search looks at.
+        validation: Prompts that finalists are validated by; no candidate is judged by them before.
+        model_images: Images that the sensitivity model is measured with.
+        order_by_call: Each call has its own order of forecast; else a schedule has one.
+        rounds: How often the front and stock are timed again in the end, in turn.
     """
 
     steps: tuple[int, ...]
@@ -42,9 +48,53 @@ class Preset:
     ratios: tuple[float, ...]
     from_uniform: bool
     advised: bool
+    minutes: float | None = None
+    speedups: tuple[float, float] = (2.0, 16.0)
+    validation: int = 0
+    model_images: int = 1
+    order_by_call: bool = False
+    rounds: int = 2
 
+
+# Guided searches. In five minutes there is time for few judgements. Predictions of calls at depth 0 are good enough for
+# that, and those of shallow calls are not.
+FAST = Preset(
+    steps=(50,),
+    orders=(0, 1),
+    forecast="polynomial",
+    scheduler="dpm++2m",
+    guidance_scale=3.0,
+    images=8,
+    race=4,
+    pop_size=100,
+    generations=1,
+    crossover=None,
+    mutation=None,
+    depths=(0,),
+    ratios=(),
+    from_uniform=True,
+    advised=True,
+    minutes=5.0,
+    validation=12,
+    model_images=4,
+    order_by_call=True,
+    rounds=0,
+)
 
 DEPTH_PRESETS = {
+    "fast": FAST,
+    "thorough": replace(
+        FAST,
+        steps=(10, 15, 20, 25, 30, 40, 50),
+        orders=(0, 1, 2),
+        images=24,
+        race=6,
+        depths=(0, 1, 2, 3),
+        minutes=40.0,
+        validation=32,
+        model_images=8,
+        rounds=2,
+    ),
     "quick": Preset(
         steps=(8, 10, 12, 15, 18, 20, 22, 25, 30, 40, 50),
         orders=(0, 1),
@@ -97,3 +147,4 @@ RATIO_PRESETS = {
         ratios=(0.3, 0.4, 0.5, 0.6, 0.7),
     ),
 }
+GUIDED = tuple(name for name, preset in DEPTH_PRESETS.items() if preset.minutes is not None)

@@ -50,7 +50,8 @@ def call_problem(facts: Facts, preset: Preset, name: str, pruning: Pruning | Non
     lengths = [facts.calls_of[steps] for steps in preset.steps]
     ratios = [0.0] if pruning is None else preset.ratios
     meant = pruning or Pruning()
-    space = DepthSpace(lengths, facts.rungs, preset.depths, preset.orders, preset.forecast, ratios, meant)
+    kinds = preset.depths, preset.orders, preset.forecast
+    space = DepthSpace(lengths, facts.rungs, *kinds, ratios, meant, preset.order_by_call)
     regular = seeds(lengths, facts.rungs, preset.orders, preset.forecast, preset.pop_size // len(space.seed_ratios))
     settings = {
         "preset": name,

@@ -21,7 +21,8 @@ class DepthSpace:
     The vector begins with the *heads*: genes for the whole schedule. One chooses the length, one the order, each only
     if there are several. Then comes one gene for each call but the first, which is always whole. A shorter schedule
     does not use the last genes, and they are 0. A gene chooses a depth. If ratios are searched together with depths, it
-    chooses a pair of a depth and a ratio, so that the same operators serve both.
+    chooses a pair of a depth and a ratio, so that the same operators serve both. If each call has its own order, the
+    gene chooses that too, and there is no head for the order.
 
     Args:
         calls: The lengths to choose from, in UNet calls of one generation.
@@ -31,10 +32,12 @@ class DepthSpace:
         forecast: What orders above 0 mean (see `Schedule`).
         ratios: The prune ratios to choose from. 0 is always one of them.
         pruning: The settings of token pruning that belong to the ratios.
+        order_by_call: Whether each call has its own order. If not, a schedule has one order.
 
     Attributes:
         upper: (n,) the largest value of each gene. The smallest is 0. Values of a call's gene are ordered by depth,
-            and within a depth from the largest ratio to the smallest, so what costs less comes first.
+            and within a depth from the largest ratio to the smallest, so what costs less comes first. The largest value
+            is the whole call that prunes nothing.
         heads: How many genes come before those of the calls.
 
     Raises:
@@ -50,6 +53,7 @@ class DepthSpace:
         forecast: str = "polynomial",
         ratios: Sequence[float] = (0.0,),
         pruning: Pruning | None = None,
+        order_by_call: bool = False,
     ) -> None:
         for depth in depths:
             if not 0 <= depth <= rungs:
@@ -64,10 +68,17 @@ class DepthSpace:
             raise DatoError("a search needs at least two UNet calls: give more `steps`")
         if not self.orders or not set(self.orders) <= {0, 1, 2}:
             raise DatoError(f"`orders`: forecasts have order 0, 1 or 2, not {self.orders}")
-        # At depth 0 nothing runs, so nothing is pruned.
-        self.entries = [(d, r) for d in self.depths for r in ([0.0] if d == 0 else reversed(self.ratios))]
+        # At depth 0 nothing runs, so nothing is pruned. A whole call forecasts nothing.
+        by_call: list[int | None] = [*self.orders] if order_by_call and len(self.orders) > 1 else [None]
+        self.entries = [
+            (d, r, o)
+            for d in self.depths
+            for r in ([0.0] if d == 0 else reversed(self.ratios))
+            for o in (by_call if d < rungs else by_call[:1])
+        ]
+        heads = [("calls", self.calls), *([] if len(by_call) > 1 else [("orders", self.orders)])]
         # A gene with one choice is left out: the papers' operators would spend mutations on it.
-        self._choices = {name: c for name, c in [("calls", self.calls), ("orders", self.orders)] if len(c) > 1}
+        self._choices = {name: choices for name, choices in heads if len(choices) > 1}
         self.heads = len(self._choices)
         heads = [len(choices) - 1 for choices in self._choices.values()]
         self.upper = np.array([*heads, *[len(self.entries) - 1] * (self.calls[-1] - 1)])
@@ -84,9 +95,10 @@ class DepthSpace:
     def decode(self, x: Sequence[int]) -> Schedule:
         """Return the schedule of a vector of genes."""
         chosen = [self.entries[int(gene)] for gene in x[self.heads : self.heads + self.active(x)]]
-        depths, ratios = zip((self.rungs, 0.0), *chosen, strict=True)
-        order = self._head(x, "orders")
-        return Schedule(depths, ratios, order, self.rungs, self.pruning, self.forecast).canonical()
+        depths, ratios, orders = zip((self.rungs, 0.0, self.entries[-1][2]), *chosen, strict=True)
+        if orders[0] is None:
+            orders = self._head(x, "orders")
+        return Schedule(depths, ratios, orders, self.rungs, self.pruning, self.forecast).canonical()
 
     def examples(self) -> list[Schedule]:
         """Return schedules that together have every kind of call of this space, for a latency table."""
@@ -102,12 +114,18 @@ class DepthSpace:
         schedule = schedule.canonical()
         whole = set(schedule.depths) == {self.rungs}  # then every order is the same schedule
         order = self.orders[0] if whole else schedule.orders[0]
-        chosen = [(depth, ratio) for depth, ratio, _ in schedule.entries]
+        least = self.entries[-1][2]
+        chosen = [
+            (depth, ratio, least if least is None or depth == self.rungs else call_order)
+            for depth, ratio, call_order in schedule.entries
+        ]
         if not (set(chosen) <= set(self.entries) and len(schedule) in self.calls and order in self.orders):
             return None
-        if len(set(schedule.orders)) > 1 or (any(schedule.orders) and schedule.forecast != self.forecast):
+        if (least is None and len(set(schedule.orders)) > 1) or (
+            any(schedule.orders) and schedule.forecast != self.forecast
+        ):
             return None
-        if chosen[0] != (self.rungs, 0.0) or (any(schedule.ratios) and schedule.pruning != self.pruning):
+        if chosen[0] != self.entries[-1] or (any(schedule.ratios) and schedule.pruning != self.pruning):
             return None
         values = {"calls": len(schedule), "orders": order}
         heads = [choices.index(values[name]) for name, choices in self._choices.items()]

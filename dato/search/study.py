@@ -25,6 +25,7 @@ from dato.evaluation.pool import Pool
 from dato.evaluation.racing import Rival, rivals_of
 from dato.evaluation.side_by_side import retime
 from dato.evaluation.stock import Stock
+from dato.evaluation.validation import validated, validation_stock
 from dato.point import Point, non_dominated, point_from_dict
 from dato.prediction.error_measure import final_latent, measure_sensitivity
 from dato.prediction.error_model import Sensitivity
@@ -74,6 +75,9 @@ class Study:
         self._point: Point | None = None
         self._models: list[tuple[list[int], Sensitivity | None, Any]] = []
         self._timed: list[tuple[Any, list[Point]]] = []
+        self._validated: dict[Schedule, Judgement] = {}
+        self._validated_stock: Point | None = None
+        self._budget: float | None = None
         self.other_versions: dict[str, str] = {}
         self._told: dict[Schedule, Judgement] = {}  # what the search has got since it began or was resumed
         self._stored = False
@@ -226,6 +230,50 @@ class Study:
         self.journal.append({"timed": asked, "points": [point.to_dict() for point in (stock, *timed)]})
         return stock, timed
 
+    def budget(self, images: Callable[[], float]) -> float:
+        """Return what all candidates may cost, in images of stock. It is asked for once, and the journal keeps it."""
+        if self._budget is None:
+            self._budget = images()
+            self.journal.append({"budget": self._budget})
+        return self._budget
+
+    def validated_stock(self) -> Point:
+        """Return stock on the validation prompts."""
+        if self._validated_stock is None:
+            stock = self.pool.ask(validation_stock)
+            self._write(self.folder.sample(stock.point.schedule), stock.sample)
+            self.journal.append({"validated_stock": stock.point.to_dict()})
+            self._validated_stock = stock.point
+        return self._validated_stock
+
+    @property
+    def validated_images(self) -> int:
+        """How many images were generated for validation, stock's not counted."""
+        return sum(judgement.images for judgement in self._validated.values())
+
+    def validate(self, schedules: Sequence[Schedule], race: bool = False) -> Iterator[Judgement]:
+        """Yield the judgements of schedules by the validation prompts, in their order, each as soon as it is known.
+
+        Args:
+            schedules: The schedules.
+            race: Whether those that are surely dominated by what was validated before this call are given up early.
+        """
+        stock = self.validated_stock()
+        total = max((len(judgement.per_image) for judgement in self._validated.values()), default=0)
+        whole = [j for j in self._validated.values() if j.failure is None and len(j.per_image) == total]
+        front = {p.schedule for p in non_dominated(j.point for j in whole if j.point.latency_ms < stock.latency_ms)}
+        rivals = rivals_of([(j.point.latency_ms, j.per_image) for j in whole if j.schedule in front]) if race else ()
+        unknown = [schedule for schedule in dict.fromkeys(schedules) if schedule not in self._validated]
+        arriving = self.pool.each(validated, [(stock, schedule, rivals) for schedule in unknown])
+        for schedule in schedules:
+            while schedule not in self._validated:
+                _, judgement = next(arriving)
+                self.journal.append({"validated": judgement.to_dict()})
+                self._validated[judgement.schedule] = judgement
+                if judgement.sample is not None:
+                    self._write(self.folder.sample(judgement.schedule), judgement.sample)
+            yield self._validated[schedule]
+
     def _keep(self, judgement: Judgement) -> None:
         self.journal.append(judgement.to_dict())
         self.judged[judgement.schedule] = judgement
@@ -258,6 +306,13 @@ class Study:
                 for number, p in enumerate(entry["points"])
             ]
             self._timed.append((entry["timed"], points))
+        elif "budget" in entry:
+            self._budget = float(entry["budget"])
+        elif "validated_stock" in entry:
+            self._validated_stock = point_from_dict("stock", entry["validated_stock"], self._rungs, Pruning())
+        elif "validated" in entry:
+            judgement = Judgement.from_dict(entry["validated"], self._rungs, self._pruning)
+            self._validated[judgement.schedule] = judgement
         elif "judged" in entry or "failed" in entry:
             judgement = Judgement.from_dict(entry, self._rungs, self._pruning)
             self.judged[judgement.schedule] = judgement

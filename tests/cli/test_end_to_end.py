@@ -132,7 +132,7 @@ def test_4_a_loaded_front_runs_its_share_of_the_unet(pipe, folder):
 
 def test_5_evaluate_on_held_out_prompts(run, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    methods = "steps,deepcache,dato,tomesd,sito,order1"
+    methods = "steps,deepcache,dato,tomesd,sito,rules,order1"
     options = ("--methods", methods, "--plot", "plot.png", "--grid", "grid.png", "--out", "evaluation")
     arguments = ("scripts/evaluate.py", "runs/depth-1/pareto.json", *options)
     code, printed, _ = run(*arguments, "--images", 2)
@@ -146,8 +146,23 @@ def test_5_evaluate_on_held_out_prompts(run, folder, monkeypatch):
     assert table["images"] == 2 and stock["metrics"]["psnr"] == 100 and stock["metrics"]["peak_mb"] > 1
     assert set(table["rows"]["depth-1 0"]["metrics"]) >= {"clip-score", "frechet", "psnr", "ssim"}
     lines = Path("evaluation/table.md").read_text().splitlines()
-    assert lines[0].startswith("| method | speed-up | ms | MB | compression | CLIP score | Fréchet distance |")
+    assert lines[0].startswith("| method | speed-up | ms | MB | compression | FLOPs | CLIP score | Fréchet distance |")
+    assert " | PSNR (dB) | said (psnr) | " in lines[0] and " | plain steps by psnr | " in lines[0]
     assert len(lines) == 2 + len(table["rows"])
+
+    # What each method computes, and what the front says beside what was measured.
+    metrics = {name: row["metrics"] for name, row in table["rows"].items()}
+    assert metrics["stock"]["flop_share"] == 1 and metrics["3 steps"]["flop_share"] == 0.5
+    assert metrics["rule: 3 of 6 whole"]["flop_share"] == 0.5 < metrics["rule: every 2nd of 6 whole"]["flop_share"]
+    assert metrics["rule: 3 of 6 whole"]["flop_share"] < metrics["SiTo-e 70%"]["flop_share"] < 1
+    assert "flop_share" not in metrics["ToMeSD-c 50%"] and "said_psnr" not in metrics["SiTo-e 70%"]
+    points = dict(enumerate(load_front("runs/depth-1/pareto.json").points))
+    assert {n: metrics[f"depth-1 {n}"]["said_psnr"] for n in points} == {n: p.quality for n, p in points.items()}
+    [claim] = table["claims"]
+    assert (claim["front"], claim["metric"], claim["points"]) == ("depth-1", "psnr", len(points))
+    assert claim["said"] == pytest.approx(sum(p.quality for p in points.values()) / len(points))
+    assert claim["measured"] == pytest.approx(sum(metrics[f"depth-1 {n}"]["psnr"] for n in points) / len(points))
+    assert f"depth-1: psnr {claim['said']:.2f} by the front, {claim['measured']:.2f} measured here" in printed
 
     # What is there is not made again, and not mixed with what was made in another way.
     made = []
@@ -246,7 +261,7 @@ def test_three_lines_of_python_do_the_same(folder):
 BAD = [
     ("search/search_depth.py", ("--prompts", "none.txt"), "cannot read none.txt"),
     ("search/search_depth.py", ("--prompts", "empty.txt"), "holds no prompts"),
-    ("search/search_depth.py", ("--images", "75"), "75 prompts are asked for"),
+    ("search/search_depth.py", ("--images", "75"), "75 prompts to search with and 12 to validate by"),
     ("search/search_depth.py", ("--quality", "beauty"), "unknown quality metric 'beauty'"),
     ("search/search_depth.py", ("--preset", "slow"), "--preset 'slow'"),
     ("search/search_depth.py", ("--depths", "a"), "--depths 'a'"),

@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL_DEPTHS
+from conftest import PROMPTS, ROOT, SMALL_DEPTHS, call
 
 from dato import load_front
+from dato.evaluation.baselines import fewer_steps
 from dato.evaluation.evaluator import Evaluator
+from dato.search import search_depth
 from dato.search.journal import read_entries
 
 pytestmark = pytest.mark.usefixtures("one_round_of_measuring")
@@ -40,7 +42,7 @@ def test_a_distance_is_given_as_the_field_writes_it(run, folder, monkeypatch):
 
 
 def test_a_stopped_search_writes_the_front_so_far_and_is_gone_on_with(run, folder, monkeypatch):
-    import dato.search.run as command
+    import dato.search.course as command
 
     monkeypatch.chdir(folder)
     plain, judge, judged = command.search, Evaluator.judge, []
@@ -90,6 +92,46 @@ def test_a_stopped_search_writes_the_front_so_far_and_is_gone_on_with(run, folde
     assert code == 2 and "go on with --resume runs/cut" in errors
 
 
+def test_against_a_reference_of_fewer_steps_than_some_candidates(run, folder, monkeypatch):
+    """As `--reference-steps 25 --steps 50`: stock, speed-ups and plain steps are those of the reference."""
+    monkeypatch.chdir(folder)
+    options = ("--steps", 8, "--reference-steps", 4, "--latency", "table", "--rounds", 0, "--orders", 0)
+    code, printed, errors = run("search/search_depth.py", *SMALL_DEPTHS, *options, "--out", "runs/reference")
+    assert code == 0, errors
+    front = load_front("runs/reference/pareto.json")
+    assert front.conditions["steps"] == front.conditions["calls"] == front.baseline.steps == 4
+    assert front.baseline.speedup == 1 and front.baseline.quality == 100 and len(front.baseline.schedule) == 4
+    # Longer candidates are judged, and plain steps only below the reference.
+    judged = [entry["judged"] for entry in read_entries("runs/reference/journal.jsonl")[0] if "judged" in entry]
+    assert {len(judgement["depths"]) for judgement in judged} == {2, 4, 8}
+    assert {p.steps for name, p in front.references.items() if name.endswith(" steps")} == {2}
+    assert front.references["N=2 d=1"].schedule.depths == (12, 1, 12, 1)
+    for point in [*front.points, *front.references.values()]:
+        assert point.speedup == pytest.approx(front.baseline.latency_ms / point.latency_ms)
+        assert point.steps == len(point.schedule)
+    assert 4 / 3 < front.references["2 steps"].speedup < 2 and all(point.speedup > 1 for point in front.points)
+    assert all(front.plain_steps(point).steps <= 4 for point in front.points) and "plain steps" in printed
+
+
+def test_reference_steps_25_of_lengths_up_to_50(make_pipe, tmp_path):
+    """The usual numbers, with a tiny UNet."""
+    options = {"steps": [20, 50], "reference_steps": 25, "depths": [0, 1], "orders": [0], "guidance_scale": 1.0}
+    budget = {"preset": "quick", "pop_size": 4, "generations": 2, "rounds": 0, "latency": "table", "batch_size": 1}
+    front = search_depth(
+        make_pipe(), PROMPTS[:1], out=tmp_path / "run", progress=False, scheduler="dpm++2m", **options, **budget
+    )
+    assert front.conditions["steps"] == front.baseline.steps == len(front.baseline.schedule) == 25
+    assert front.conditions["search"]["steps"] == [20, 50] and front.baseline.speedup == 1
+    # Stock with fewer steps: shares of 25, and what is searched below it. Regular schedules have 25 calls.
+    plain = {name: point.steps for name, point in front.references.items() if name.endswith(" steps")}
+    assert plain == {f"{steps} steps": steps for steps in (*fewer_steps(25), 20)} and max(plain.values()) == 20
+    assert {len(p.schedule) for name, p in front.references.items() if name not in plain} == {25}
+    fastest = front.references["2 steps"]
+    assert fastest.speedup == pytest.approx(front.baseline.latency_ms / fastest.latency_ms)
+    assert 1 < front.references["20 steps"].speedup <= 25 / 20 < fastest.speedup <= 25 / 2
+    assert load_front(tmp_path / "run" / "pareto.json").references.keys() == front.references.keys()
+
+
 @pytest.mark.thorough
 def test_a_killed_search_goes_on_where_it_was(folder):
     """The script itself, killed as by the system: the others of the twenty kills are in test_study, without images."""
@@ -125,3 +167,16 @@ def test_depths_and_ratios_searched_together(run, folder, monkeypatch):
     assert any(any(j["ratios"]) and not all(j["ratios"]) for j in judged)
     assert {r for j in judged for r in j["ratios"]} == {0, 0.5}
     assert front.points[0].schedule.pruning.recover_from == "past"
+
+
+def test_a_plan_is_written_as_a_front_of_one_point(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    options = ("--speedup", 2, "--steps", 8, "--guidance-scale", 1, "--out", "plan.json")
+    code, printed, errors = call(monkeypatch, capsys, "plan", *options)
+    assert code == 0, errors
+    (point,) = load_front("plan.json").points
+    assert f"{point.speedup:.2f} times as fast as stock" in printed and "dato generate --strategy plan.json" in printed
+    assert len(point.schedule) == 8 and point.schedule.depths.count(12) < 5
+    for wrong, message in [(("--speedup", 1), "--speedup 1: it must be above 1"), (("--model", "x"), "give --prompts")]:
+        code, _, errors = call(monkeypatch, capsys, "plan", *wrong)
+        assert code == 2 and message in " ".join(errors.split()) and "Traceback" not in errors

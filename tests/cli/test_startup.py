@@ -75,7 +75,16 @@ def test_nothing_heavy_is_imported(arguments, tmp_path):
 
 @pytest.mark.parametrize(
     "script",
-    ["benchmark", "compare_searches", "evaluate", "generalise", "generate", "pruned_tokens", "train_emoji_sd"],
+    [
+        "benchmark",
+        "compare_rule",
+        "compare_searches",
+        "evaluate",
+        "generalise",
+        "generate",
+        "pruned_tokens",
+        "train_emoji_sd",
+    ],
 )
 def test_help_of_a_script_imports_nothing_heavy(script, tmp_path):
     printed, modules = imported("--help", cwd=tmp_path, code=(SCRIPTS / f"{script}.py").read_text())

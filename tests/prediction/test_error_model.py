@@ -57,7 +57,7 @@ def test_error_of_one_partial_call(measured):
         depths[call] = depth
         schedule = Schedule(depths, orders=order)
         true = (final(pipe, schedule) - stock).square().mean().item()
-        predicted = np.square(model.weights @ model.totals(schedule)[0]).sum()
+        predicted = np.square(model.weights @ model.totals(schedule)[0]).sum() / model.images
         assert true / factor < predicted < factor * true
         assert predicted < model.error(schedule)  # doubt comes on top
 

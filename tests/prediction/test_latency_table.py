@@ -296,7 +296,8 @@ def test_a_search_by_a_table_is_the_same_every_time(make_pipe):
 def test_a_search_measures_its_table_and_says_how_far_it_was(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dato.search.study, "measure_table", partial(measure_table, rounds=1))
-    options = "--images 1 --batch-size 1 --steps 3 --depths 0,1 --orders 0 --pop-size 4 --generations 1 --rounds 1"
+    options = "--preset quick --images 1 --batch-size 1 --steps 3 --depths 0,1 --orders 0 --pop-size 4 --rounds 1"
+    options += " --generations 1"
     arguments = ["search_depth.py", *options.split(), "--latency", "table", "--out", "run"]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as left:

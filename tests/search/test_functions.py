@@ -20,7 +20,15 @@ from dato.search.journal import read_entries
 from dato.search.options import DepthSearch, JointSearch, RatioSearch
 
 # A search of seconds, whose times are predicted so that the same seed gives the same front.
-FEW = {"steps": [2, 4], "pop_size": 4, "generations": 2, "rounds": 0, "latency": "table", "batch_size": 1}
+FEW = {
+    "preset": "quick",
+    "steps": [2, 4],
+    "pop_size": 4,
+    "generations": 2,
+    "rounds": 0,
+    "latency": "table",
+    "batch_size": 1,
+}
 
 
 class Told(SearchProgress):
@@ -183,7 +191,7 @@ def test_a_pipeline_that_needs_more_arguments_gets_them(tmp_path):
     pipe, kwargs = tiny("ControlNet")
     given = {name: value for name, value in kwargs.items() if name == "image"}
     options = {"steps": [4], "pop_size": 4, "generations": 1, "rounds": 0, "batch_size": 1, "out": tmp_path / "run"}
-    options |= {"depths": [0, 1], "guidance_scale": 3.0}
+    options |= {"preset": "quick", "depths": [0, 1], "guidance_scale": 3.0}
     front = search_depth(pipe, PROMPTS[:1], pipe_kwargs=given, **options)
     assert "sha256" in front.conditions["pipe_kwargs"]["image"]
     with pytest.raises(DatoError, match=r"pipe_kwargs\.image"):
@@ -209,7 +217,7 @@ def test_signature_and_docstring_say_every_option(function, options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "slow"}, "`preset` 'slow': known are quick, paper"),
+        ({"preset": "slow"}, "`preset` 'slow': known are fast, thorough, quick, paper"),
         ({"forecast": "hope"}, "`forecast` 'hope'"),
         ({"latency": "fast"}, "`latency` 'fast': known are auto, table, measured"),
         ({"quality": "beauty"}, "unknown quality metric 'beauty'"),
@@ -218,6 +226,8 @@ def test_signature_and_docstring_say_every_option(function, options):
         ({"depths": [0, 13]}, "`depths`: the depths of this UNet are 0 to 12, not 13"),
         ({"steps": [1]}, "at least two UNet calls: give more `steps`"),
         ({"orders": [3]}, "`orders`: forecasts have order 0, 1 or 2"),
+        ({"minutes": 3}, "`minutes` belongs to `preset` fast or thorough, not to quick"),
+        ({"preset": "fast"}, "`pop_size` belongs to `preset` quick or paper; fast goes by `minutes`"),
     ],
 )
 def test_errors_name_arguments_of_python(make_pipe, options, message):

@@ -1,0 +1,260 @@
+"""Guided search: NSGA-II evolves schedules on predictions, and the most promising ones are judged by their images.
+
+This pays because a prediction takes a millisecond and a judgement takes many generations. Every round evolves a
+population on the predictions of the adviser, judges a few of its schedules, and tells the adviser the results. The
+budget is spent evenly over classes of speed-up, `CLASSES` to an octave. So fast schedules, which cost little, get many
+trials. A class in which trials improve the front gets more, and one in which they do not is left.
+
+Source: Jin, "Surrogate-assisted evolutionary computation: recent advances and future challenges" (2011).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from pymoo.algorithms.moo.nsga2 import NSGA2
+from pymoo.core.evaluator import Evaluator as PymooEvaluator
+from pymoo.core.problem import Problem
+from pymoo.problems.static import StaticProblem
+
+from dato.point import Point, non_dominated
+from dato.schedule import Schedule
+from dato.search.operators import LocalMoves, SpliceCrossover
+from dato.search.spaces import DepthSpace
+
+CLASSES = 5  # classes of speed-up to an octave
+POPULATION = 100
+FIRST_GENERATIONS, GENERATIONS = 60, 15  # of the first round and of each later one
+CROSSOVER = 0.3  # probability; most offspring are one parent with small changes
+PATIENCE = 4  # trials in a row without a better front after which a class of speed-up is left
+
+
+class Predictor(Protocol):
+    """Predicts the results of schedules without generating images."""
+
+    def guess_all(self, schedules: Sequence[Schedule]) -> tuple[np.ndarray, np.ndarray]:
+        """Return qualities (-inf where nothing is known) and latencies (milliseconds per image), (B,) each."""
+        ...
+
+    def tell(self, points: Sequence[Point]) -> None:
+        """Learn from all points that were judged so far."""
+        ...
+
+
+@dataclass
+class SpeedClass:
+    """One class of speed-up.
+
+    Attributes:
+        slowest: Its lowest speed-up. It ends where the next class begins.
+        spent: The cost of its trials, in images of stock.
+        trials: The number of its trials.
+        better: How many of them improved the front.
+        in_vain: How many trials in a row, up to the last one, did not.
+    """
+
+    slowest: float
+    spent: float = 0.0
+    trials: int = 0
+    better: int = 0
+    in_vain: int = 0
+
+    @property
+    def turn(self) -> float:
+        """The class with the least value is next: little was spent on it, and its trials improved the front."""
+        return self.spent / (0.5 + (self.better + 1) / (self.trials + 1))
+
+
+@dataclass
+class Trials:
+    """The judged schedules, and what was spent on each class of speed-up.
+
+    Args:
+        range: The lowest and highest speed-up that is searched.
+        stock_ms: Stock's milliseconds per image.
+        cost_of: Returns what judging a schedule has cost, in images of stock.
+    """
+
+    range: tuple[float, float]
+    stock_ms: float
+    cost_of: Callable[[Point], float]
+    points: list[Point] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        low, high = self.range
+        count = max(1, round(CLASSES * math.log2(high / low)))
+        self.classes = [SpeedClass(low * (high / low) ** (i / count)) for i in range(count)]
+
+    @property
+    def spent(self) -> float:
+        """The cost of all trials, in images of stock."""
+        return sum(one.spent for one in self.classes)
+
+    def class_of(self, latency_ms: float) -> SpeedClass:
+        """Return the class of a latency; those beyond the ends count to the first and the last class."""
+        speedup = self.stock_ms / latency_ms * (1 + 1e-9)
+        return next((one for one in reversed(self.classes) if one.slowest <= speedup), self.classes[0])
+
+    def add(self, point: Point) -> None:
+        """Take in a trial."""
+        before = non_dominated(self.points)
+        self.points.append(point)
+        one = self.class_of(point.latency_ms) if math.isfinite(point.latency_ms) else self.classes[-1]
+        one.spent += self.cost_of(point)
+        one.trials += 1
+        improved = point.quality > quality_at(before, point.latency_ms)
+        one.better += improved
+        one.in_vain = 0 if improved else one.in_vain + 1
+
+
+def quality_at(front: Sequence[Point], latency_ms: float) -> float:
+    """Return the best quality on a front at this latency or less; -inf if there is none."""
+    return max((point.quality for point in front if point.latency_ms <= latency_ms), default=-math.inf)
+
+
+def hypervolume_gain(
+    front: Sequence[Point], quality: float, latency_ms: float, least: float, slowest_ms: float
+) -> float:
+    """Return by how much a point would raise the hypervolume, over the logarithm of latency.
+
+    Args:
+        front: Non-dominated points, latency ascending.
+        quality: The point's quality.
+        latency_ms: Its latency.
+        least: The quality where the front has no point.
+        slowest_ms: The latency at which the front ends.
+    """
+    gain, at, best = 0.0, latency_ms, max(least, quality_at(front, latency_ms))
+    for point in (*(p for p in front if p.latency_ms > latency_ms), None):
+        end = slowest_ms if point is None else min(point.latency_ms, slowest_ms)
+        gain += max(0.0, quality - best) * max(0.0, math.log(end / at))
+        at, best = max(at, end), best if point is None else max(best, point.quality)
+    return gain
+
+
+def guided_search(
+    space: DepthSpace,
+    ask: Callable[[Sequence[Schedule]], Iterable[Point]],
+    adviser: Predictor,
+    trials: Trials,
+    *,
+    seed: int = 0,
+    seeds: Sequence[Schedule] = (),
+    budget: float = math.inf,
+    together: int = 4,
+) -> Iterator[Point]:
+    """Search, and yield each point as soon as it is judged. The non-dominated points are the front.
+
+    Args:
+        space: The schedules to choose from.
+        ask: Returns the points of schedules in their order (as `dato.search.study.Study` does).
+        adviser: Predicts the results of schedules.
+        trials: Where to search, without points yet.
+        seed: Fixes everything random in the search. The same seed and the same judgements give the same points.
+        seeds: Schedules to begin from.
+        budget: What all trials may cost, in images of stock. The last round may exceed it by a part of its cost.
+        together: The number of schedules that are judged in one round at most.
+    """
+    evolution = Evolution(space, adviser, trials, seeds)
+    generations, number = FIRST_GENERATIONS, 0
+    while trials.spent < budget:
+        evolution.run(generations, seed + number)
+        chosen = evolution.promising(together)
+        if not chosen:
+            if generations == FIRST_GENERATIONS and number:
+                return
+            generations, number = FIRST_GENERATIONS, number + 1  # one more chance
+            continue
+        for point in ask(chosen):
+            trials.add(point)
+            yield point
+        adviser.tell(trials.points)
+        generations, number = GENERATIONS, number + 1
+
+
+class Evolution:
+    """A population that NSGA-II evolves on predictions.
+
+    Args:
+        space: The schedules to choose from.
+        adviser: Predicts their results.
+        trials: What was judged.
+        seeds: Schedules to begin from.
+    """
+
+    def __init__(self, space: DepthSpace, adviser: Predictor, trials: Trials, seeds: Sequence[Schedule]) -> None:
+        self.space, self.adviser, self.trials = space, adviser, trials
+        self._genes = self._encoded(seeds)
+        self.schedules: list[Schedule] = []
+        self.quality = self.latency = np.zeros(0)
+
+    def _encoded(self, schedules: Iterable[Schedule]) -> list[np.ndarray]:
+        return [genes for schedule in schedules if (genes := self.space.encode(schedule)) is not None]
+
+    def run(self, generations: int, seed: int) -> None:
+        """Evolve, from the best of the seeds or of the last population, and from the front."""
+        begin = [*self._encoded(point.schedule for point in non_dominated(self.trials.points)), *self._genes]
+        begin = list({tuple(genes): genes for genes in begin}.values())
+        rng = np.random.default_rng(seed)
+        if not begin:
+            begin = list(self.space.initial(POPULATION, rng, []))
+        upper = self.space.upper
+        problem = Problem(n_var=len(upper), n_obj=2, n_ieq_constr=1, xl=np.zeros(len(upper)), xu=upper, vtype=int)
+        algorithm = NSGA2(
+            pop_size=POPULATION,
+            sampling=np.array(begin),
+            crossover=SpliceCrossover(self.space, prob=CROSSOVER),
+            mutation=LocalMoves(self.space),
+            eliminate_duplicates=True,
+        )
+        algorithm.setup(problem, termination=("n_gen", generations), seed=seed, verbose=False)
+        while algorithm.has_next():
+            individuals = algorithm.ask()
+            if individuals is None:  # the whole space has been tried
+                break
+            _, quality, latency = self._guess(individuals.get("X"))
+            values = {"F": np.stack([-quality, latency], axis=1), "G": self._outside(latency)[:, None]}
+            PymooEvaluator().eval(StaticProblem(problem, **values), individuals)
+            algorithm.tell(infills=individuals)
+        self._genes = list(algorithm.pop.get("X").astype(int))
+        self.schedules, self.quality, self.latency = self._guess(self._genes)
+
+    def _guess(self, genes: Sequence[np.ndarray]) -> tuple[list[Schedule], np.ndarray, np.ndarray]:
+        schedules = [self.space.decode(x) for x in genes]
+        quality, latency = self.adviser.guess_all(schedules)
+        return schedules, np.maximum(quality, -1e9), latency
+
+    def _outside(self, latency: np.ndarray) -> np.ndarray:
+        """Return by how much speed-ups leave the range that is searched, in octaves; below 0 inside."""
+        octaves = np.log2(self.trials.stock_ms / latency)
+        low, high = np.log2(self.trials.range)
+        return np.maximum(low - octaves, octaves - high) - 1e-9
+
+    def promising(self, count: int) -> list[Schedule]:
+        """Return at most `count` schedules to judge, at most one of each class of speed-up.
+
+        The first one of a class is the one of best predicted quality. Later it is the one that is predicted to raise
+        the front's hypervolume most.
+        """
+        judged = {point.schedule for point in self.trials.points}
+        front = non_dominated(self.trials.points)
+        least, slowest_ms = float(self.quality.min(initial=0.0)), self.trials.stock_ms / self.trials.range[0] * 1.001
+        best: dict[int, tuple[float, Schedule]] = {}
+        inside = self._outside(self.latency) <= 0
+        for schedule, quality, latency, allowed in zip(
+            self.schedules, self.quality.tolist(), self.latency.tolist(), inside.tolist(), strict=True
+        ):
+            one = self.trials.class_of(latency)
+            if not allowed or schedule in judged or one.in_vain >= PATIENCE:
+                continue
+            number = self.trials.classes.index(one)
+            volume = hypervolume_gain(front, quality, latency, least, slowest_ms)
+            gain = volume if one.trials else 1 + quality - least  # above 0 for the worst one, too
+            if gain > best.get(number, (0.0, None))[0]:
+                best[number] = gain, schedule
+        turns = sorted(best, key=lambda number: (self.trials.classes[number].turn, -number))
+        return [best[number][1] for number in turns[:count]]

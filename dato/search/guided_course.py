@@ -1,0 +1,189 @@
+"""The course of a guided search: predict, judge the most promising, validate the finalists.
+
+The budget is in minutes. What the search spends before its candidates is measured, what validation will take is
+reserved, and the rest is for candidates. It is counted in images of stock, so a search that is resumed takes the same
+decisions on a machine of any speed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import pairwise
+
+from dato.errors import DatoError
+from dato.evaluation.rules import rule_name, rules
+from dato.evaluation.validation import RACE
+from dato.front import Front
+from dato.point import Point, competing
+from dato.prediction.latency_table import LatencyTable, is_stock
+from dato.schedule import Schedule
+from dato.search.adviser import Advice
+from dato.search.course import Course
+from dato.search.guided import Trials, guided_search
+
+START = 10.0  # seconds that a search takes before this course begins and after it ends: loading, the page
+FINALISTS = 12  # points of the front that are validated, at most
+RULES_TO_AN_OCTAVE = 2  # rules that are validated, those of best predicted quality
+THINKING = 0.1  # share of the time that predictions take
+
+
+class GuidedCourse(Course):
+    """One course of a guided search.
+
+    Its references are judged by the validation prompts only, and only those that are about as fast as the front.
+    """
+
+    _validated_rules: Sequence[Schedule] = ()
+
+    def front(self) -> Front:
+        """Take all steps and return the front."""
+        began = time.monotonic()
+        table = self._measure_table(self.prepared.timing == "table")
+        self._generate_stock()
+        advice = self._measure_advice(self.problem.space, table)
+        if advice is None:
+            raise DatoError(
+                "predictions are not finite in this dtype, and this preset needs them: run the model in float32 or "
+                "bfloat16 (`dtype`), or use `preset` quick"
+            )
+        seeds = self._seeds(advice)
+        budget = self.study.budget(lambda: self._budget(time.monotonic() - began, table, seeds))
+        with self.progress.running():
+            self._guide(advice, [*seeds, *advice.plans(self.problem.space, FINALISTS)], budget)
+            finalists = self._finalists()
+            points = self._validate(finalists, seeds)
+            baseline, rounds = self.study.validated_stock(), self.prepared.rounds if self.finished else 0
+            if rounds:
+                baseline, points = self._timed_again(baseline, points)
+        self._warn(competing(points.values(), self.prepared.floor), baseline, points, self.finished)
+        return self._conclude(baseline, points, rounds)
+
+    def _timed_again(self, baseline: Point, points: dict[Schedule, Point]) -> tuple[Point, dict[Schedule, Point]]:
+        """Return stock's point and all points. Those of stock and of the front are timed side by side."""
+        front = competing(points.values(), self.prepared.floor)
+        stock, timed, _ = self._time_side_by_side(front)
+        measured = {name: stock.metrics[name] for name in ("unet_ms", "measured_ms")}
+        baseline = replace(baseline, latency_ms=stock.latency_ms, metrics={**baseline.metrics, **measured})
+        return baseline, points | timed
+
+    @cached_property
+    def _rules(self) -> list[Schedule]:
+        space = self.problem.space
+        every = rules(space.calls, space.rungs, space.depths[:-1], space.orders, space.forecast)
+        return [schedule for schedule in every if not is_stock(schedule)]
+
+    def _seeds(self, advice: Advice) -> list[Schedule]:
+        """Return the rules of best predicted quality, one for each class of speed-up; the fastest last."""
+        low, high = self.prepared.preset.speedups
+        quality, latency = advice.guess_all(self._rules)
+        speedups = self.study.stock.point.latency_ms / latency
+        classes = max(1, round(RULES_TO_AN_OCTAVE * math.log2(high / low)))
+        edges = [low * (high / low) ** (i / classes) for i in range(classes + 1)]
+        seeds = []
+        for slowest, fastest in pairwise(edges):
+            inside = [i for i, speedup in enumerate(speedups) if slowest <= speedup < fastest]
+            if inside:
+                seeds.append(self._rules[max(inside, key=lambda i: (quality[i], -latency[i]))])
+        return seeds
+
+    def _budget(self, seconds: float, table: LatencyTable, seeds: Sequence[Schedule]) -> float:
+        """Return what candidates may cost, in images of stock.
+
+        Args:
+            seconds: What was spent so far.
+            table: Predicts latencies.
+            seeds: The rules that will be validated.
+        """
+        low, high = self.prepared.preset.speedups
+        stock_ms, images = self.study.stock.point.latency_ms, len(self.prepared.recipe.validation)
+        # The front has points evenly spaced in octaves. Rivals are mostly given up after a few images.
+        count = FINALISTS
+        finalists = sum(1 / (low * (high / low) ** (i / count)) for i in range(count))
+        rivals = sum(table.predict(s) for s in self._references()) * RACE + sum(table.predict(s) for s in seeds) * (
+            images / 2
+        )
+        validation = images * (1 + finalists) + rivals / stock_ms
+        left = self.prepared.preset.minutes * 60 - START - seconds
+        candidates = left / (stock_ms / 1000) * (1 - THINKING) - validation
+        least = len(self.prepared.recipe.prompts) * finalists / 2
+        if candidates < least:
+            needed = (seconds + START + (validation + least) * stock_ms / 1000) / 60
+            self.progress.note(
+                f"warning: {self.prepared.preset.minutes:g} minutes are too few here; the search will take about "
+                f"{needed:.0f}. Give more `minutes`, or fewer `images` and `validation` prompts."
+            )
+        return max(candidates, least)
+
+    def _references(self) -> list[Schedule]:
+        """Return the baselines that are about as fast as the front."""
+        low, high = self.prepared.preset.speedups
+        stock_ms = self.study.stock.point.latency_ms
+        named = self.problem.references.values()
+        return [s for s in named if low / 1.1 <= stock_ms / self.study.table.predict(s) <= high * 1.1]
+
+    def _guide(self, advice: Advice, seeds: Sequence[Schedule], budget: float) -> None:
+        stock_ms, judged = self.study.stock.point.latency_ms, self.study.judged
+
+        def cost_of(point: Point) -> float:
+            share = min(1.0, point.latency_ms / stock_ms)  # a candidate that failed counts as stock
+            return share * judged[point.schedule].images
+
+        trials = Trials(self.prepared.preset.speedups, stock_ms, cost_of)
+        low, high = self.prepared.preset.speedups
+        usual = len(self.prepared.recipe.prompts) / math.sqrt(low * high)  # what a candidate costs
+        self.progress.phase("Search", max(1, round(budget / usual)))
+        options = {"seed": self.prepared.options.seed, "seeds": seeds, "budget": budget}
+        for point in guided_search(
+            self.problem.space, lambda asked: self.study(asked, race=True), advice, trials, **options
+        ):
+            self.searched.append(point.schedule)
+            self._show(point)
+            if self.progress.should_stop():
+                self.finished = False
+                return
+
+    def _finalists(self) -> list[Point]:
+        """Return the points of the front to validate, spread over its speed-ups."""
+        front = list(self._competing(self.searched if self.finished else self.study.judged))
+        if not front:
+            return list(self._best())
+        while len(front) > FINALISTS:
+            # Drop the point whose neighbours are closest to each other, but neither end.
+            gaps = [math.log(b.latency_ms / a.latency_ms) for a, b in zip(front, front[2:], strict=False)]
+            del front[1 + min(range(len(gaps)), key=gaps.__getitem__)]
+        return front
+
+    def _named(self) -> Mapping[str, Schedule]:
+        """Return the references, and the rules that were validated."""
+        named = {**self.problem.references}
+        for schedule in self._validated_rules:
+            if schedule not in named.values():
+                name = rule_name(schedule)
+                named[name if name not in named else f"{name} ({len(named)})"] = schedule
+        return named
+
+    def _validate(self, finalists: Sequence[Point], seeds: Sequence[Schedule]) -> dict[Schedule, Point]:
+        """Return the points of finalists, rules and references by the validation prompts."""
+        self._validated_rules = list(seeds) if self.finished else []
+        rivals = list(dict.fromkeys([*self._references(), *seeds])) if self.finished else []
+        self.progress.phase("Validation", 1 + len(finalists) + len(rivals))
+        self.study.validated_stock()
+        self.progress.advance()
+        own = {point.schedule: point.quality for point in finalists}
+        points: dict[Schedule, Point] = {}
+        for schedules, race in ((list(own), False), (rivals, True)):
+            for judgement in self.study.validate(schedules, race):
+                self.progress.advance()
+                if judgement.failure is None:
+                    point = judgement.point
+                    if point.schedule in own:
+                        point = replace(point, metrics={**point.metrics, "search_quality": own[point.schedule]})
+                    points[point.schedule] = point
+                if self.progress.should_stop():
+                    self.finished = False
+                    return points
+        return points

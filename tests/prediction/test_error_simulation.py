@@ -1,0 +1,96 @@
+"""Simulations of schedules with an error model."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from error_models import random_model
+
+from dato.errors import DatoError
+from dato.prediction.error_model_file import sensitivity_from_dict, sensitivity_to_dict
+from dato.prediction.error_simulation import UNKNOWN, Simulation
+from dato.schedule import Schedule
+
+CALLS = 6
+
+
+@pytest.fixture
+def model():
+    """A model of two images, whose network reacts."""
+    rng = np.random.default_rng(1)
+    latents = np.tril(rng.normal(size=(CALLS + 1, CALLS)), -1)
+    return replace(random_model(), weights=latents[-1], feedback=rng.normal(size=CALLS), images=2, latents=latents)
+
+
+def by_hand(model, schedule):
+    """Simulate one schedule call by call, as the docstring of the module says."""
+    calls, deviations, reactions = schedule.calls(model.times), np.zeros_like(model.predictions), 0.0
+    weights = Simulation(model)._weights
+    for call in calls[1:]:
+        t = call.index
+        if call.depth == model.rungs:
+            deviations[t] = model.feedback[t] * (model.latents[t, :t] @ deviations[:t])
+            reactions = reactions + weights[t] ** 2 * np.square(deviations[t].reshape(2, -1)).sum(axis=1)
+            continue
+        sources = call.sources[-call.order - 1 :]
+        times = [model.times[s] for s in sources]
+        for i, source in enumerate(sources):
+            others = [u for j, u in enumerate(times) if j != i]
+            weight = np.prod([(model.times[t] - u) / (times[i] - u) for u in others])
+            deviations[t] += weight * (model.stale[call.depth][t, source] + deviations[source])
+    final = model.latents[-1] @ deviations
+    return np.square(final.reshape(2, -1)).sum(axis=1), UNKNOWN**2 * reactions
+
+
+SCHEDULES = [
+    Schedule([3, 0, 0, 3, 0, 0], orders=0, rungs=3),
+    Schedule([3, 3, 0, 1, 0, 3], orders=1, rungs=3),
+    Schedule([3, 1, 3, 0, 1, 0], orders=[0, 0, 0, 1, 1, 0], rungs=3),
+    Schedule([3, 3, 3, 3, 1, 0], orders=2, rungs=3),
+    Schedule.full(CALLS, rungs=3),
+]
+
+
+def test_simulations_together_are_those_of_each_and_as_by_hand(model):
+    predicted = Simulation(model)(SCHEDULES)
+    for row, schedule in enumerate(SCHEDULES):
+        errors, reactions = by_hand(model, schedule)
+        assert np.allclose(predicted.errors[row], errors, rtol=1e-4, atol=1e-6)
+        assert np.allclose(predicted.reactions[row], reactions, rtol=1e-4, atol=1e-6)
+    decibels = -10 * np.log10((predicted.errors + predicted.reactions)[:4]).mean(axis=1)
+    assert np.allclose(predicted.decibels[:4], decibels, rtol=1e-5)
+    assert predicted.decibels[4] == 100  # stock has no error
+
+
+def test_without_reactions_it_is_the_first_order_prediction():
+    model = random_model()  # as of an earlier version
+    for schedule in SCHEDULES[:4]:
+        errors = Simulation(model)([schedule]).errors[0, 0]
+        assert errors == pytest.approx(np.square(model.weights @ model.totals(schedule)[0]).sum(), rel=1e-4)
+
+
+def test_ratios_add_their_errors_and_what_is_not_covered_is_refused(model):
+    pruned = replace(model, pruned={(1, 0.5): np.ones((CALLS, 8)), (3, 0.5): np.ones((CALLS, 8))})
+    plain = SCHEDULES[1]
+    with_ratio = plain.with_ratios([0, 0.5, 0, 0.5, 0, 0])
+    simulation = Simulation(pruned)
+    assert not np.allclose(simulation([with_ratio]).errors, simulation([plain]).errors)
+    for schedule, message in [
+        (Schedule.full(7, rungs=3), "6 calls"),
+        (Schedule([3, 2, 3, 3, 3, 3], rungs=3), "depth 2"),
+        (plain.with_ratios([0, 0.25, 0, 0, 0, 0]), r"ratio 0\.25"),
+        (Schedule([3, 3, 0, 0, 0, 0], orders=1, rungs=3, forecast="chebyshev"), "reads all of the past"),
+    ]:
+        with pytest.raises(DatoError, match=message):
+            simulation([schedule])
+
+
+def test_models_of_several_images_are_read_as_they_were_written(model):
+    again = sensitivity_from_dict(sensitivity_to_dict(model))
+    assert again.images == 2 and np.allclose(again.latents, model.latents)
+    assert np.allclose(Simulation(again)(SCHEDULES).decibels, Simulation(model)(SCHEDULES).decibels, rtol=1e-2)
+    old = sensitivity_to_dict(random_model())
+    del old["images"], old["latents"]
+    assert sensitivity_from_dict(old).images == 1
+    with pytest.raises(DatoError, match="one block for each image"):
+        sensitivity_from_dict({**sensitivity_to_dict(model), "images": 3})

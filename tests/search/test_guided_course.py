@@ -1,0 +1,130 @@
+"""A guided search from its start to a validated front, and a plan, on a tiny pipeline."""
+
+import shutil
+
+import pytest
+from conftest import PROMPTS
+from which_tests import thorough
+
+import dato
+from dato import DatoError, load_front
+from dato.evaluation.evaluator import Evaluator
+from dato.evaluation.validation import OTHER_NOISE
+from dato.prediction.latency_table import LatencyTable, call_kinds
+from dato.search import plan, search_depth
+from dato.search.journal import read_entries
+
+MANY = [*PROMPTS, "cat face", "green apple", "tulip on a black background"]
+FAST = {"steps": [6], "validation": 2, "minutes": 0.1, "latency": "table", "batch_size": 1, "guidance_scale": 1}
+FAST |= {"height": 64, "width": 64}
+
+
+@pytest.fixture(autouse=True)
+def table(monkeypatch):
+    """The latency table is the same in every search, as if a clock ran evenly."""
+
+    def measured(pipe, prompts, sampling, schedules, progress=None, rounds=3):
+        kinds = {kind: 1.0 + kind.depth for schedule in schedules for kind in call_kinds(schedule)}
+        return LatencyTable(schedules[0].rungs, kinds, stock=13.0, per_call=0.1, per_image=1.0)
+
+    monkeypatch.setattr("dato.search.study.measure_table", measured)
+    monkeypatch.setattr("dato.search.planning.measure_table", measured)
+
+
+@pytest.fixture(scope="module")
+def searched(make_pipe, tmp_path_factory):
+    """A pipeline, the folder of a finished search, its front, and what its evaluators have generated."""
+    patch, generated = pytest.MonkeyPatch(), []
+    original = Evaluator.generate
+
+    def noted(self, method, prompts, sampling, decode=True):
+        generated.append((self.validation is None, frozenset(prompts), sampling.seed))
+        return original(self, method, prompts, sampling, decode)
+
+    patch.setattr(Evaluator, "generate", noted)
+    folder, pipe = tmp_path_factory.mktemp("runs") / "whole", make_pipe(seed=2)
+    try:
+        front = search_depth(pipe, MANY, out=folder, **FAST)
+    finally:
+        patch.undo()
+    return pipe, folder, front, generated
+
+
+def judged(folder):
+    return [entry["judged"] for entry in read_entries(folder / "journal.jsonl")[0] if "judged" in entry]
+
+
+def test_validation_prompts_and_noise_are_never_searched(searched):
+    _, _, front, generated = searched
+    conditions = front.conditions
+    assert len(conditions["validation_prompts"]) == 2 and len(conditions["prompts"]) == 4
+    assert not set(conditions["prompts"]) & set(conditions["validation_prompts"])
+    for validating, prompts, seed in generated:
+        assert prompts <= set(conditions["validation_prompts" if validating else "prompts"])
+        assert (seed >= OTHER_NOISE) == validating
+    assert {validating for validating, _, _ in generated} == {True, False}
+
+
+def test_a_front_says_what_was_validated(searched):
+    _, folder, front, _ = searched
+    assert load_front(folder) == front and front.conditions["search"]["finished"]
+    assert front.conditions["search"]["validation_images"] > 0 and "validation" in front.conditions["latency"]
+    by_schedule = {str(entry["depths"]) + str(entry["orders"]): entry["quality"] for entry in judged(folder)}
+    for point in front.points:
+        assert {"spread", "table_ms", "probe_ms"} <= set(point.metrics)
+        own = by_schedule.get(str(list(point.schedule.depths)) + str(list(point.schedule.orders)))
+        if "search_quality" in point.metrics:
+            assert point.metrics["search_quality"] == own != point.quality
+    for reference in front.references.values():
+        assert not any(reference.latency_ms <= p.latency_ms and reference.quality > p.quality for p in front.points)
+    assert any(name.startswith("rule: ") for name in front.references)
+
+
+@pytest.mark.parametrize("lines", [8, *thorough(1, 4, -1)])
+def test_a_search_that_was_cut_off_takes_the_same_decisions(searched, tmp_path, lines):
+    pipe, folder, front, _ = searched
+    shutil.copytree(folder, tmp_path / "run")
+    journal = tmp_path / "run" / "journal.jsonl"
+    kept = journal.read_text().splitlines(keepends=True)
+    budgeted = next(number for number, line in enumerate(kept) if line.startswith('{"budget"'))
+    kept = kept[: max(lines, budgeted + 1) if lines > 1 else lines]
+    journal.write_text("".join(kept))
+    again = search_depth(pipe, MANY, out=tmp_path / "run", **FAST)
+    if lines == 1:  # another budget, as nothing was measured before
+        assert judged(tmp_path / "run")[0]["depths"] == judged(folder)[0]["depths"]
+        return
+    entries = [(entry["depths"], entry["orders"], entry["quality"]) for entry in judged(folder)]
+    assert [(entry["depths"], entry["orders"], entry["quality"]) for entry in judged(tmp_path / "run")] == entries
+    assert again.conditions["prompts"] == front.conditions["prompts"]
+
+
+def test_too_few_prompts_and_wrong_ends_are_refused(make_pipe):
+    for options, message in [
+        ({"speedups": [8, 2]}, "`speedups`"),
+        ({"speedups": [2]}, "give the lowest and the highest"),
+        ({"validation": 1}, "`validation` 1: it must be at least 2"),
+        ({"minutes": 0}, "`minutes` 0: it must be at least 0.1"),
+    ]:
+        with pytest.raises(DatoError, match=message):
+            search_depth(make_pipe(), MANY, **FAST | options)
+    with pytest.raises(DatoError, match="at least 4 different ones, not 3"):
+        search_depth(make_pipe(), PROMPTS, **FAST)
+
+
+def test_a_plan_is_one_schedule_that_is_fast_enough(make_pipe):
+    pipe = make_pipe(seed=2)
+    front = plan(pipe, PROMPTS, speedup=2, steps=8, guidance_scale=1, height=64, width=64)
+    (point,) = front.points
+    table = LatencyTable.from_dict(front.conditions["latency_table"])
+    assert table.predict(front.baseline.schedule) / point.metrics["table_ms"] >= 2
+    assert front.conditions["search"]["kind"] == "plan" and front.conditions["calls"] == len(point.schedule)
+    assert dato.current_schedule(pipe) is None
+    dato.apply_patch(pipe, front)
+    assert dato.current_schedule(pipe) == point.schedule
+    dato.remove_patch(pipe)
+    with pytest.raises(DatoError, match="60 times as fast as stock: ask for less"):
+        plan(pipe, PROMPTS, speedup=60, steps=8, guidance_scale=1, height=64, width=64)
+    with pytest.raises(DatoError, match="`speedup` 1: it must be above 1"):
+        plan(pipe, PROMPTS, speedup=1)
+    with pytest.raises(DatoError, match="at least 2 prompts"):
+        plan(pipe, PROMPTS[:1])
