@@ -75,13 +75,16 @@ class Course:
     def _measure_table(self, used: bool) -> LatencyTable:
         """Measure the latency table, or read it from the journal. If it is used, latencies are predicted by it."""
         with self.progress.status("Measuring the latency table") as progress:
-            schedules = [*self.problem.space.examples(), *self.problem.references.values()]
-            table = self.study.measured_table(schedules, progress)
+            table = self.study.measured_table(self._kinds_to_time(), progress)
         self.progress.note(f"Latency table: {len(table.calls)} kinds of call measured.")
         self.conditions["latency_table"] = table.to_dict()
         if used:
             self.study.use_table(table)
         return table
+
+    def _kinds_to_time(self) -> list[Schedule]:
+        """Return schedules that together have every kind of call whose time has to be known."""
+        return [*self.problem.space.examples(), *self.problem.references.values()]
 
     def _generate_stock(self) -> None:
         with self.progress.status("Generating stock's images"):

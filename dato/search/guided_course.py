@@ -15,6 +15,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from dato.errors import DatoError
+from dato.evaluation.evaluator import Evaluator
 from dato.evaluation.rules import rule_name, rules
 from dato.evaluation.validation import RACE
 from dato.front import Front
@@ -24,10 +25,12 @@ from dato.schedule import Schedule
 from dato.search.adviser import Advice
 from dato.search.course import Course
 from dato.search.guided import Trials, guided_search
+from dato.unet.speedup_rule import rule
 
 START = 10.0  # seconds that a search takes before this course begins and after it ends: loading, the page
 FINALISTS = 12  # points of the front that are validated, at most
-RULES_TO_AN_OCTAVE = 2  # rules that are validated, those of best predicted quality
+SPEEDUPS_TO_AN_OCTAVE = 2  # for which the rule's own schedule (`dato.rule`) is validated
+RULES_TO_AN_OCTAVE = 1  # further rules that are validated, those of best predicted quality
 THINKING = 0.1  # share of the time that predictions take
 
 
@@ -50,7 +53,7 @@ class GuidedCourse(Course):
                 "predictions are not finite in this dtype, and this preset needs them: run the model in float32 or "
                 "bfloat16 (`dtype`), or use `preset` quick"
             )
-        seeds = self._seeds(advice)
+        seeds = [*self._rules_for_speedups, *self._seeds(advice)]
         budget = self.study.budget(lambda: self._budget(time.monotonic() - began, table, seeds))
         with self.progress.running():
             self._guide(advice, [*seeds, *advice.plans(self.problem.space, FINALISTS)], budget)
@@ -69,6 +72,18 @@ class GuidedCourse(Course):
         measured = {name: stock.metrics[name] for name in ("unet_ms", "measured_ms")}
         baseline = replace(baseline, latency_ms=stock.latency_ms, metrics={**baseline.metrics, **measured})
         return baseline, points | timed
+
+    def _kinds_to_time(self) -> list[Schedule]:
+        return [*super()._kinds_to_time(), *self._rules_for_speedups]
+
+    @cached_property
+    def _rules_for_speedups(self) -> list[Schedule]:
+        """The rule's schedules (`dato.rule`) for speed-ups spread over the range."""
+        low, high = self.prepared.preset.speedups
+        count = max(1, round(SPEEDUPS_TO_AN_OCTAVE * math.log2(high / low)))
+        speedups = [low * (high / low) ** (i / count) for i in range(count)]
+        chosen = self.study.pool.ask(rules_for, self.study.pool.facts.calls, [s for s in speedups if s > 1])
+        return [schedule for schedule in dict.fromkeys(chosen) if not is_stock(schedule)]
 
     @cached_property
     def _rules(self) -> list[Schedule]:
@@ -187,3 +202,15 @@ class GuidedCourse(Course):
                     self.finished = False
                     return points
         return points
+
+
+def rules_for(evaluator: Evaluator, calls: int, speedups: Sequence[float]) -> list[Schedule]:
+    """Return the schedules that `dato.apply_patch(pipe, speedup=...)` would run here.
+
+    Args:
+        evaluator: It has the pipeline.
+        calls: UNet calls of one generation.
+        speedups: One for each schedule.
+    """
+    guidance_scale = evaluator.sampling.guidance_scale
+    return [rule(evaluator.pipe, calls, speedup, guidance_scale=guidance_scale).canonical() for speedup in speedups]

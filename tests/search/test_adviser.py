@@ -43,7 +43,10 @@ def opened(folder):
 
 
 def test_plans_are_of_the_space_and_better_than_regular_schedules_of_their_cost(known):
-    _, _, advice = known
+    _, _, measured = known
+    # Fixed times, because what is planned depends on them.
+    kinds = {kind: 1.0 + kind.depth for kind in measured.table.calls}
+    advice = Advice(measured.models, LatencyTable(12, kinds, stock=13.0, per_call=0.1, per_image=1.0))
     plans = advice.plans(SPACE, 12)
     assert 4 <= len(plans) <= 12 and len(set(plans)) == len(plans)
     assert all(SPACE.encode(schedule) is not None for schedule in plans)
@@ -52,7 +55,8 @@ def test_plans_are_of_the_space_and_better_than_regular_schedules_of_their_cost(
         guesses = sorted((advice.guess(s) for s in own), key=lambda guess: guess[1])
         assert len(own) >= 3 and all(a[1] < b[1] and a[0] < b[0] for a, b in pairwise(guesses))
     errors = {len(model): model.error for model in advice.models}
-    for regular in (Schedule.uniform(6, 2, 1), Schedule.uniform(6, 3, 0), Schedule.full(4)):
+    # Stock with fewer steps is no plan, so plans need not be as good.
+    for regular in (Schedule.uniform(6, 2, 1), Schedule.uniform(6, 3, 0), Schedule.uniform(4, 2, 0)):
         # Plans have the least error to first order, which guesses correct.
         error, latency = errors[len(regular)](regular), advice.guess(regular)[1]
         every = [(errors[len(plan)](plan), advice.guess(plan)[1]) for plan in advice.plans(SPACE, 1000)]

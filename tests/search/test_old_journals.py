@@ -22,7 +22,8 @@ def test_a_finished_search_of_depths_is_replayed_to_the_same_front(run, tmp_path
     assert code == 0, errors
     events = [json.loads(line) for line in printed.splitlines()]
     known = sum("judged" in entry for entry in entries)
-    assert f"{known} candidates are known" in events[0]["text"] and not judged
+    # Another version of a library may be told before.
+    assert any(f"{known} candidates are known" in event.get("text", "") for event in events[:2]) and not judged
     assert read_entries(journal)[0] == entries  # nothing was measured or judged again
     front = load_front(tmp_path)
     timed = {json.dumps(point) for point in entries[-1]["points"]}
