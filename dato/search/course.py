@@ -169,7 +169,7 @@ class Course:
         for schedule in self.problem.references.values():
             if schedule in self.study.judged and self.study.judged[schedule].failure is None:
                 points.setdefault(schedule, self.study.judged[schedule].point)
-        rounds = self.prepared.rounds if self.finished else 0
+        rounds = self.prepared.preset.rounds if self.finished else 0
         self.progress.phase("Timing side by side", rounds * (1 + len(points)))
 
         def advance() -> None:

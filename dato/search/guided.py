@@ -85,9 +85,7 @@ class Trials:
     points: list[Point] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        low, high = self.range
-        count = max(1, round(CLASSES * math.log2(high / low)))
-        self.classes = [SpeedClass(low * (high / low) ** (i / count)) for i in range(count)]
+        self.classes = [SpeedClass(slowest) for slowest in per_octave(self.range, CLASSES)[:-1]]
 
     @property
     def spent(self) -> float:
@@ -109,6 +107,18 @@ class Trials:
         improved = point.quality > quality_at(before, point.latency_ms)
         one.better += improved
         one.in_vain = 0 if improved else one.in_vain + 1
+
+
+def evenly(ends: tuple[float, float], parts: int) -> list[float]:
+    """Return the `parts + 1` speed-ups that divide a range evenly by their logarithm, both ends included."""
+    low, high = ends
+    return [low * (high / low) ** (i / parts) for i in range(parts + 1)]
+
+
+def per_octave(ends: tuple[float, float], count: int) -> list[float]:
+    """Return the speed-ups that divide a range into `count` parts for each octave; see `evenly`."""
+    low, high = ends
+    return evenly(ends, max(1, round(count * math.log2(high / low))))
 
 
 def quality_at(front: Sequence[Point], latency_ms: float) -> float:

@@ -24,7 +24,7 @@ from dato.prediction.latency_table import LatencyTable, is_stock
 from dato.schedule import Schedule
 from dato.search.adviser import Advice
 from dato.search.course import Course
-from dato.search.guided import Trials, guided_search
+from dato.search.guided import Trials, evenly, guided_search, per_octave
 from dato.unet.speedup_rule import rule
 
 START = 10.0  # seconds that a search takes before this course begins and after it ends: loading, the page
@@ -59,7 +59,7 @@ class GuidedCourse(Course):
             self._guide(advice, [*seeds, *advice.plans(self.problem.space, FINALISTS)], budget)
             finalists = self._finalists()
             points = self._validate(finalists, seeds)
-            baseline, rounds = self.study.validated_stock(), self.prepared.rounds if self.finished else 0
+            baseline, rounds = self.study.validated_stock(), self.prepared.preset.rounds if self.finished else 0
             if rounds:
                 baseline, points = self._timed_again(baseline, points)
         self._warn(competing(points.values(), self.prepared.floor), baseline, points, self.finished)
@@ -79,9 +79,7 @@ class GuidedCourse(Course):
     @cached_property
     def _rules_for_speedups(self) -> list[Schedule]:
         """The rule's schedules (`dato.rule`) for speed-ups spread over the range."""
-        low, high = self.prepared.preset.speedups
-        count = max(1, round(SPEEDUPS_TO_AN_OCTAVE * math.log2(high / low)))
-        speedups = [low * (high / low) ** (i / count) for i in range(count)]
+        speedups = per_octave(self.prepared.preset.speedups, SPEEDUPS_TO_AN_OCTAVE)[:-1]
         chosen = self.study.pool.ask(rules_for, self.study.pool.facts.calls, [s for s in speedups if s > 1])
         return [schedule for schedule in dict.fromkeys(chosen) if not is_stock(schedule)]
 
@@ -93,11 +91,9 @@ class GuidedCourse(Course):
 
     def _seeds(self, advice: Advice) -> list[Schedule]:
         """Return the rules of best predicted quality, one for each class of speed-up; the fastest last."""
-        low, high = self.prepared.preset.speedups
         quality, latency = advice.guess_all(self._rules)
         speedups = self.study.stock.point.latency_ms / latency
-        classes = max(1, round(RULES_TO_AN_OCTAVE * math.log2(high / low)))
-        edges = [low * (high / low) ** (i / classes) for i in range(classes + 1)]
+        edges = per_octave(self.prepared.preset.speedups, RULES_TO_AN_OCTAVE)
         seeds = []
         for slowest, fastest in pairwise(edges):
             inside = [i for i, speedup in enumerate(speedups) if slowest <= speedup < fastest]
@@ -113,11 +109,9 @@ class GuidedCourse(Course):
             table: Predicts latencies.
             seeds: The rules that will be validated.
         """
-        low, high = self.prepared.preset.speedups
         stock_ms, images = self.study.stock.point.latency_ms, len(self.prepared.recipe.validation)
         # The front has points evenly spaced in octaves. Rivals are mostly given up after a few images.
-        count = FINALISTS
-        finalists = sum(1 / (low * (high / low) ** (i / count)) for i in range(count))
+        finalists = sum(1 / speedup for speedup in evenly(self.prepared.preset.speedups, FINALISTS)[:-1])
         rivals = sum(table.predict(s) for s in self._references()) * RACE + sum(table.predict(s) for s in seeds) * (
             images / 2
         )

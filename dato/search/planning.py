@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,6 +25,7 @@ from dato.prediction.latency_table import LatencyTable, is_stock
 from dato.schedule import Schedule
 from dato.search.adviser import Advice
 from dato.search.candidate_timing import HOW
+from dato.search.prepare import sampling_conditions
 from dato.search.spaces import DepthSpace
 from dato.utils.hardware import versions
 
@@ -126,20 +126,11 @@ def choose(space: DepthSpace, model: Sensitivity, table: LatencyTable, speedup: 
 def _conditions(
     model: str, evaluator: Evaluator, sampling: Sampling, prompts: Sequence[str], speedup: float
 ) -> Mapping[str, Any]:
-    facts, prompts = facts_of(evaluator), list(prompts)
+    facts = facts_of(evaluator)
     return {
         "model": model,
         "dtype": str(evaluator.pipe.unet.dtype).removeprefix("torch."),
-        "height": sampling.height or facts.pixels,
-        "width": sampling.width or facts.pixels,
-        "scheduler": facts.scheduler,
-        "scheduler_name": facts.scheduler_name,
-        "steps": sampling.steps,
-        "calls": facts.calls,
-        "guidance_scale": sampling.guidance_scale,
-        "prompts": prompts,
-        "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
-        "seeds": [sampling.seed + i for i in range(len(prompts))],
+        **sampling_conditions(facts, sampling, prompts),
         "batch_size": sampling.batch_size,
         "quality": "psnr",
         "latency": HOW["measured"],

@@ -71,11 +71,6 @@ class PreparedSearch:
     metric_files: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def rounds(self) -> int:
-        """How often the front is timed again in the end."""
-        return self.preset.rounds
-
-    @property
     def floor(self) -> float | None:
         """The least quality that counts, as `Point.quality` has it."""
         return floor_of(self.recipe.metrics[0], self.options.min_quality)
@@ -83,7 +78,6 @@ class PreparedSearch:
     def conditions(self, facts: Facts, problem: SearchProblem) -> dict[str, Any]:
         """Return what is needed to trust and repeat the search, except what the search itself finds out."""
         recipe, sampling = self.recipe, self.recipe.sampling
-        prompts = list(recipe.prompts)
         elsewhere = (*_ELSEWHERE, *(_GUIDED if self.preset.minutes is None else ()))
         settings = {name: value for name, value in asdict(self.preset).items() if name not in elsewhere}
         if "speedups" in settings:
@@ -93,16 +87,7 @@ class PreparedSearch:
             "model": recipe.model,
             **({} if recipe.config is None else {"config": recipe.config}),
             "dtype": recipe.dtype,
-            "height": sampling.height or facts.pixels,
-            "width": sampling.width or facts.pixels,
-            "scheduler": facts.scheduler,
-            "scheduler_name": facts.scheduler_name,
-            "steps": sampling.steps,
-            "calls": facts.calls,
-            "guidance_scale": sampling.guidance_scale,
-            "prompts": prompts,
-            "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
-            "seeds": [sampling.seed + i for i in range(len(prompts))],
+            **sampling_conditions(facts, sampling, recipe.prompts),
             **self._of_validation(),
             "batch_size": sampling.batch_size,
             "safety_checker": False,
@@ -117,6 +102,23 @@ class PreparedSearch:
         if not prompts:
             return {}
         return {"validation_prompts": prompts, "validation_seeds": [seed + i for i in range(len(prompts))]}
+
+
+def sampling_conditions(facts: Facts, sampling: Sampling, prompts: Sequence[str]) -> dict[str, Any]:
+    """Return what a front's conditions say of how its images were generated."""
+    prompts = list(prompts)
+    return {
+        "height": sampling.height or facts.pixels,
+        "width": sampling.width or facts.pixels,
+        "scheduler": facts.scheduler,
+        "scheduler_name": facts.scheduler_name,
+        "steps": sampling.steps,
+        "calls": facts.calls,
+        "guidance_scale": sampling.guidance_scale,
+        "prompts": prompts,
+        "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
+        "seeds": [sampling.seed + i for i in range(len(prompts))],
+    }
 
 
 def prepare_calls(

@@ -270,13 +270,15 @@ class Study:
                 _, judgement = next(arriving)
                 self.journal.append({"validated": judgement.to_dict()})
                 self._validated[judgement.schedule] = judgement
-                if judgement.sample is not None:
-                    self._write(self.folder.sample(judgement.schedule), judgement.sample)
+                self._write_sample(judgement)
             yield self._validated[schedule]
 
     def _keep(self, judgement: Judgement) -> None:
         self.journal.append(judgement.to_dict())
         self.judged[judgement.schedule] = judgement
+        self._write_sample(judgement)
+
+    def _write_sample(self, judgement: Judgement) -> None:
         if judgement.sample is not None:
             self._write(self.folder.sample(judgement.schedule), judgement.sample)
 
