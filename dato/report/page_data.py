@@ -65,7 +65,7 @@ def _run(run: Run, volume: dict[str, Any] | None) -> dict[str, Any]:
         "counts": _counts(run),
         "volume": volume,
         "settings": _settings(front.conditions),
-        "prompts": [str(prompt) for prompt in front.conditions.get("prompts", [])],
+        "prompts": run.sample_prompts,
     }
 
 

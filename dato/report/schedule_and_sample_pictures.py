@@ -79,7 +79,7 @@ def samples_picture(run: Run, path: str | Path, most: int = 5) -> None:
     for number, point in (kept[i] for i in dict.fromkeys(spread.tolist())):
         rows[f"{number}: {point.speedup:.2f}x"] = _images(run, point)
     count = min(len(images) for images in rows.values())
-    prompts = [str(prompt) for prompt in run.front.conditions.get("prompts", [])][:count]
+    prompts = run.sample_prompts[:count]
     prompts += [""] * (count - len(prompts))
     image_grid({name: images[:count] for name, images in rows.items()}, prompts, path)
 

@@ -69,8 +69,8 @@ class Run:
         front: What the search found.
         history: Every candidate in the order in which it was judged; () if there is no journal. The quality of a
             candidate that failed is not finite.
-        samples: For each schedule a strip of up to four images side by side (WebP, PNG or JPEG). They are those of the
-            front's first prompts, in their order. Stock's strip is that of `front.baseline.schedule`.
+        samples: For each schedule a strip of up to four images side by side (WebP, PNG or JPEG). They are those of
+            the first `sample_prompts`. Stock's strip is that of `front.baseline.schedule`.
         file: The front's name in commands: its file, or a shipped front's name; None: pareto.json in the folder `name`.
     """
 
@@ -102,6 +102,12 @@ class Run:
     def strategy(self) -> str:
         """What `dato.load_front` is given for this run."""
         return f"{self.name}/{FILE}" if self.file is None else self.file
+
+    @property
+    def sample_prompts(self) -> list[str]:
+        """The prompts of the samples, in their order: those of the validation if the front was validated."""
+        conditions = self.front.conditions
+        return [str(prompt) for prompt in conditions.get("validation_prompts", conditions.get("prompts", []))]
 
     @property
     def failures(self) -> int:

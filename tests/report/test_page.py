@@ -400,3 +400,10 @@ def test_a_run_of_its_front_alone(folder, visit):
     assert page.inner_text("[data-value=plain-steps]") == "–" and page.inner_text("#points-plain") == ""
     assert page.is_disabled("#left") and page.is_disabled("#right")
     assert "--strategy bare/pareto.json" in page.inner_text("#use")
+
+
+def test_samples_of_a_validated_front_have_the_validation_prompts():
+    prompts = ["a validated cat", "a validated dog"]
+    run = make_run(validation_prompts=prompts)
+    assert page_data([run])["runs"][0]["prompts"] == prompts == run.sample_prompts
+    assert make_run().sample_prompts == list(make_run().front.conditions["prompts"])
