@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from numbers import Integral, Real
 from typing import Any
 
@@ -194,6 +195,7 @@ class Schedule:
         *,
         warmup: int = 1,
         growth: float = 1.0,
+        shorter: str | None = None,
         rungs: int = SD_RUNGS,
         forecast: str = POLYNOMIAL.name,
     ) -> Schedule:
@@ -202,6 +204,9 @@ class Schedule:
         Call `round((calls - 1) * (i / (whole - 1)) ** growth)` is whole for i = 0 to `whole - 1`, so the first and the
         last call are. All other calls run at `depth`.
 
+        Mostly the distances from one whole call to the next cannot all be equal, and some are longer by one call. The
+        longer ones are mixed with the others. `shorter` sorts them.
+
         Args:
             calls: UNet calls of one generation.
             whole: How many of them are whole. With 1 it is the first one.
@@ -209,27 +214,28 @@ class Schedule:
             order: The order of their forecasts.
             warmup: The first calls that are all whole; the other whole calls are spread over the rest.
             growth: 1 spreads them evenly. Above 1 they are ever farther apart.
+            shorter: "first" or "last": where the shorter distances come. It goes with no warm-up and no growth.
             rungs: As in `Schedule`.
             forecast: As in `Schedule`.
 
         Raises:
-            DatoError: if `whole` is not from 1 to `calls`, `warmup` not from 1 to `whole`, or `growth` not above 0.
+            DatoError: if `whole` is not from 1 to `calls`, `warmup` not from 1 to `whole`, `growth` not above 0, or
+                `shorter` is not valid.
 
         Example:
             >>> Schedule.spread(8, 3).depths
             (12, 0, 0, 0, 12, 0, 0, 12)
+            >>> Schedule.spread(8, 3, shorter="first").depths
+            (12, 0, 0, 12, 0, 0, 0, 12)
         """
         _check_at_least_one("calls", calls)
         _check_at_least_one("whole", whole)
         _check_at_least_one("warmup", warmup)
         if not warmup <= whole <= calls or not growth > 0:
             raise DatoError("schedule: it takes warmup <= whole <= calls, and growth > 0")
-        begin, rest = warmup - 1, max(1, whole - warmup)
-        chosen = set(range(warmup))
-        for i in range(1, whole - warmup + 1):
-            call = begin + round((calls - 1 - begin) * (i / rest) ** growth)
-            # Two of them may fall on one call where they are dense. Then the next free one is whole.
-            chosen.add(next(c for c in (*range(call, calls), *range(call, 0, -1)) if c not in chosen))
+        if shorter not in (None, "first", "last") or (shorter and (warmup != 1 or growth != 1)):
+            raise DatoError('schedule: shorter is "first" or "last", without a warm-up and growth')
+        chosen = _by_distance(calls, whole, shorter) if shorter else _spread(calls, whole, warmup, growth)
         depths = tuple(rungs if call in chosen else depth for call in range(calls))
         return cls(depths, None, order, rungs=rungs, forecast=forecast)  # type: ignore[arg-type]
 
@@ -371,6 +377,25 @@ class Schedule:
         return cls.from_dict(data)
 
 
+def _spread(calls: int, whole: int, warmup: int, growth: float) -> set[int]:
+    """Return the whole calls of `Schedule.spread`."""
+    chosen, begin, rest = set(range(warmup)), warmup - 1, max(1, whole - warmup)
+    for i in range(1, whole - warmup + 1):
+        call = begin + round((calls - 1 - begin) * (i / rest) ** growth)
+        # Two of them may fall on one call where they are dense. Then the next free one is whole.
+        chosen.add(next(c for c in (*range(call, calls), *range(call, 0, -1)) if c not in chosen))
+    return chosen
+
+
+def _by_distance(calls: int, whole: int, shorter: str) -> set[int]:
+    """Return the whole calls of `Schedule.spread` whose distances are sorted."""
+    if whole == 1:
+        return {0}
+    size, longer = divmod(calls - 1, whole - 1)
+    distances = sorted([size] * (whole - 1 - longer) + [size + 1] * longer, reverse=shorter == "last")
+    return set(accumulate(distances, initial=0))
+
+
 def check_version(data: dict[str, Any], name: str, newest: int) -> None:
     """Raise DatoError unless `data["version"]` is a version that this dato reads."""
     version = data.get("version")
@@ -379,7 +404,8 @@ def check_version(data: dict[str, Any], name: str, newest: int) -> None:
 
 
 def _is_int(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    # A search makes many schedules, and this first test is quick.
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def _check_at_least_one(name: str, value: object) -> None:
@@ -400,7 +426,8 @@ def _check_depths(depths: tuple[Any, ...], rungs: int) -> None:
 
 def _check_ratios_and_orders(ratios: tuple[Any, ...], orders: tuple[Any, ...]) -> None:
     for call, ratio in enumerate(ratios):
-        if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 <= ratio < 1:
+        number = type(ratio) is float or (isinstance(ratio, Real) and not isinstance(ratio, bool))
+        if not number or not 0 <= ratio < 1:
             raise DatoError(f"schedule: ratio {ratio!r} of call {call} is not a number from 0 to below 1")
     for call, order in enumerate(orders):
         if not _is_int(order) or order not in (0, 1, 2):

@@ -49,8 +49,8 @@ class Evaluator:
             the point's latency, so the same seed gives the same front. None: the latency is measured while the images
             are generated (end to end, the median over batches). Other packages' methods are always measured.
         steps: Further numbers of steps for which schedules may be judged. The length of a schedule says for which.
-        race: The number of images, rounded up to whole batches, after which a candidate may be given up (see `judge`).
-            None: every candidate gets all images.
+        race: The number of images after which a candidate may be given up (see `judge`). It is rounded up to whole
+            batches where latencies are measured. None: every candidate gets all images.
         doubling: Whether a candidate that races may be given up again after twice, four times, ... as many images.
         interleave: Whether a short stock generation before each candidate measures the machine's present speed.
             Measured times are then scaled to the speed that the machine had when stock was measured. So all candidates
@@ -86,9 +86,8 @@ class Evaluator:
         self.pipe, self.prompts, self.sampling, self.metrics = remove_patch(pipe), list(prompts), sampling, metrics
         self.latency, self.interleave, self.doubling = latency, interleave, doubling
         self.validation: Evaluator | None = None
-        batch = sampling.batch_size
-        # A race is decided between batches, and by a metric that judges each image by itself.
-        self.race = None if race is None or not isinstance(metrics[0], MeanOverImages) else -(-race // batch) * batch
+        # A race takes a metric that judges each image by itself.
+        self._race = race if isinstance(metrics[0], MeanOverImages) else None
         self.rungs = len(Ladder(pipe.unet))
         self.steps_of = {num_calls(pipe, count): count for count in (*steps, sampling.steps)}
         self.calls = num_calls(pipe, sampling.steps)
@@ -97,6 +96,13 @@ class Evaluator:
         self.images = 0
         self._stock: Stock | None = None
         self._warm = False
+
+    @property
+    def race(self) -> int | None:
+        """After how many images a candidate may be given up; None: never."""
+        # The time of an image depends on how many are generated together.
+        batch = self.sampling.batch_size if self.latency is None else 1
+        return None if self._race is None else -(-self._race // batch) * batch
 
     @property
     def stock(self) -> Stock:

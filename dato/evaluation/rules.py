@@ -3,7 +3,8 @@
 There are four kinds, each for every number of calls, depth and order of forecast:
 
 - every N-th call whole (`Schedule.uniform`, N from 1, which is stock with fewer steps, to 10);
-- some calls whole, spread evenly from the first to the last (`Schedule.spread`);
+- some calls whole, spread evenly from the first to the last (`Schedule.spread`); the longer distances mixed with the
+  others, or last, or first;
 - the first few calls whole, the others spread evenly, or ever farther apart (`Schedule.spread` with a warm-up or
   growth);
 - windows that grow, after a few whole calls (`Schedule.growing`).
@@ -86,6 +87,8 @@ def _of_calls(calls: int, depth: int, order: int, rungs: int, forecast: str) -> 
     for whole in range(1, calls + 1):
         yield Schedule.spread(calls, whole, depth, order, **common)
     for whole in whole_calls(calls, fewest=3):
+        for shorter in ("first", "last"):
+            yield Schedule.spread(calls, whole, depth, order, shorter=shorter, **common)
         for growth in GROWTHS:
             yield Schedule.spread(calls, whole, depth, order, growth=growth, **common)
         for warmup in WARMUPS:

@@ -1,8 +1,7 @@
 """Validate: judge the finalists of a search by prompts and noise that no candidate was judged by before.
 
 A search picks the schedules that look best on its own images, so what these say of them is too good. Validation images
-say what a user will get. Times are measured anew, too, each scaled to the speed that the machine had when stock was
-measured.
+say what a user will get. Times are predicted by the search's table, or measured anew if the search measures times.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ RACE = 2  # images after which a rival of the finalists may be given up, then af
 
 
 def validation_evaluator(evaluator: Evaluator, prompts: Sequence[str]) -> Evaluator:
-    """Return an evaluator like this one, with these prompts and other noise. It measures times."""
+    """Return an evaluator like this one, with these prompts and other noise."""
     return Evaluator(
         evaluator.pipe,
         prompts,
@@ -38,6 +37,7 @@ def validation_evaluator(evaluator: Evaluator, prompts: Sequence[str]) -> Evalua
 
 def validation_stock(evaluator: Evaluator) -> Stock:
     """Return stock on the validation prompts, without its images, which every worker makes for itself."""
+    evaluator.validation.latency = evaluator.latency
     stock = evaluator.validation.stock
     point = replace(stock.point, metrics=_with_table(evaluator, stock.point.schedule, stock.point.metrics))
     return replace(stock, point=point, images=stock.images[:0])
@@ -59,6 +59,7 @@ def validated(evaluator: Evaluator, stock: Point, schedule: Schedule, rivals: Se
         `table_ms`, the latency that the search's table predicts.
     """
     validation = evaluator.validation
+    validation.latency = evaluator.latency
     validation.stock = replace(validation.stock, point=stock)
     judgement = validation.judge(schedule, rivals)
     if judgement.failure is not None:

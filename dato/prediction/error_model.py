@@ -63,6 +63,9 @@ class Sensitivity:
         images: The number of images that were measured, which is the number of blocks in each vector.
         latents: (T + 1, T) the sampler's response (`dato.prediction.sampler_response.Response.of_inputs`); None for a
             model of an earlier dato, which did not keep it.
+        reactions: (T, 4) how the prediction of a whole call deviates. It is a weighted sum of three deviations: of
+            what the network gets, of what it got at the whole call before, and of the prediction there. The fourth
+            number is the share of its length that the sum does not explain. None as `latents`.
     """
 
     rungs: int
@@ -79,6 +82,7 @@ class Sensitivity:
     offset: np.ndarray | float = 0.0
     images: int = 1
     latents: np.ndarray | None = None
+    reactions: np.ndarray | None = None
 
     def __len__(self) -> int:
         """The number of calls."""
@@ -193,6 +197,7 @@ class Sensitivity:
             feedback=feedback,
             final=final,
             latents=None if self.latents is None else response.of_inputs,
+            reactions=None if self.reactions is None else mix @ self.reactions,
             ages=ages,
             predictions=(mix @ self.predictions).astype(np.float32),
             partial=partial,

@@ -34,6 +34,7 @@ def sensitivity_to_dict(model: Sensitivity) -> dict[str, Any]:
         "offset": None if np.ndim(model.offset) == 0 else model.offset.tolist(),
         "images": model.images,
         "latents": None if model.latents is None else model.latents.tolist(),
+        "reactions": None if model.reactions is None else model.reactions.tolist(),
     }
 
 
@@ -59,9 +60,10 @@ def sensitivity_from_dict(data: Any) -> Sensitivity:
             pruning=Pruning.from_dict(data["pruning"]),
             unet_calls=float(data["unet_calls"]),
             offset=0.0 if data["offset"] is None else np.array(data["offset"], dtype=float),
-            # Models of earlier versions have neither of these.
+            # Models of earlier versions have none of these.
             images=int(data.get("images", 1)),
             latents=None if data.get("latents") is None else np.array(data["latents"], dtype=float),
+            reactions=None if data.get("reactions") is None else np.array(data["reactions"], dtype=float),
         )
         _check(model)
         return model
@@ -82,8 +84,10 @@ def _check(model: Sensitivity) -> None:
     ]
     if np.ndim(model.offset):
         shapes.append((model.offset, (k,)))
+    if (model.latents is None) != (model.reactions is None):
+        raise ValueError("it has one of `latents` and `reactions`, and not the other")
     if model.latents is not None:
-        shapes.append((model.latents, (calls + 1, calls)))
+        shapes += [(model.latents, (calls + 1, calls)), (model.reactions, (calls, 4))]
     if model.images < 1 or k % model.images:
         raise ValueError("vectors do not have one block for each image")
     if not calls or any(array.shape != shape or not np.isfinite(array).all() for array, shape in shapes):

@@ -19,6 +19,7 @@ HOW = {
     "validated": "end to end per image, median over the validation batches, scaled by a short stock generation before "
     "each schedule",
     "table": "end to end per image, predicted by latency_table; front, references and stock then timed in turn",
+    "predicted": "end to end per image, predicted by latency_table",
 }
 
 

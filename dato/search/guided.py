@@ -28,7 +28,8 @@ from dato.search.spaces import DepthSpace
 
 CLASSES = 5  # classes of speed-up to an octave
 POPULATION = 100
-FIRST_GENERATIONS, GENERATIONS = 60, 15  # of the first round and of each later one
+FIRST_GENERATIONS, GENERATIONS = 250, 20  # of the first round and of each later one
+FINENESS = 0.01  # latencies closer than this share count as equal, so that quality decides
 CROSSOVER = 0.3  # probability; most offspring are one parent with small changes
 PATIENCE = 4  # trials in a row without a better front after which a class of speed-up is left
 
@@ -147,30 +148,23 @@ def hypervolume_gain(
 
 
 def guided_search(
-    space: DepthSpace,
+    evolution: Evolution,
     ask: Callable[[Sequence[Schedule]], Iterable[Point]],
-    adviser: Predictor,
-    trials: Trials,
     *,
     seed: int = 0,
-    seeds: Sequence[Schedule] = (),
     budget: float = math.inf,
     together: int = 4,
 ) -> Iterator[Point]:
     """Search, and yield each point as soon as it is judged. The non-dominated points are the front.
 
     Args:
-        space: The schedules to choose from.
+        evolution: The population to begin from, without trials yet.
         ask: Returns the points of schedules in their order (as `dato.search.study.Study` does).
-        adviser: Predicts the results of schedules.
-        trials: Where to search, without points yet.
         seed: Fixes everything random in the search. The same seed and the same judgements give the same points.
-        seeds: Schedules to begin from.
         budget: What all trials may cost, in images of stock. The last round may exceed it by a part of its cost.
         together: The number of schedules that are judged in one round at most.
     """
-    evolution = Evolution(space, adviser, trials, seeds)
-    generations, number = FIRST_GENERATIONS, 0
+    trials, generations, number = evolution.trials, FIRST_GENERATIONS, 0
     while trials.spent < budget:
         evolution.run(generations, seed + number)
         chosen = evolution.promising(together)
@@ -182,7 +176,7 @@ def guided_search(
         for point in ask(chosen):
             trials.add(point)
             yield point
-        adviser.tell(trials.points)
+        evolution.adviser.tell(trials.points)
         generations, number = GENERATIONS, number + 1
 
 
@@ -192,7 +186,7 @@ class Evolution:
     Args:
         space: The schedules to choose from.
         adviser: Predicts their results.
-        trials: What was judged.
+        trials: Where to search, and what was judged.
         seeds: Schedules to begin from.
     """
 
@@ -227,7 +221,8 @@ class Evolution:
             if individuals is None:  # the whole space has been tried
                 break
             _, quality, latency = self._guess(individuals.get("X"))
-            values = {"F": np.stack([-quality, latency], axis=1), "G": self._outside(latency)[:, None]}
+            steps = np.round(np.log(latency) / FINENESS)
+            values = {"F": np.stack([-quality, steps], axis=1), "G": self._outside(latency)[:, None]}
             PymooEvaluator().eval(StaticProblem(problem, **values), individuals)
             algorithm.tell(infills=individuals)
         self._genes = list(algorithm.pop.get("X").astype(int))
@@ -268,3 +263,14 @@ class Evolution:
                 best[number] = gain, schedule
         turns = sorted(best, key=lambda number: (self.trials.classes[number].turn, -number))
         return [best[number][1] for number in turns[:count]]
+
+    def untried(self) -> list[tuple[float, Schedule]]:
+        """Return the schedule of best predicted quality in each class without trials, with its latency."""
+        self.schedules, self.quality, self.latency = self._guess(self._genes)  # by all that was learnt
+        inside = np.flatnonzero(self._outside(self.latency) <= 0)
+        best: dict[int, int] = {}
+        for i in sorted(inside.tolist(), key=lambda i: -self.quality[i]):
+            one = self.trials.class_of(self.latency[i])
+            if not one.trials:
+                best.setdefault(self.trials.classes.index(one), i)
+        return [(float(self.latency[i]), self.schedules[i]) for i in best.values()]

@@ -24,11 +24,11 @@ from dato.prediction.latency_table import LatencyTable, is_stock
 from dato.schedule import Schedule
 from dato.search.adviser import Advice
 from dato.search.course import Course
-from dato.search.guided import Trials, evenly, guided_search, per_octave
+from dato.search.guided import Evolution, Trials, evenly, guided_search, per_octave
 from dato.unet.speedup_rule import rule
 
-START = 10.0  # seconds that a search takes before this course begins and after it ends: loading, the page
-FINALISTS = 12  # points of the front that are validated, at most
+START = 28.0  # seconds that a search takes before this course begins and after it ends: loading, the page
+FINALISTS = 10  # points of the front that are validated, at most
 SPEEDUPS_TO_AN_OCTAVE = 2  # for which the rule's own schedule (`dato.rule`) is validated
 RULES_TO_AN_OCTAVE = 1  # further rules that are validated, those of best predicted quality
 THINKING = 0.1  # share of the time that predictions take
@@ -56,9 +56,8 @@ class GuidedCourse(Course):
         seeds = [*self._rules_for_speedups, *self._seeds(advice)]
         budget = self.study.budget(lambda: self._budget(time.monotonic() - began, table, seeds))
         with self.progress.running():
-            self._guide(advice, [*seeds, *advice.plans(self.problem.space, FINALISTS)], budget)
-            finalists = self._finalists()
-            points = self._validate(finalists, seeds)
+            evolution = self._guide(advice, [*seeds, *advice.plans(self.problem.space, FINALISTS)], budget)
+            points = self._validate(self._finalists(evolution), seeds)
             baseline, rounds = self.study.validated_stock(), self.prepared.preset.rounds if self.finished else 0
             if rounds:
                 baseline, points = self._timed_again(baseline, points)
@@ -134,7 +133,8 @@ class GuidedCourse(Course):
         named = self.problem.references.values()
         return [s for s in named if low / 1.1 <= stock_ms / self.study.table.predict(s) <= high * 1.1]
 
-    def _guide(self, advice: Advice, seeds: Sequence[Schedule], budget: float) -> None:
+    def _guide(self, advice: Advice, seeds: Sequence[Schedule], budget: float) -> Evolution:
+        """Judge candidates until the budget is spent."""
         stock_ms, judged = self.study.stock.point.latency_ms, self.study.judged
 
         def cost_of(point: Point) -> float:
@@ -145,26 +145,31 @@ class GuidedCourse(Course):
         low, high = self.prepared.preset.speedups
         usual = len(self.prepared.recipe.prompts) / math.sqrt(low * high)  # what a candidate costs
         self.progress.phase("Search", max(1, round(budget / usual)))
-        options = {"seed": self.prepared.options.seed, "seeds": seeds, "budget": budget}
-        for point in guided_search(
-            self.problem.space, lambda asked: self.study(asked, race=True), advice, trials, **options
-        ):
+        evolution = Evolution(self.problem.space, advice, trials, seeds)
+        seed = self.prepared.options.seed
+        for point in guided_search(evolution, lambda asked: self.study(asked, race=True), seed=seed, budget=budget):
             self.searched.append(point.schedule)
             self._show(point)
             if self.progress.should_stop():
                 self.finished = False
-                return
+                break
+        return evolution
 
-    def _finalists(self) -> list[Point]:
-        """Return the points of the front to validate, spread over its speed-ups."""
-        front = list(self._competing(self.searched if self.finished else self.study.judged))
-        if not front:
-            return list(self._best())
-        while len(front) > FINALISTS:
-            # Drop the point whose neighbours are closest to each other, but neither end.
-            gaps = [math.log(b.latency_ms / a.latency_ms) for a, b in zip(front, front[2:], strict=False)]
-            del front[1 + min(range(len(gaps)), key=gaps.__getitem__)]
-        return front
+    def _finalists(self, evolution: Evolution) -> list[Schedule]:
+        """Return the schedules to validate, spread over the speed-ups.
+
+        They are the front's, and where the budget was too small for any trial, those of best predicted quality.
+        """
+        front = self._competing(self.searched if self.finished else self.study.judged)
+        chosen = [(point.latency_ms, point.schedule) for point in front]
+        if self.finished:
+            chosen += evolution.untried()
+        chosen.sort(key=lambda one: one[0])
+        while len(chosen) > FINALISTS:
+            # Drop the one whose neighbours are closest to each other, but neither end.
+            gaps = [math.log(b[0] / a[0]) for a, b in zip(chosen, chosen[2:], strict=False)]
+            del chosen[1 + min(range(len(gaps)), key=gaps.__getitem__)]
+        return [schedule for _, schedule in chosen] or [point.schedule for point in self._best()]
 
     def _named(self) -> Mapping[str, Schedule]:
         """Return the references, and the rules that were validated."""
@@ -175,22 +180,22 @@ class GuidedCourse(Course):
                 named[name if name not in named else f"{name} ({len(named)})"] = schedule
         return named
 
-    def _validate(self, finalists: Sequence[Point], seeds: Sequence[Schedule]) -> dict[Schedule, Point]:
+    def _validate(self, finalists: Sequence[Schedule], seeds: Sequence[Schedule]) -> dict[Schedule, Point]:
         """Return the points of finalists, rules and references by the validation prompts."""
         self._validated_rules = list(seeds) if self.finished else []
         rivals = list(dict.fromkeys([*self._references(), *seeds])) if self.finished else []
         self.progress.phase("Validation", 1 + len(finalists) + len(rivals))
         self.study.validated_stock()
         self.progress.advance()
-        own = {point.schedule: point.quality for point in finalists}
         points: dict[Schedule, Point] = {}
-        for schedules, race in ((list(own), False), (rivals, True)):
+        for schedules, race in ((finalists, False), (rivals, True)):
             for judgement in self.study.validate(schedules, race):
                 self.progress.advance()
                 if judgement.failure is None:
                     point = judgement.point
-                    if point.schedule in own:
-                        point = replace(point, metrics={**point.metrics, "search_quality": own[point.schedule]})
+                    if point.schedule in self.study.judged:
+                        quality = self.study.judged[point.schedule].point.quality
+                        point = replace(point, metrics={**point.metrics, "search_quality": quality})
                     points[point.schedule] = point
                 if self.progress.should_stop():
                     self.finished = False

@@ -106,7 +106,7 @@ class LocalMoves(Mutation):
 
     REACH = 3
     # Move a whole call, make a call whole or cheap, change a gene by one, draw it anew, change a head.
-    SHARES = (0.45, 0.2, 0.2, 0.1, 0.05)
+    SHARES = (0.45, 0.05, 0.42, 0.03, 0.05)
 
     def __init__(self, space: Layout) -> None:
         super().__init__(prob=1.0)

@@ -160,7 +160,12 @@ class JudgingOptions(SearchOptions):
     min_quality: float | None = option(
         None, "Constraint: the objective must be at least this (a distance, as frechet: at most)."
     )
-    batch_size: int = option(2, "Images per generation; latency is per image.", least=1)
+    batch_size: int | None = option(
+        None,
+        "Images per generation; latency is per image.",
+        least=1,
+        shown="2; with fast and thorough 6 for the embedded model",
+    )
     pop_size: int | None = option(None, "Population of NSGA-II.", least=2, shown="the preset's")
     generations: int | None = option(None, "Generations.", least=1, shown="the preset's")
     latency: str = option(
@@ -237,7 +242,7 @@ class GuidedOptions(SearchOptions):
         None,
         "Prompts by which the front is validated in the end. No candidate is judged by them before.",
         least=2,
-        shown="the preset's; fast 12, thorough 32",
+        shown="the preset's; fast 12, thorough 30",
     )
     PRESETS: ClassVar[tuple[str, ...]] = tuple(DEPTH_PRESETS)
 

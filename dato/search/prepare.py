@@ -23,7 +23,7 @@ from dato.search.problem import Bases, SearchProblem, call_problem, ratio_proble
 from dato.search.user_choices import floor_of, pick_point
 
 # Settings of the preset that a front's conditions hold outside of its entry on the search.
-_ELSEWHERE = ("steps", "orders", "forecast", "scheduler", "guidance_scale", "depths", "ratios", "rounds")
+_ELSEWHERE = ("batch_size", "steps", "orders", "forecast", "scheduler", "guidance_scale", "depths", "ratios", "rounds")
 _GUIDED = ("minutes", "speedups", "validation", "model_images", "order_by_call")  # of guided searches
 
 
@@ -93,9 +93,15 @@ class PreparedSearch:
             "safety_checker": False,
             "quality": recipe.metrics[0],
             **({"clip": None, "statistics": None} | dict(self.metric_files)),
-            "latency": HOW["validated" if recipe.validation else self.timing],
+            "latency": HOW[self._how_timed],
             "search": settings | dict(problem.settings) | asked,
         }
+
+    @property
+    def _how_timed(self) -> str:
+        if self.timing == "measured":
+            return "validated" if self.recipe.validation else "measured"
+        return "table" if self.preset.rounds else "predicted"
 
     def _of_validation(self) -> dict[str, Any]:
         prompts, seed = list(self.recipe.validation), self.recipe.sampling.seed + OTHER_NOISE
@@ -145,7 +151,7 @@ def prepare_calls(
         options.height,
         options.width,
         options.seed,
-        options.batch_size,
+        options.batch_size or (preset.batch_size if subject.model == EMBEDDED else Sampling.batch_size),
         subject.pipe_kwargs,
     )
     problem = partial(call_problem, preset=preset, name=options.preset, pruning=pruning)

@@ -31,6 +31,7 @@ class Preset:
         model_images: Images that the sensitivity model is measured with.
         order_by_call: Each call has its own order of forecast; else a schedule has one.
         rounds: How often the front and stock are timed again in the end, in turn.
+        batch_size: Images of the embedded model that are generated together.
     """
 
     steps: tuple[int, ...]
@@ -54,6 +55,7 @@ class Preset:
     model_images: int = 1
     order_by_call: bool = False
     rounds: int = 2
+    batch_size: int = 2
 
 
 # Guided searches. In five minutes there is time for few judgements. Predictions of calls at depth 0 are good enough for
@@ -64,8 +66,8 @@ FAST = Preset(
     forecast="polynomial",
     scheduler="dpm++2m",
     guidance_scale=3.0,
-    images=8,
-    race=4,
+    images=6,
+    race=None,
     pop_size=100,
     generations=1,
     crossover=None,
@@ -79,6 +81,7 @@ FAST = Preset(
     model_images=4,
     order_by_call=True,
     rounds=0,
+    batch_size=6,
 )
 
 DEPTH_PRESETS = {
@@ -91,7 +94,7 @@ DEPTH_PRESETS = {
         race=6,
         depths=(0, 1, 2, 3),
         minutes=40.0,
-        validation=32,
+        validation=30,
         model_images=8,
         rounds=2,
     ),

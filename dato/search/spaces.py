@@ -94,10 +94,13 @@ class DepthSpace:
 
     def decode(self, x: Sequence[int]) -> Schedule:
         """Return the schedule of a vector of genes."""
-        chosen = [self.entries[int(gene)] for gene in x[self.heads : self.heads + self.active(x)]]
-        depths, ratios, orders = zip((self.rungs, 0.0, self.entries[-1][2]), *chosen, strict=True)
+        genes = np.asarray(x)[self.heads : self.heads + self.active(x)].astype(int).tolist()
+        depths, ratios, orders = zip(self.entries[-1], *(self.entries[gene] for gene in genes), strict=True)
         if orders[0] is None:
             orders = self._head(x, "orders")
+        else:  # whole calls have the highest order of the others in the canonical spelling
+            highest = max((o for d, o in zip(depths, orders, strict=True) if d < self.rungs), default=0)
+            orders = [o if d < self.rungs else highest for d, o in zip(depths, orders, strict=True)]
         return Schedule(depths, ratios, orders, self.rungs, self.pruning, self.forecast).canonical()
 
     def examples(self) -> list[Schedule]:

@@ -333,7 +333,8 @@ class Study:
 
 
 def _measure_table(evaluator: Evaluator, schedules: Sequence[Schedule], **progress: Any) -> LatencyTable:
-    return measure_table(evaluator.pipe, evaluator.prompts, evaluator.sampling, schedules, **progress)
+    rounds = max(2, round(6 / evaluator.sampling.batch_size))  # a large batch has less noise
+    return measure_table(evaluator.pipe, evaluator.prompts, evaluator.sampling, schedules, rounds=rounds, **progress)
 
 
 def _measure_sensitivity(
@@ -343,7 +344,7 @@ def _measure_sensitivity(
 
     The calls of the other generations count in the model's cost.
     """
-    pipe, sampling = evaluator.pipe, replace(evaluator.sampling, batch_size=1)
+    pipe, sampling = evaluator.pipe, evaluator.sampling
     prompts = evaluator.prompts[:1] if prompts is None else prompts
     model = measure_sensitivity(pipe, prompts, sampling, depths)
     others = [count for count in steps if count != sampling.steps]

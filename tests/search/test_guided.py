@@ -10,11 +10,19 @@ from which_tests import thorough
 from dato.evaluation.rules import rules
 from dato.point import Point, non_dominated
 from dato.schedule import Schedule
-from dato.search.guided import PATIENCE, Trials, guided_search, quality_at
+from dato.search import guided
+from dato.search.guided import PATIENCE, Evolution, Trials, guided_search, quality_at
 from dato.search.spaces import DepthSpace
 
 SPACE = DepthSpace([20], 12, [0, 1], [0, 1], order_by_call=True)
 STOCK_MS = 20.0
+
+
+@pytest.fixture(autouse=True)
+def few_generations(monkeypatch):
+    """The toy's space is small, so it needs fewer generations."""
+    monkeypatch.setattr(guided, "FIRST_GENERATIONS", 60)
+    monkeypatch.setattr(guided, "GENERATIONS", 15)
 
 
 def latency(schedule):
@@ -56,7 +64,7 @@ def trials(low=2.0, high=8.0):
 def searched(toy, budget=6.0, **options):
     tried = trials()
     seeds = [rule for rule in rules([20], 12) if 2 <= STOCK_MS / latency(rule) <= 8]
-    return tried, list(guided_search(SPACE, toy.ask, toy, tried, budget=budget, seeds=seeds, **options))
+    return tried, list(guided_search(Evolution(SPACE, toy, tried, seeds), toy.ask, budget=budget, **options))
 
 
 def beaten(toy, points):
@@ -114,6 +122,18 @@ def test_it_stops_where_nothing_is_gained():
 
     tried, points = searched(Flat(), math.inf)
     assert len(points) <= PATIENCE * len(tried.classes) + 4
+
+
+def test_classes_without_trials_have_a_schedule_of_best_prediction():
+    toy, tried = Toy(), trials()
+    evolution = Evolution(SPACE, toy, tried, rules([20], 12))
+    list(guided_search(evolution, toy.ask, budget=0.3))
+    untried = evolution.untried()
+    classes = [tried.classes.index(tried.class_of(ms)) for ms, _ in untried]
+    assert 5 < len(classes) == len(set(classes)) and all(not tried.classes[number].trials for number in classes)
+    for (ms, schedule), number in zip(untried, classes, strict=True):
+        rivals = [s for s in evolution.schedules if tried.class_of(latency(s)) is tried.classes[number]]
+        assert ms == pytest.approx(latency(schedule)) and toy.quality(schedule) == max(map(toy.quality, rivals))
 
 
 def test_a_trial_that_failed_is_no_gain():

@@ -68,10 +68,13 @@ def test_validation_prompts_and_noise_are_never_searched(searched):
 def test_a_front_says_what_was_validated(searched):
     _, folder, front, _ = searched
     assert load_front(folder) == front and front.conditions["search"]["finished"]
-    assert front.conditions["search"]["validation_images"] > 0 and "validation" in front.conditions["latency"]
+    assert front.conditions["search"]["validation_images"] > 0
+    assert front.conditions["latency"] == "end to end per image, predicted by latency_table"
+    table = LatencyTable.from_dict(front.conditions["latency_table"])
     by_schedule = {str(entry["depths"]) + str(entry["orders"]): entry["quality"] for entry in judged(folder)}
     for point in front.points:
-        assert {"spread", "table_ms", "probe_ms"} <= set(point.metrics)
+        assert {"spread", "measured_ms"} <= set(point.metrics)
+        assert point.latency_ms == pytest.approx(table.predict(point.schedule))
         own = by_schedule.get(str(list(point.schedule.depths)) + str(list(point.schedule.orders)))
         if "search_quality" in point.metrics:
             assert point.metrics["search_quality"] == own != point.quality
