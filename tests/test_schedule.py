@@ -187,7 +187,30 @@ def test_spread_whole_calls_from_the_first_to_the_last(calls, whole, warmup, gro
         assert gaps[-1] > gaps[warmup]
 
 
-@pytest.mark.parametrize("options", [{"whole": 0}, {"whole": 9}, {"whole": 2, "warmup": 3}, {"whole": 2, "growth": 0}])
+@pytest.mark.parametrize(("calls", "whole"), [(50, 14), (50, 4), (20, 13), (9, 9), (9, 1)])
+def test_spread_sorts_the_distances(calls, whole):
+    gaps = {}
+    for shorter in ("first", "last"):
+        schedule = Schedule.spread(calls, whole, shorter=shorter)
+        places = [call for call, depth in enumerate(schedule.depths) if depth == 12]
+        gaps[shorter] = [b - a for a, b in pairwise(places)]
+        assert len(places) == whole and places[0] == 0 and places[-1] == (calls - 1 if whole > 1 else 0)
+    assert gaps["first"] == sorted(gaps["first"]) == gaps["last"][::-1]
+    assert max(gaps["first"], default=0) - min(gaps["first"], default=0) <= 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"whole": 0},
+        {"whole": 9},
+        {"whole": 2, "warmup": 3},
+        {"whole": 2, "growth": 0},
+        {"whole": 4, "shorter": "middle"},
+        {"whole": 4, "shorter": "first", "warmup": 2},
+        {"whole": 4, "shorter": "last", "growth": 2},
+    ],
+)
 def test_spread_refuses_what_cannot_be(options):
     with pytest.raises(DatoError, match="schedule: "):
         Schedule.spread(8, **options)

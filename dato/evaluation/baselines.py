@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from dato.schedule import Schedule
 
+# A search against few steps has these, too: users of 25 steps know what 20 look like. They cost too much against 50.
+MORE_SHARES, FEW_STEPS = (0.8, 0.6), 30
 SHARES = (0.5, 0.4, 0.3, 0.2, 0.16, 0.12, 0.1)  # of the reference's steps: 25, 20, 15, 10, 8, 6 and 5 of 50
 STOCK_FAMILY, UNIFORM_FAMILY, OTHER_FAMILY = "stock, fewer steps", "uniform schedules", "other methods"
 
@@ -21,9 +23,15 @@ def all_baselines(steps_of: Mapping[int, int], calls: int, rungs: int) -> dict[s
     return stock(steps_of, calls, rungs) | uniform(calls, rungs) | spectrum(calls, rungs)
 
 
-def fewer_steps(steps: int) -> list[int]:
-    """Return the numbers of steps below `steps` at which stock is a baseline, the highest first."""
-    return sorted({round(share * steps) for share in SHARES if 2 <= round(share * steps) < steps}, reverse=True)
+def fewer_steps(steps: int, more: bool = False) -> list[int]:
+    """Return the numbers of steps below `steps` at which stock is a baseline, the highest first.
+
+    Args:
+        steps: Those of the reference.
+        more: Whether there are more of them if `steps` is at most `FEW_STEPS`.
+    """
+    shares = (*MORE_SHARES, *SHARES) if more and steps <= FEW_STEPS else SHARES
+    return sorted({round(share * steps) for share in shares if 2 <= round(share * steps) < steps}, reverse=True)
 
 
 def stock(steps_of: Mapping[int, int], calls: int, rungs: int) -> dict[str, Schedule]:

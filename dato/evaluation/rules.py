@@ -5,8 +5,8 @@ There are four kinds, each for every number of calls, depth and order of forecas
 - every N-th call whole (`Schedule.uniform`, N from 1, which is stock with fewer steps, to 10);
 - some calls whole, spread evenly from the first to the last (`Schedule.spread`); the longer distances mixed with the
   others, or last, or first;
-- the first few calls whole, the others spread evenly, or ever farther apart (`Schedule.spread` with a warm-up or
-  growth);
+- the first few calls whole, the others spread evenly, or ever farther apart (`Schedule.spread` with a warm-up,
+  growth, or both);
 - windows that grow, after a few whole calls (`Schedule.growing`).
 
 `rules` lists all of them. There are too many to judge, and guessing the error and time of each costs nothing.
@@ -14,14 +14,15 @@ There are four kinds, each for every number of calls, depth and order of forecas
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 from dato.errors import DatoError
 from dato.schedule import Schedule
 
 INTERVALS = range(1, 11)
-WARMUPS = (2, 3)  # of spread whole calls
-GROWTHS = (1.25, 1.5)  # of spread whole calls; an even spread grows by 1
+WARMUPS = (1, 2, 3)  # of spread whole calls
+GROWTHS = (1.0, 1.25, 1.5)  # of spread whole calls; an even spread grows by 1
 WINDOWS = ((1, 0.5), (1, 1), (2, 0.75), (3, 0.5), (3, 1), (5, 0.75), (5, 3))  # (whole calls first, growth)
 FINENESS = 1.2  # from one number of whole calls to the next; a longer list has more rules that differ little
 
@@ -89,11 +90,9 @@ def _of_calls(calls: int, depth: int, order: int, rungs: int, forecast: str) -> 
     for whole in whole_calls(calls, fewest=3):
         for shorter in ("first", "last"):
             yield Schedule.spread(calls, whole, depth, order, shorter=shorter, **common)
-        for growth in GROWTHS:
-            yield Schedule.spread(calls, whole, depth, order, growth=growth, **common)
-        for warmup in WARMUPS:
+        for warmup, growth in itertools.product(WARMUPS, GROWTHS):
             if warmup < whole:
-                yield Schedule.spread(calls, whole, depth, order, warmup=warmup, **common)
+                yield Schedule.spread(calls, whole, depth, order, warmup=warmup, growth=growth, **common)
     for warmup, growth in WINDOWS:
         if warmup < calls:
             yield Schedule.growing(calls, depth, order, warmup=warmup, growth=growth, **common)

@@ -63,9 +63,11 @@ class Sensitivity:
         images: The number of images that were measured, which is the number of blocks in each vector.
         latents: (T + 1, T) the sampler's response (`dato.prediction.sampler_response.Response.of_inputs`); None for a
             model of an earlier dato, which did not keep it.
-        reactions: (T, 4) how the prediction of a whole call deviates. It is a weighted sum of three deviations: of
-            what the network gets, of what it got at the whole call before, and of the prediction there. The fourth
-            number is the share of its length that the sum does not explain. None as `latents`.
+        reactions: (T, 4) how the prediction of a whole call deviates; None as `latents`. The numbers are a, b, c and u.
+            The network's latent deviates by x, and by x' at the whole call before, d calls earlier, where the
+            prediction deviates by p'. Then the prediction deviates by b (x - x') + c^d p' + (1 - c^d) a x'. So it
+            follows changes of x at once, and otherwise tends towards a x. u is the share of its length that this does
+            not explain.
     """
 
     rungs: int

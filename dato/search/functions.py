@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from dato import emoji_sd
 from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError
 from dato.evaluation.pool import InProcess
@@ -24,7 +23,6 @@ from dato.search.notebook_fingerprint import described, pipeline_digest
 from dato.search.options import DepthSearch, JointSearch, RatioSearch, takes
 from dato.search.prepare import (
     PreparedSearch,
-    Subject,
     prepare_calls,
     prepare_ratios,
     ratio_bases,
@@ -33,10 +31,8 @@ from dato.search.prepare import (
 from dato.search.progress import SearchProgress, progress_of
 from dato.search.run import run
 from dato.search.run_folder import Folder
+from dato.search.subject import as_it_was, subject_of
 from dato.strategies import load_front
-
-# Arguments of a pipeline's call that the search gives.
-_GIVEN = frozenset(("prompt", "num_inference_steps", "guidance_scale", "height", "width", "generator", "output_type"))
 
 
 @takes(DepthSearch)
@@ -150,7 +146,7 @@ def search_ratio(
         prompts = conditions.get("prompts", [])[: preset.images]
         preset = replace(preset, images=len(prompts))
     _check_sampler(pipe, conditions)
-    subject = _subject(pipe, None, pipe_kwargs)
+    subject = subject_of(pipe, None, pipe_kwargs)
     prepared = prepare_ratios(chosen, subject, preset, _checked(prompts), bases, conditions)
     return _search(pipe, prepared, out, progress)
 
@@ -163,7 +159,7 @@ def _search_calls(
     progress: SearchProgress | bool | None,
     pipe_kwargs: Mapping[str, Any] | None,
 ) -> Front:
-    subject = _subject(pipe, options.scheduler, pipe_kwargs)
+    subject = subject_of(pipe, options.scheduler, pipe_kwargs)
     preset = options.settings()
     if preset.validation:
         most = max(preset.images, len(_checked(prompts)) - preset.validation)
@@ -184,7 +180,7 @@ def _search(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if out is None else out)
         if Folder(folder).front.exists() and not Folder(folder).journal.exists():
             raise DatoError(f"`out`: {folder} holds a front without its journal, which cannot be resumed")
-        stack.enter_context(_as_it_was(pipe))
+        stack.enter_context(as_it_was(pipe))
         set_scheduler(pipe, prepared.recipe.scheduler)
         pool = InProcess(prepared.recipe.evaluator_of(pipe))
         further: dict[str, Any] = {"pipeline_sha256": pipeline_digest(pipe)}
@@ -192,32 +188,6 @@ def _search(
             further["pipe_kwargs"] = described(prepared.recipe.sampling.pipe_kwargs)
         remembered = json.loads(json.dumps(prepared.options.to_dict()))
         return run(prepared, pool, Folder(folder), remembered, progress_of(progress), further)
-
-
-@contextlib.contextmanager
-def _as_it_was(pipe: DiffusionPipeline) -> Iterator[None]:
-    """Hide the pipeline's bar within the block. Afterwards the pipeline has its bar and its sampler again."""
-    scheduler = pipe.scheduler
-    bar = dict(getattr(pipe, "_progress_bar_config", {}))
-    pipe.set_progress_bar_config(**{**bar, "disable": True})
-    try:
-        yield
-    finally:
-        pipe.scheduler = scheduler
-        pipe.set_progress_bar_config(**bar)
-
-
-def _subject(pipe: DiffusionPipeline, scheduler: str | None, pipe_kwargs: Mapping[str, Any] | None) -> Subject:
-    unet = getattr(pipe, "unet", None)
-    if unet is None:
-        raise DatoError(f"`pipe`: a {type(pipe).__name__} has no UNet, and dato is for UNets")
-    if given := sorted(_GIVEN & set(pipe_kwargs or {})):
-        raise DatoError(f"`pipe_kwargs`: {given[0]} is given to the pipeline by the search")
-    name = str(getattr(pipe, "name_or_path", None) or type(pipe).__name__)
-    model = EMBEDDED if name == str(emoji_sd.PIPE) else name
-    dtype = str(unet.dtype).removeprefix("torch.")
-    device = getattr(pipe, "_execution_device", unet.device)  # between its calls an offloaded UNet is elsewhere
-    return Subject(model, str(device), dtype, scheduler, pipe_kwargs=dict(pipe_kwargs or {}))
 
 
 def _checked(prompts: Sequence[str]) -> list[str]:

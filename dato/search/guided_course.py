@@ -31,13 +31,14 @@ START = 28.0  # seconds that a search takes before this course begins and after 
 FINALISTS = 10  # points of the front that are validated, at most
 SPEEDUPS_TO_AN_OCTAVE = 2  # for which the rule's own schedule (`dato.rule`) is validated
 RULES_TO_AN_OCTAVE = 1  # further rules that are validated, those of best predicted quality
+SEEDS_TO_AN_OCTAVE = 12  # rules that the evolution begins from
 THINKING = 0.1  # share of the time that predictions take
 
 
 class GuidedCourse(Course):
     """One course of a guided search.
 
-    Its references are judged by the validation prompts only, and only those that are about as fast as the front.
+    Its references are judged by the validation prompts only, and only those that may say something of the front.
     """
 
     _validated_rules: Sequence[Schedule] = ()
@@ -53,11 +54,12 @@ class GuidedCourse(Course):
                 "predictions are not finite in this dtype, and this preset needs them: run the model in float32 or "
                 "bfloat16 (`dtype`), or use `preset` quick"
             )
-        seeds = [*self._rules_for_speedups, *self._seeds(advice)]
-        budget = self.study.budget(lambda: self._budget(time.monotonic() - began, table, seeds))
+        rules_to_validate = [*self._rules_for_speedups, *self._best_rules(advice, RULES_TO_AN_OCTAVE)]
+        seeds = [*rules_to_validate, *self._best_rules(advice, SEEDS_TO_AN_OCTAVE)]
+        budget = self.study.budget(lambda: self._budget(time.monotonic() - began, table, rules_to_validate))
         with self.progress.running():
             evolution = self._guide(advice, [*seeds, *advice.plans(self.problem.space, FINALISTS)], budget)
-            points = self._validate(self._finalists(evolution), seeds)
+            points = self._validate(self._finalists(evolution), rules_to_validate)
             baseline, rounds = self.study.validated_stock(), self.prepared.preset.rounds if self.finished else 0
             if rounds:
                 baseline, points = self._timed_again(baseline, points)
@@ -88,17 +90,16 @@ class GuidedCourse(Course):
         every = rules(space.calls, space.rungs, space.depths[:-1], space.orders, space.forecast)
         return [schedule for schedule in every if not is_stock(schedule)]
 
-    def _seeds(self, advice: Advice) -> list[Schedule]:
-        """Return the rules of best predicted quality, one for each class of speed-up; the fastest last."""
+    def _best_rules(self, advice: Advice, count: int) -> list[Schedule]:
+        """Return the rules of best predicted quality, `count` to an octave of speed-up; the fastest last."""
         quality, latency = advice.guess_all(self._rules)
         speedups = self.study.stock.point.latency_ms / latency
-        edges = per_octave(self.prepared.preset.speedups, RULES_TO_AN_OCTAVE)
-        seeds = []
-        for slowest, fastest in pairwise(edges):
+        best = []
+        for slowest, fastest in pairwise(per_octave(self.prepared.preset.speedups, count)):
             inside = [i for i, speedup in enumerate(speedups) if slowest <= speedup < fastest]
             if inside:
-                seeds.append(self._rules[max(inside, key=lambda i: (quality[i], -latency[i]))])
-        return seeds
+                best.append(self._rules[max(inside, key=lambda i: (quality[i], -latency[i]))])
+        return best
 
     def _budget(self, seconds: float, table: LatencyTable, seeds: Sequence[Schedule]) -> float:
         """Return what candidates may cost, in images of stock.
@@ -127,11 +128,11 @@ class GuidedCourse(Course):
         return max(candidates, least)
 
     def _references(self) -> list[Schedule]:
-        """Return the baselines that are about as fast as the front."""
+        """Return the baselines that are about as fast as the front, and stock with fewer steps if it is slower."""
         low, high = self.prepared.preset.speedups
         stock_ms = self.study.stock.point.latency_ms
-        named = self.problem.references.values()
-        return [s for s in named if low / 1.1 <= stock_ms / self.study.table.predict(s) <= high * 1.1]
+        speedups = {s: stock_ms / self.study.table.predict(s) for s in self.problem.references.values()}
+        return [s for s, speedup in speedups.items() if (is_stock(s) or low / 1.1 <= speedup) and speedup <= high * 1.1]
 
     def _guide(self, advice: Advice, seeds: Sequence[Schedule], budget: float) -> Evolution:
         """Judge candidates until the budget is spent."""

@@ -86,7 +86,7 @@ class CallOptions(SearchOptions):
     )
     forecast: str | None = option(None, f"What an order above 0 means: {', '.join(FORECASTS)}.", shown="the preset's")
     steps: Sequence[int] | None = option(
-        None, "Sampler steps to choose from, as in 10,15,20,25,50.", shown="the preset's"
+        None, "Sampler steps to choose from, as in 10,15,20,25,50.", shown="the preset's; of fast `reference_steps`"
     )
     reference_steps: int | None = option(
         None, "The reference is stock with this number of steps.", least=1, shown="the largest of `steps`"
@@ -266,9 +266,12 @@ class DepthSearch(GuidedOptions, MetricOptions, JudgingOptions, CallOptions):
 
     def settings(self, images: int | None = None) -> Preset:
         """Return the preset as the options change it; `images` prompts are judged by, None: the preset's number."""
+        preset = DEPTH_PRESETS[self.preset]
         numbers = {name: _ascending(getattr(self, name)) for name in ("steps", "orders")}
+        if self.reference_steps and preset.minutes is not None and len(preset.steps) == 1:
+            numbers["steps"] = numbers["steps"] or (self.reference_steps,)
         changed = "depths", "forecast", "guidance_scale", "minutes", "speedups", "validation"
-        return self._changed(DEPTH_PRESETS[self.preset], *changed, images=images, **numbers)
+        return self._changed(preset, *changed, images=images, **numbers)
 
 
 @dataclass(frozen=True, kw_only=True)

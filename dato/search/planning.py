@@ -8,7 +8,6 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from dato import emoji_sd
 from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError
 from dato.evaluation.evaluator import Evaluator
@@ -26,7 +25,9 @@ from dato.schedule import Schedule
 from dato.search.adviser import Advice
 from dato.search.candidate_timing import HOW
 from dato.search.prepare import sampling_conditions
+from dato.search.presets import FAST
 from dato.search.spaces import DepthSpace
+from dato.search.subject import as_it_was, subject_of
 from dato.utils.hardware import versions
 
 DEPTHS, ORDERS = (0, 1), (0, 1)
@@ -77,24 +78,38 @@ def plan(
         raise DatoError(f"`prompts`: give a list of at least {IMAGES} prompts")
     if not speedup > 1:
         raise DatoError(f"`speedup` {speedup:g}: it must be above 1")
-    name = str(getattr(pipe, "name_or_path", ""))
-    embedded = name == str(emoji_sd.PIPE)
+    model = subject_of(pipe).model
     if guidance_scale is None:
-        guidance_scale = 3.0 if embedded else guidance_of_width(pipe.unet.config.cross_attention_dim)
+        guidance_scale = (
+            FAST.guidance_scale if model == EMBEDDED else guidance_of_width(pipe.unet.config.cross_attention_dim)
+        )
     sampling = Sampling(steps, guidance_scale, height, width, seed, IMAGES)
-    evaluator = Evaluator(pipe, prompts[:IMAGES], sampling, [load_metric("psnr", Setup())], interleave=True)
+    with as_it_was(pipe):
+        return _planned(pipe, model, prompts[:IMAGES], sampling, speedup, note)
+
+
+def _planned(
+    pipe: DiffusionPipeline,
+    model: str,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    speedup: float,
+    note: Callable[[str], None],
+) -> Front:
+    """Measure, choose, and check the chosen schedule."""
+    evaluator = Evaluator(pipe, prompts, sampling, [load_metric("psnr", Setup())], interleave=True)
     space = DepthSpace([evaluator.calls], evaluator.rungs, DEPTHS, ORDERS)
     note("Measuring the time of each kind of UNet call")
-    table = measure_table(pipe, prompts[:IMAGES], sampling, space.examples(), rounds=1)
+    table = measure_table(pipe, prompts, sampling, space.examples(), rounds=1)
     note("Measuring the error model")
-    model = measure_sensitivity(pipe, prompts[:IMAGES], sampling, space.depths[:-1])
-    chosen, predicted_ms = choose(space, model, table, speedup)
+    errors = measure_sensitivity(pipe, prompts, sampling, space.depths[:-1])
+    chosen, predicted_ms = choose(space, errors, table, speedup)
     note("Comparing the plan with stock")
     judgement = evaluator.judge(chosen)
     if judgement.failure is not None:
         raise DatoError(f"the plan could not be run: {judgement.failure}")
     point = replace(judgement.point, metrics={**judgement.point.metrics, "table_ms": predicted_ms})
-    conditions = _conditions(EMBEDDED if embedded else name, evaluator, sampling, prompts[:IMAGES], speedup)
+    conditions = _conditions(model, evaluator, sampling, prompts, speedup)
     return Front((point,), evaluator.baseline, {}, {**conditions, "latency_table": table.to_dict()})
 
 

@@ -24,7 +24,9 @@ from dato.search.user_choices import floor_of, pick_point
 
 # Settings of the preset that a front's conditions hold outside of its entry on the search.
 _ELSEWHERE = ("batch_size", "steps", "orders", "forecast", "scheduler", "guidance_scale", "depths", "ratios", "rounds")
-_GUIDED = ("minutes", "speedups", "validation", "model_images", "order_by_call")  # of guided searches
+# Settings that only a search by generations has, and those that only a guided one has.
+_BY_GENERATIONS = ("pop_size", "generations", "crossover", "mutation", "from_uniform", "advised")
+_GUIDED = ("minutes", "speedups", "validation", "model_images", "order_by_call")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class PreparedSearch:
     def conditions(self, facts: Facts, problem: SearchProblem) -> dict[str, Any]:
         """Return what is needed to trust and repeat the search, except what the search itself finds out."""
         recipe, sampling = self.recipe, self.recipe.sampling
-        elsewhere = (*_ELSEWHERE, *(_GUIDED if self.preset.minutes is None else ()))
+        elsewhere = (*_ELSEWHERE, *(_GUIDED if self.preset.minutes is None else _BY_GENERATIONS))
         settings = {name: value for name, value in asdict(self.preset).items() if name not in elsewhere}
         if "speedups" in settings:
             settings["speedups"] = list(settings["speedups"])  # as JSON gives it back
@@ -239,7 +241,7 @@ def _prepared(
         subject.scheduler,
         tuple(prompts),
         sampling,
-        (*preset.steps, *fewer_steps(sampling.steps)),
+        (*preset.steps, *fewer_steps(sampling.steps, more=preset.minutes is not None)),
         tuple(dict.fromkeys([quality, *recorded])),
         setup_for(subject.model, files),
         preset.race or None,

@@ -333,8 +333,8 @@ class Study:
 
 
 def _measure_table(evaluator: Evaluator, schedules: Sequence[Schedule], **progress: Any) -> LatencyTable:
-    rounds = max(2, round(6 / evaluator.sampling.batch_size))  # a large batch has less noise
-    return measure_table(evaluator.pipe, evaluator.prompts, evaluator.sampling, schedules, rounds=rounds, **progress)
+    options = {"rounds": 2} if evaluator.sampling.batch_size > 2 else {}  # a large batch has less noise
+    return measure_table(evaluator.pipe, evaluator.prompts, evaluator.sampling, schedules, **options, **progress)
 
 
 def _measure_sensitivity(

@@ -8,7 +8,7 @@ from error_models import random_model
 
 from dato.errors import DatoError
 from dato.prediction.error_model_file import sensitivity_from_dict, sensitivity_to_dict
-from dato.prediction.error_simulation import UNKNOWN, Simulation
+from dato.prediction.error_simulation import Simulation
 from dato.schedule import Schedule
 
 CALLS = 6
@@ -19,7 +19,7 @@ def model():
     """A model of two images, whose network reacts."""
     rng = np.random.default_rng(1)
     latents = np.tril(rng.normal(size=(CALLS + 1, CALLS)), -1)
-    reactions = np.column_stack([rng.normal(size=(CALLS, 3)), rng.random(CALLS)])
+    reactions = np.column_stack([rng.normal(size=(CALLS, 2)), rng.random((CALLS, 2))])
     return replace(random_model(), weights=latents[-1], images=2, latents=latents, reactions=reactions)
 
 
@@ -35,9 +35,9 @@ def deviations_by_hand(model, schedule, stale=1.0, begun=None):
     for call in calls:
         t = call.index
         if call.depth == model.rungs and t:
-            now, before, kept, _ = model.reactions[t]
-            inputs[t] = model.latents[t, :t] @ deviations[:t]
-            deviations[t] = now * inputs[t] + before * inputs[last] + kept * deviations[last]
+            a, b, c, _ = model.reactions[t]
+            kept, inputs[t] = c ** (t - last), model.latents[t, :t] @ deviations[:t]
+            deviations[t] = b * (inputs[t] - inputs[last]) + kept * deviations[last] + (1 - kept) * a * inputs[last]
             last = t
         elif t:
             sources = call.sources[-call.order - 1 :]
@@ -60,7 +60,7 @@ def by_hand(model, schedule):
     for t in whole:
         size = np.square(deviations[t].reshape(2, -1)).sum(axis=1)
         size = size + sum(carried[s][0][t, 0] ** 2 * unknown[s] for s in unknown)
-        unknown[t] = (UNKNOWN * model.reactions[t, 3]) ** 2 * size
+        unknown[t] = model.reactions[t, 3] ** 2 * size
     added = sum((carried[t][1][0] ** 2 * unknown[t] for t in whole), np.zeros(2))
     return np.square(final.reshape(2, -1)).sum(axis=1), added
 

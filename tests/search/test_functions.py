@@ -58,7 +58,7 @@ class Told(SearchProgress):
 def table(monkeypatch):
     """The latency table is the same in every search, as if a clock ran evenly."""
 
-    def measured(pipe, prompts, sampling, schedules, progress=None):
+    def measured(pipe, prompts, sampling, schedules, progress=None, rounds=3):
         kinds = {kind: 1.0 + kind.depth for schedule in schedules for kind in call_kinds(schedule)}
         return LatencyTable(schedules[0].rungs, kinds, stock=13.0, per_call=0.1, per_image=1.0)
 

@@ -28,6 +28,7 @@ def table(monkeypatch):
         return LatencyTable(schedules[0].rungs, kinds, stock=13.0, per_call=0.1, per_image=1.0)
 
     monkeypatch.setattr("dato.search.study.measure_table", measured)
+    monkeypatch.setattr("dato.search.guided.FIRST_GENERATIONS", 30)
     monkeypatch.setattr("dato.search.planning.measure_table", measured)
 
 
@@ -42,6 +43,7 @@ def searched(make_pipe, tmp_path_factory):
         return original(self, method, prompts, sampling, decode)
 
     patch.setattr(Evaluator, "generate", noted)
+    patch.setattr("dato.search.guided.FIRST_GENERATIONS", 30)
     folder, pipe = tmp_path_factory.mktemp("runs") / "whole", make_pipe(seed=2)
     try:
         front = search_depth(pipe, MANY, out=folder, **FAST)

@@ -207,6 +207,8 @@ def test_ratios_of_bases_of_different_lengths_keep_their_place_in_time():
 
 def test_references_name_stock_with_fewer_steps_uniform_schedules_and_spectrum():
     assert fewer_steps(50) == [25, 20, 15, 10, 8, 6, 5] and fewer_steps(4) == [2] and fewer_steps(2) == []
+    assert fewer_steps(25, more=True)[:3] == [20, 15, 12] and fewer_steps(25)[0] == 12
+    assert fewer_steps(50, more=True) == fewer_steps(50)
     known = all_baselines({51: 50, 26: 25, 11: 10}, 51, 12)
     assert known["25 steps"] == Schedule.full(26) and known["10 steps"] == Schedule.full(11) and "50 steps" not in known
     assert known["N=3 d=1"] == Schedule.uniform(51, 3, 1)
