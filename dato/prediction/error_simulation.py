@@ -12,8 +12,8 @@ on as they carry on the known part. `Sensitivity.error` neglects reactions and a
 which adds up call by call, as the beam search needs.
 
 Measured on emoji-sd with DPM++ 2M: for 104 schedules of 4 to 25 whole calls, the prediction and the PSNR of other
-prompts' images have a rank correlation of 0.97. For schedules of equally many whole calls it is 0.65 to 0.96 with 14 and
-more of them. Below it is from -0.5 to 0.9, for 5 to 9 schedules each that differ little.
+prompts' images have a rank correlation of 0.97. For schedules of equally many whole calls it is 0.65 to 0.96 with 14
+and more of them. Below it is from -0.5 to 0.9, for 5 to 9 schedules each that differ little.
 """
 
 from __future__ import annotations
