@@ -87,7 +87,7 @@ class Evaluator:
         self.latency, self.interleave, self.doubling = latency, interleave, doubling
         self.validation: Evaluator | None = None
         # A race takes a metric that judges each image by itself.
-        self._race = race if isinstance(metrics[0], MeanOverImages) else None
+        self._race = race if race and isinstance(metrics[0], MeanOverImages) else None
         self.rungs = len(Ladder(pipe.unet))
         self.steps_of = {num_calls(pipe, count): count for count in (*steps, sampling.steps)}
         self.calls = num_calls(pipe, sampling.steps)
