@@ -389,11 +389,16 @@ def _spread(calls: int, whole: int, warmup: int, growth: float) -> set[int]:
 
 def _by_distance(calls: int, whole: int, shorter: str) -> set[int]:
     """Return the whole calls of `Schedule.spread` whose distances are sorted."""
-    if whole == 1:
-        return {0}
-    size, longer = divmod(calls - 1, whole - 1)
-    distances = sorted([size] * (whole - 1 - longer) + [size + 1] * longer, reverse=shorter == "last")
-    return set(accumulate(distances, initial=0))
+    distances = even_parts(calls - 1, whole - 1)
+    return set(accumulate(distances if shorter == "first" else reversed(distances), initial=0))
+
+
+def even_parts(calls: int, parts: int) -> list[int]:
+    """Divide a number of calls into parts that are as equal as can be, ascending."""
+    if not parts:
+        return []
+    size, larger = divmod(calls, parts)
+    return [size] * (parts - larger) + [size + 1] * larger
 
 
 def check_version(data: dict[str, Any], name: str, newest: int) -> None:

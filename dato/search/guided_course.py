@@ -14,6 +14,8 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
+
 from dato.errors import DatoError
 from dato.evaluation.evaluator import Evaluator
 from dato.evaluation.rules import rule_name, rules
@@ -54,8 +56,9 @@ class GuidedCourse(Course):
                 "predictions are not finite in this dtype, and this preset needs them: run the model in float32 or "
                 "bfloat16 (`dtype`), or use `preset` quick"
             )
-        rules_to_validate = [*self._rules_for_speedups, *self._best_rules(advice, RULES_TO_AN_OCTAVE)]
-        seeds = [*rules_to_validate, *self._best_rules(advice, SEEDS_TO_AN_OCTAVE)]
+        guesses = advice.guess_all(self._rules)
+        rules_to_validate = [*self._rules_for_speedups, *self._best_rules(guesses, RULES_TO_AN_OCTAVE)]
+        seeds = [*rules_to_validate, *self._best_rules(guesses, SEEDS_TO_AN_OCTAVE)]
         budget = self.study.budget(lambda: self._budget(time.monotonic() - began, table, rules_to_validate))
         with self.progress.running():
             evolution = self._guide(advice, [*seeds, *advice.plans(self.problem.space, FINALISTS)], budget)
@@ -90,9 +93,14 @@ class GuidedCourse(Course):
         every = rules(space.calls, space.rungs, space.depths[:-1], space.orders, space.forecast)
         return [schedule for schedule in every if not is_stock(schedule)]
 
-    def _best_rules(self, advice: Advice, count: int) -> list[Schedule]:
-        """Return the rules of best predicted quality, `count` to an octave of speed-up; the fastest last."""
-        quality, latency = advice.guess_all(self._rules)
+    def _best_rules(self, guesses: tuple[np.ndarray, np.ndarray], count: int) -> list[Schedule]:
+        """Return the rules of best predicted quality, `count` to an octave of speed-up; the fastest last.
+
+        Args:
+            guesses: The qualities and latencies of all rules.
+            count: How many.
+        """
+        quality, latency = guesses
         speedups = self.study.stock.point.latency_ms / latency
         best = []
         for slowest, fastest in pairwise(per_octave(self.prepared.preset.speedups, count)):

@@ -23,7 +23,7 @@ from diffusers import UNet2DConditionModel
 
 from dato.errors import DatoError
 from dato.samplers import SAMPLERS, num_calls
-from dato.schedule import Schedule
+from dato.schedule import Schedule, even_parts
 from dato.unet.depth_shares import depth_share
 from dato.unet.ladder import Ladder
 from dato.unet.targets import unet_of
@@ -196,7 +196,7 @@ def _schedule(unet: UNet2DConditionModel, calls: int, speedup: float, run: Run, 
     else:
         order = int(run.smooth)
     whole = min(calls, max(2, whole))
-    gaps = _even(calls - 1, whole - 1) if kind.last_is_whole else _even(calls, whole)[1:]
+    gaps = even_parts(calls - 1, whole - 1) if kind.last_is_whole else even_parts(calls, whole)[1:]
     if kind.adds_noise or (run.smooth and (kind.high_order or (few and not depth))):
         gaps.reverse()  # the longer distances come first
     return _with_whole_calls(calls, accumulate(gaps, initial=0), depth, order, len(Ladder(unet)))
@@ -226,14 +226,6 @@ def _affordable(calls: int, speedup: float, share: float = 0.0) -> int:
     """Return how many calls may be whole, if each other call takes this share of a whole call's FLOPs."""
     # Rounding keeps 50 / 2.5 from being a little less than 20.
     return math.floor(round((calls / speedup - calls * share) / (1 - share), 9))
-
-
-def _even(calls: int, parts: int) -> list[int]:
-    """Divide a number of calls into parts that are as equal as can be, ascending."""
-    if not parts:
-        return []
-    size, larger = divmod(calls, parts)
-    return [size] * (parts - larger) + [size + 1] * larger
 
 
 def _with_whole_calls(calls: int, whole: Iterable[int], depth: int, order: int, rungs: int) -> Schedule:

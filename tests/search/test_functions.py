@@ -8,13 +8,13 @@ import pytest
 import torch
 from conftest import PROMPTS, draw
 from diffusers import EulerDiscreteScheduler
+from even_table import measured
 from peft import LoraConfig
 from tiny_pipelines import tiny
 
 import dato
 from dato import DatoError, load_front
 from dato.evaluation.evaluator import Evaluator
-from dato.prediction.latency_table import LatencyTable, call_kinds
 from dato.search import ProgressBar, SearchProgress, search_depth, search_joint, search_ratio
 from dato.search.journal import read_entries
 from dato.search.options import DepthSearch, JointSearch, RatioSearch
@@ -57,11 +57,6 @@ class Told(SearchProgress):
 @pytest.fixture(autouse=True)
 def table(monkeypatch):
     """The latency table is the same in every search, as if a clock ran evenly."""
-
-    def measured(pipe, prompts, sampling, schedules, progress=None, rounds=3):
-        kinds = {kind: 1.0 + kind.depth for schedule in schedules for kind in call_kinds(schedule)}
-        return LatencyTable(schedules[0].rungs, kinds, stock=13.0, per_call=0.1, per_image=1.0)
-
     monkeypatch.setattr("dato.search.study.measure_table", measured)
 
 

@@ -4,13 +4,14 @@ import shutil
 
 import pytest
 from conftest import PROMPTS
+from even_table import measured
 from which_tests import thorough
 
 import dato
 from dato import DatoError, load_front
 from dato.evaluation.evaluator import Evaluator
 from dato.evaluation.validation import OTHER_NOISE
-from dato.prediction.latency_table import LatencyTable, call_kinds
+from dato.prediction.latency_table import LatencyTable
 from dato.search import plan, search_depth
 from dato.search.journal import read_entries
 
@@ -22,11 +23,6 @@ FAST |= {"height": 64, "width": 64}
 @pytest.fixture(autouse=True)
 def table(monkeypatch):
     """The latency table is the same in every search, as if a clock ran evenly."""
-
-    def measured(pipe, prompts, sampling, schedules, progress=None, rounds=3):
-        kinds = {kind: 1.0 + kind.depth for schedule in schedules for kind in call_kinds(schedule)}
-        return LatencyTable(schedules[0].rungs, kinds, stock=13.0, per_call=0.1, per_image=1.0)
-
     monkeypatch.setattr("dato.search.study.measure_table", measured)
     monkeypatch.setattr("dato.search.guided.FIRST_GENERATIONS", 30)
     monkeypatch.setattr("dato.search.planning.measure_table", measured)

@@ -1,0 +1,9 @@
+"""A latency table that is the same in every search, as if a clock ran evenly."""
+
+from dato.prediction.latency_table import LatencyTable, call_kinds
+
+
+def measured(pipe, prompts, sampling, schedules, progress=None, rounds=3):
+    """Stand in for `measure_table`."""
+    kinds = {kind: 1.0 + kind.depth for schedule in schedules for kind in call_kinds(schedule)}
+    return LatencyTable(schedules[0].rungs, kinds, stock=13.0, per_call=0.1, per_image=1.0)
