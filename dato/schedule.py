@@ -194,6 +194,7 @@ class Schedule:
         order: int = 1,
         *,
         warmup: int = 1,
+        cooldown: int = 1,
         growth: float = 1.0,
         shorter: str | None = None,
         rungs: int = SD_RUNGS,
@@ -213,14 +214,15 @@ class Schedule:
             depth: The depth of the other calls.
             order: The order of their forecasts.
             warmup: The first calls that are all whole; the other whole calls are spread over the rest.
+            cooldown: The last calls that are all whole.
             growth: 1 spreads them evenly. Above 1 they are ever farther apart.
-            shorter: "first" or "last": where the shorter distances come. It goes with no warm-up and no growth.
+            shorter: "first" or "last": where the shorter distances come. It goes with none of the three above.
             rungs: As in `Schedule`.
             forecast: As in `Schedule`.
 
         Raises:
-            DatoError: if `whole` is not from 1 to `calls`, `warmup` not from 1 to `whole`, `growth` not above 0, or
-                `shorter` is not valid.
+            DatoError: if `whole` is not from 1 to `calls`, `warmup` not from 1 to `whole`, `cooldown` too many beside
+                it, `growth` not above 0, or `shorter` is not valid.
 
         Example:
             >>> Schedule.spread(8, 3).depths
@@ -231,11 +233,14 @@ class Schedule:
         _check_at_least_one("calls", calls)
         _check_at_least_one("whole", whole)
         _check_at_least_one("warmup", warmup)
+        _check_at_least_one("cooldown", cooldown)
         if not warmup <= whole <= calls or not growth > 0:
             raise DatoError("schedule: it takes warmup <= whole <= calls, and growth > 0")
-        if shorter not in (None, "first", "last") or (shorter and (warmup != 1 or growth != 1)):
-            raise DatoError('schedule: shorter is "first" or "last", without a warm-up and growth')
-        chosen = _by_distance(calls, whole, shorter) if shorter else _spread(calls, whole, warmup, growth)
+        if cooldown > 1 and warmup + cooldown > whole:
+            raise DatoError("schedule: it takes warmup + cooldown <= whole")
+        if shorter not in (None, "first", "last") or (shorter and (warmup, cooldown, growth) != (1, 1, 1)):
+            raise DatoError('schedule: shorter is "first" or "last", without a warm-up, a cool-down and growth')
+        chosen = _by_distance(calls, whole, shorter) if shorter else _spread(calls, whole, warmup, cooldown, growth)
         depths = tuple(rungs if call in chosen else depth for call in range(calls))
         return cls(depths, None, order, rungs=rungs, forecast=forecast)  # type: ignore[arg-type]
 
@@ -377,11 +382,13 @@ class Schedule:
         return cls.from_dict(data)
 
 
-def _spread(calls: int, whole: int, warmup: int, growth: float) -> set[int]:
+def _spread(calls: int, whole: int, warmup: int, cooldown: int, growth: float) -> set[int]:
     """Return the whole calls of `Schedule.spread`."""
-    chosen, begin, rest = set(range(warmup)), warmup - 1, max(1, whole - warmup)
-    for i in range(1, whole - warmup + 1):
-        call = begin + round((calls - 1 - begin) * (i / rest) ** growth)
+    extra = cooldown - 1
+    chosen, begin, end = {*range(warmup), *range(calls - extra, calls)}, warmup - 1, calls - 1 - extra
+    parts = whole - warmup - extra
+    for i in range(1, parts + 1):
+        call = begin + round((end - begin) * (i / parts) ** growth)
         # Two of them may fall on one call where they are dense. Then the next free one is whole.
         chosen.add(next(c for c in (*range(call, calls), *range(call, 0, -1)) if c not in chosen))
     return chosen

@@ -173,18 +173,29 @@ def test_shipped_schedules_are_canonical_already(where):
 
 
 @pytest.mark.parametrize(
-    ("calls", "whole", "warmup", "growth"), [(50, 10, 1, 1), (50, 4, 1, 1), (9, 9, 3, 1), (50, 20, 3, 2)]
+    ("calls", "whole", "warmup", "cooldown", "growth"),
+    [
+        (50, 10, 1, 1, 1),
+        (50, 4, 1, 1, 1),
+        (9, 9, 3, 1, 1),
+        (50, 20, 3, 1, 2),
+        (50, 12, 2, 3, 1),
+        (50, 20, 2, 2, 1.5),
+        (9, 9, 3, 3, 1.5),
+        (50, 4, 2, 2, 1),
+    ],
 )
-def test_spread_whole_calls_from_the_first_to_the_last(calls, whole, warmup, growth):
-    depths = Schedule.spread(calls, whole, 1, warmup=warmup, growth=growth).depths
+def test_spread_whole_calls_from_the_first_to_the_last(calls, whole, warmup, cooldown, growth):
+    depths = Schedule.spread(calls, whole, 1, warmup=warmup, cooldown=cooldown, growth=growth).depths
     places = [call for call, depth in enumerate(depths) if depth == 12]
     gaps = [b - a for a, b in pairwise(places)]
     assert len(depths) == calls and len(places) == whole and set(depths) <= {1, 12}
-    assert places[:warmup] == list(range(warmup)) and places[-1] == calls - 1
-    if growth == 1:
-        assert max(gaps[warmup - 1 :], default=1) - min(gaps[warmup - 1 :], default=1) <= 1
+    assert places[:warmup] == list(range(warmup)) and places[-cooldown:] == list(range(calls - cooldown, calls))
+    between = gaps[warmup - 1 : len(gaps) - (cooldown - 1)]
+    if growth == 1 or calls == whole:
+        assert max(between) - min(between) <= 1
     else:
-        assert gaps[-1] > gaps[warmup]
+        assert between[-1] > between[1]
 
 
 @pytest.mark.parametrize(("calls", "whole"), [(50, 14), (50, 4), (20, 13), (9, 9), (9, 1)])
@@ -205,9 +216,12 @@ def test_spread_sorts_the_distances(calls, whole):
         {"whole": 0},
         {"whole": 9},
         {"whole": 2, "warmup": 3},
+        {"whole": 2, "cooldown": 0},
+        {"whole": 4, "warmup": 2, "cooldown": 3},
         {"whole": 2, "growth": 0},
         {"whole": 4, "shorter": "middle"},
         {"whole": 4, "shorter": "first", "warmup": 2},
+        {"whole": 4, "shorter": "first", "cooldown": 2},
         {"whole": 4, "shorter": "last", "growth": 2},
     ],
 )
