@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dato.errors import DatoError
 from dato.evaluation import baselines
 from dato.evaluation.pool import InProcess, Recipe
 from dato.evaluation.racing import expected_if_beaten, rival_for, rivals_of
+from dato.evaluation.rules import whole_calls
 from dato.experiments.compared_searches import PLANNED, SEARCHES, WIDE
 from dato.experiments.progress import Progress, counting, silent
 from dato.generation.sampling import Sampling
@@ -25,6 +27,7 @@ from dato.point import Point, non_dominated
 from dato.pruning import Pruning
 from dato.schedule import Schedule
 from dato.search.adviser import Advice
+from dato.search.guided import Evolution, Trials, evenly, guided_search
 from dato.search.hypervolume import Scale, by_evaluation
 from dato.search.nsga2 import search
 from dato.search.presets import DEPTH_PRESETS
@@ -154,8 +157,9 @@ class _Judging:
         facts = self.searched.pool.facts
         narrow = DepthSpace([facts.calls], facts.rungs, [0, 1])
         wide = DepthSpace([facts.calls], facts.rungs, [0, 1, 2, 3], (0, 1), "aligned")
+        spaces = {WIDE: wide, "guided": DepthSpace([facts.calls], facts.rungs, [0], (0, 1), order_by_call=True)}
         with progress("Measuring the latency table") as update:
-            table = self.searched.measured_table(wide.examples(), update)
+            table = self.searched.measured_table([*wide.examples(), *spaces["guided"].examples()], update)
         for study in (self.searched, self.held_out):
             study.use_table(table)
         advice = {}
@@ -168,7 +172,7 @@ class _Judging:
         with progress("Searches") as update:
             advance = counting(update, len(settings.searches) * settings.repeats)
             for name in settings.searches:
-                space = wide if name == WIDE else narrow
+                space = spaces.get(name, narrow)
                 for seed in range(settings.repeats):
                     accounts[name, seed] = _search(
                         name, seed, settings.candidates, self.searched, space, advice.get(name)
@@ -226,9 +230,16 @@ def _study(folder: Path, prompts: Sequence[str], sampling: Sampling, device: str
 
 def _search(name: str, seed: int, candidates: int, study: Study, space: DepthSpace, advice: Advice | None) -> Account:
     """Run one search to its end, and return its account."""
-    account = Account(study, None if name in ("paper", "regular") else max(1, len(study.stock.images) // 2))
+    raced = name in ("raced", "planned", WIDE)
+    account = Account(study, max(1, len(study.stock.images) // 2) if raced else None)
     if name == "paper":
         list(search(space, account, DEPTH_PRESETS["paper"], seed=seed))
+        return account
+    if name == "rules":
+        list(account(_rules(space)))
+        return account
+    if name == "guided":
+        _guided(seed, candidates, account, space, advice)
         return account
     preset = replace(DEPTH_PRESETS["quick"], pop_size=candidates // 3, generations=3)
     begin = baselines.seeds(space.calls, space.rungs, space.orders, space.forecast, preset.pop_size)
@@ -239,6 +250,27 @@ def _search(name: str, seed: int, candidates: int, study: Study, space: DepthSpa
         options["adviser"] = Advice(advice.models, advice.table)
     list(search(space, account, preset, seed=seed, seeds=begin, **options))
     return account
+
+
+def _rules(space: DepthSpace) -> list[Schedule]:
+    """Return the rules that are compared: they need no search, so every seed has the same ones."""
+    calls, rungs = max(space.calls), space.rungs
+    choices = product(whole_calls(calls), (0, 1), (0, 1))
+    return [Schedule.spread(calls, whole, depth, order, rungs=rungs) for whole, depth, order in choices]
+
+
+def _guided(seed: int, candidates: int, account: Account, space: DepthSpace, advice: Advice) -> None:
+    """Run a guided search. It spends what so many candidates cost that are spread evenly over the speed-ups."""
+    study, preset, images = account.study, DEPTH_PRESETS["fast"], len(account.study.stock.images)
+    stock_ms = study.table.predict(study.stock.point.schedule)
+    account.calls = advice.unet_calls
+    speedups = evenly(preset.speedups, candidates)[:-1]
+    trials = Trials(preset.speedups, stock_ms, lambda point: images * point.latency_ms / stock_ms, images)
+    adviser = Advice(advice.models, advice.table)
+    seeds = [schedule for schedule in _rules(space) if space.encode(schedule) is not None]
+    evolution = Evolution(space, adviser, trials, [*seeds, *adviser.plans(space, preset.pop_size)])
+    budget = images * sum(1 / speedup for speedup in speedups)
+    list(guided_search(evolution, account, seed=seed, budget=budget))
 
 
 @dataclass

@@ -54,7 +54,7 @@ def measure_table(
         prompts: The first batch of them is generated.
         sampling: How to generate; the number of steps does not matter.
         schedules: The schedules whose calls are measured. Those that prune must have the same settings.
-        rounds: How often each probe runs, with another order of calls each time. A short round before them warms up.
+        rounds: How often each probe runs, with another order of calls each time. One short probe before them warms up.
         seed: Fixes the order of calls.
         progress: Is called after each generation with the numbers of rounds that are done and that there are.
 
@@ -74,7 +74,7 @@ def measure_table(
     for round_ in range(rounds + 1):
         drawn = probes(kinds, rungs, pruning, max(steps_of), rng, repeats if round_ else 1)
         rng.shuffle(drawn)
-        turns = [turn for probe in drawn for turn in (None, probe)]  # None: stock
+        turns = [turn for probe in drawn[: None if round_ else 1] for turn in (None, probe)]  # None: stock
         for number, probe in enumerate(turns):
             generation = _timed(pipe, batch, sampling, steps_of, probe)
             progress(round_ + (number + 1) / len(turns), rounds + 1)

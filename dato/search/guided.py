@@ -31,6 +31,7 @@ POPULATION = 100
 FIRST_GENERATIONS, GENERATIONS = 250, 20  # of the first round and of each later one
 FINENESS = 0.01  # latencies closer than this share count as equal, so that quality decides
 CROSSOVER = 0.3  # probability; most offspring are one parent with small changes
+MARGIN = 6.0  # dB; a seed that is predicted to be worse than its class's best by more is not among the early trials
 PATIENCE = 4  # trials in a row without a better front after which a class of speed-up is left
 
 
@@ -52,6 +53,7 @@ class SpeedClass:
 
     Attributes:
         slowest: Its lowest speed-up. It ends where the next class begins.
+        price: What a trial in it costs, in images of stock.
         spent: The cost of its trials, in images of stock.
         trials: The number of its trials.
         better: How many of them improved the front.
@@ -59,6 +61,7 @@ class SpeedClass:
     """
 
     slowest: float
+    price: float
     spent: float = 0.0
     trials: int = 0
     better: int = 0
@@ -66,8 +69,12 @@ class SpeedClass:
 
     @property
     def turn(self) -> float:
-        """The class with the least value is next: little was spent on it, and its trials improved the front."""
-        return self.spent / (0.5 + (self.better + 1) / (self.trials + 1))
+        """The class with the least value is next.
+
+        Little will have been spent on it, this trial included, and its trials improved the front. So a slow class
+        has its first trial when the fast ones have had several.
+        """
+        return (self.spent + self.price) / (0.5 + (self.better + 1) / (self.trials + 1))
 
 
 @dataclass
@@ -78,15 +85,17 @@ class Trials:
         range: The lowest and highest speed-up that is searched.
         stock_ms: Stock's milliseconds per image.
         cost_of: Returns what judging a schedule has cost, in images of stock.
+        images: The number of images that a trial takes.
     """
 
     range: tuple[float, float]
     stock_ms: float
     cost_of: Callable[[Point], float]
+    images: int = 1
     points: list[Point] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.classes = [SpeedClass(slowest) for slowest in per_octave(self.range, CLASSES)[:-1]]
+        self.classes = [SpeedClass(slowest, self.images / slowest) for slowest in per_octave(self.range, CLASSES)[:-1]]
 
     @property
     def spent(self) -> float:
@@ -193,6 +202,7 @@ class Evolution:
     def __init__(self, space: DepthSpace, adviser: Predictor, trials: Trials, seeds: Sequence[Schedule]) -> None:
         self.space, self.adviser, self.trials = space, adviser, trials
         self._genes = self._encoded(seeds)
+        self._early = self._early_trials([space.decode(genes) for genes in self._genes])
         self.schedules: list[Schedule] = []
         self.quality = self.latency = np.zeros(0)
 
@@ -239,13 +249,31 @@ class Evolution:
         low, high = np.log2(self.trials.range)
         return np.maximum(low - octaves, octaves - high) - 1e-9
 
+    def _early_trials(self, seeds: Sequence[Schedule]) -> dict[int, list[Schedule]]:
+        """Return for each class the best seed of each order, without those that are far worse than the class's best."""
+        best: dict[tuple[int, tuple[int, ...]], tuple[float, Schedule]] = {}
+        for schedule, quality, latency in zip(seeds, *self.adviser.guess_all(seeds), strict=True):
+            if self._outside(latency) <= 0:
+                key = self._number(latency), tuple(set(schedule.orders))
+                best[key] = max(best.get(key, (-math.inf, schedule)), (quality, schedule), key=lambda one: one[0])
+        early: dict[int, list[tuple[float, Schedule]]] = {}
+        for (number, _), one in sorted(best.items(), key=lambda item: -item[1][0]):
+            early.setdefault(number, []).append(one)
+        return {number: [s for quality, s in ones if quality > ones[0][0] - MARGIN] for number, ones in early.items()}
+
+    def _number(self, latency: float) -> int:
+        return self.trials.classes.index(self.trials.class_of(latency))
+
     def promising(self, count: int) -> list[Schedule]:
         """Return at most `count` schedules to judge, at most one of each class of speed-up.
 
-        The first one of a class is the one of best predicted quality. Later it is the one that is predicted to raise
-        the front's hypervolume most.
+        The first one of a class is the one of best predicted quality. Then come the best seeds of each order: they are
+        regular, and show where predictions are too good for what is irregular. Later it is the one that is predicted
+        to raise the front's hypervolume most.
+
+        The depths of a judged schedule are not judged again with other orders: predictions err by more than that.
         """
-        judged = {point.schedule for point in self.trials.points}
+        judged = {point.schedule.depths for point in self.trials.points}
         front = non_dominated(self.trials.points)
         least, slowest_ms = float(self.quality.min(initial=0.0)), self.trials.stock_ms / self.trials.range[0] * 1.001
         best: dict[int, tuple[float, Schedule]] = {}
@@ -253,16 +281,21 @@ class Evolution:
         for schedule, quality, latency, allowed in zip(
             self.schedules, self.quality.tolist(), self.latency.tolist(), inside.tolist(), strict=True
         ):
-            one = self.trials.class_of(latency)
-            if not allowed or schedule in judged or one.in_vain >= PATIENCE:
+            number = self._number(latency)
+            if not allowed or schedule.depths in judged:
                 continue
-            number = self.trials.classes.index(one)
             volume = hypervolume_gain(front, quality, latency, least, slowest_ms)
-            gain = volume if one.trials else 1 + quality - least  # above 0 for the worst one, too
+            gain = volume if self.trials.classes[number].trials else 1 + quality - least  # above 0 for the worst, too
             if gain > best.get(number, (0.0, None))[0]:
                 best[number] = gain, schedule
-        turns = sorted(best, key=lambda number: (self.trials.classes[number].turn, -number))
-        return [best[number][1] for number in turns[:count]]
+        chosen = {number: schedule for number, (_, schedule) in best.items()}
+        for number, early in self._early.items():
+            left = [schedule for schedule in early if schedule.depths not in judged]
+            if left and 1 <= self.trials.classes[number].trials <= len(early):
+                chosen[number] = left[0]
+        turns = [number for number in chosen if self.trials.classes[number].in_vain < PATIENCE]
+        turns.sort(key=lambda number: (self.trials.classes[number].turn, -number))
+        return [chosen[number] for number in turns[:count]]
 
     def untried(self) -> list[tuple[float, Schedule]]:
         """Return the schedule of best predicted quality in each class without trials, with its latency."""
@@ -270,7 +303,7 @@ class Evolution:
         inside = np.flatnonzero(self._outside(self.latency) <= 0)
         best: dict[int, int] = {}
         for i in sorted(inside.tolist(), key=lambda i: -self.quality[i]):
-            one = self.trials.class_of(self.latency[i])
-            if not one.trials:
-                best.setdefault(self.trials.classes.index(one), i)
+            number = self._number(self.latency[i])
+            if not self.trials.classes[number].trials:
+                best.setdefault(number, i)
         return [(float(self.latency[i]), self.schedules[i]) for i in best.values()]

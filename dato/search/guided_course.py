@@ -30,11 +30,12 @@ from dato.search.guided import Evolution, Trials, evenly, guided_search, per_oct
 from dato.unet.speedup_rule import rule
 
 START = 28.0  # seconds that a search takes before this course begins and after it ends: loading, the page
-FINALISTS = 10  # points of the front that are validated, at most
-SPEEDUPS_TO_AN_OCTAVE = 2  # for which the rule's own schedule (`dato.rule`) is validated
+FINALISTS = 14  # points of the front that are validated, if they are spaced evenly; more if most of them are fast
+SPEEDUPS_TO_AN_OCTAVE = 1  # for which the rule's own schedule (`dato.rule`) is validated
 RULES_TO_AN_OCTAVE = 1  # further rules that are validated, those of best predicted quality
 SEEDS_TO_AN_OCTAVE = 12  # rules that the evolution begins from
 THINKING = 0.1  # share of the time that predictions take
+RULES_SHARE = 0.75  # of a rule's images that are generated before it is given up, on average
 
 
 class GuidedCourse(Course):
@@ -118,12 +119,10 @@ class GuidedCourse(Course):
             seeds: The rules that will be validated.
         """
         stock_ms, images = self.study.stock.point.latency_ms, len(self.prepared.recipe.validation)
-        # The front has points evenly spaced in octaves. Rivals are mostly given up after a few images.
-        finalists = sum(1 / speedup for speedup in evenly(self.prepared.preset.speedups, FINALISTS)[:-1])
-        rivals = sum(table.predict(s) for s in self._references()) * RACE + sum(table.predict(s) for s in seeds) * (
-            images / 2
-        )
-        validation = images * (1 + finalists) + rivals / stock_ms
+        # References are mostly given up after a few images, and half of the rules are not.
+        finalists = self._cost_of_finalists
+        references, those = (sum(table.predict(s) for s in some) for some in (self._references(), seeds))
+        validation = images * (1 + finalists) + (references * RACE + those * images * RULES_SHARE) / stock_ms
         left = self.prepared.preset.minutes * 60 - START - seconds
         candidates = left / (stock_ms / 1000) * (1 - THINKING) - validation
         least = len(self.prepared.recipe.prompts) * finalists / 2
@@ -134,6 +133,11 @@ class GuidedCourse(Course):
                 f"{needed:.0f}. Give more `minutes`, or fewer `images` and `validation` prompts."
             )
         return max(candidates, least)
+
+    @property
+    def _cost_of_finalists(self) -> float:
+        """What one image of each finalist costs, in images of stock, if their speed-ups are spaced evenly."""
+        return sum(1 / speedup for speedup in evenly(self.prepared.preset.speedups, FINALISTS)[:-1])
 
     def _references(self) -> list[Schedule]:
         """Return the baselines that are about as fast as the front, and stock with fewer steps if it is slower."""
@@ -150,9 +154,10 @@ class GuidedCourse(Course):
             share = min(1.0, point.latency_ms / stock_ms)  # a candidate that failed counts as stock
             return share * judged[point.schedule].images
 
-        trials = Trials(self.prepared.preset.speedups, stock_ms, cost_of)
         low, high = self.prepared.preset.speedups
-        usual = len(self.prepared.recipe.prompts) / math.sqrt(low * high)  # what a candidate costs
+        images = len(self.prepared.recipe.prompts)
+        trials = Trials((low, high), stock_ms, cost_of, images)
+        usual = images / math.sqrt(low * high)  # what a candidate costs
         self.progress.phase("Search", max(1, round(budget / usual)))
         evolution = Evolution(self.problem.space, advice, trials, seeds)
         seed = self.prepared.options.seed
@@ -167,16 +172,17 @@ class GuidedCourse(Course):
     def _finalists(self, evolution: Evolution) -> list[Schedule]:
         """Return the schedules to validate, spread over the speed-ups.
 
-        They are the front's, and where the budget was too small for any trial, those of best predicted quality.
+        They are the front's, and where the budget was too small for any trial, those of best predicted quality. If
+        they cost too much, the slow ones that are closest to their neighbours are left out first.
         """
+        stock_ms = self.study.stock.point.latency_ms
         front = self._competing(self.searched if self.finished else self.study.judged)
         chosen = [(point.latency_ms, point.schedule) for point in front]
         if self.finished:
             chosen += evolution.untried()
         chosen.sort(key=lambda one: one[0])
-        while len(chosen) > FINALISTS:
-            # Drop the one whose neighbours are closest to each other, but neither end.
-            gaps = [math.log(b[0] / a[0]) for a, b in zip(chosen, chosen[2:], strict=False)]
+        while len(chosen) > 2 and sum(ms for ms, _ in chosen) > self._cost_of_finalists * stock_ms:
+            gaps = [math.log(b[0] / a[0]) / ms[0] for a, ms, b in zip(chosen, chosen[1:], chosen[2:], strict=False)]
             del chosen[1 + min(range(len(gaps)), key=gaps.__getitem__)]
         return [schedule for _, schedule in chosen] or [point.schedule for point in self._best()]
 

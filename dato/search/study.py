@@ -333,7 +333,7 @@ class Study:
 
 
 def _measure_table(evaluator: Evaluator, schedules: Sequence[Schedule], **progress: Any) -> LatencyTable:
-    options = {"rounds": 2} if evaluator.sampling.batch_size > 2 else {}  # a large batch has less noise
+    options = {"rounds": 1} if evaluator.sampling.batch_size > 2 else {}  # a large batch has less noise
     return measure_table(evaluator.pipe, evaluator.prompts, evaluator.sampling, schedules, **options, **progress)
 
 

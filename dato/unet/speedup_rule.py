@@ -1,8 +1,9 @@
 """The rule: a schedule for a speed-up, a number of calls, a sampler and a guidance scale, without a search.
 
 docs/rule.md has the rule as a table, and what was measured to choose it. In short: as many calls are whole as the
-speed-up allows, at distances that are as equal as can be. The other calls are at depth 0 and continue along a line
-(order 1) where the prediction moves smoothly. Where it does not, they are at depth 1 if the distances are short.
+speed-up allows. The other calls are at depth 0 and continue along a line (order 1) where the prediction moves smoothly.
+Where it does not, they are at depth 1 if the distances are short. Many whole calls along a line are dense at the
+beginning, and the last two calls are whole. Other distances are as equal as can be.
 
 The speed-up is how many times fewer FLOPs (floating-point operations) the UNet takes in a run. Nothing is assumed of
 the time that text encoder, sampler and VAE take.
@@ -35,33 +36,33 @@ class SamplerKind(NamedTuple):
     Attributes:
         adds_noise: Whether it adds noise after the first call. Then the prediction does not move along a smooth curve.
         high_order: Whether it extrapolates over several past predictions itself, which amplifies a forecast's error.
+        first_order: Whether it uses one prediction for each step. Then a line is good at strong guidance, too.
         last_is_whole: Whether the last call is whole.
     """
 
     adds_noise: bool = False
     high_order: bool = False
+    first_order: bool = False
     last_is_whole: bool = True
 
 
-NOISELESS, HIGH_ORDER = SamplerKind(), SamplerKind(high_order=True)
+NOISELESS, FIRST_ORDER, HIGH_ORDER = SamplerKind(), SamplerKind(first_order=True), SamplerKind(high_order=True)
 NOISY, NOISY_MULTISTEP = SamplerKind(adds_noise=True, last_is_whole=False), SamplerKind(adds_noise=True)
 # By diffusers' class. Any other sampler is treated as one that adds noise.
 KINDS = {
     **dict.fromkeys(
         (
-            "DDIMScheduler",
             "DEISMultistepScheduler",
             "DPMSolverMultistepScheduler",
             "DPMSolverSinglestepScheduler",
             "EDMDPMSolverMultistepScheduler",
-            "EDMEulerScheduler",
-            "EulerDiscreteScheduler",
             "HeunDiscreteScheduler",
             "KDPM2DiscreteScheduler",
             "UniPCMultistepScheduler",
         ),
         NOISELESS,
     ),
+    **dict.fromkeys(("DDIMScheduler", "EDMEulerScheduler", "EulerDiscreteScheduler"), FIRST_ORDER),
     **dict.fromkeys(("IPNDMScheduler", "LMSDiscreteScheduler", "PNDMScheduler"), HIGH_ORDER),
 }
 
@@ -77,14 +78,28 @@ class Run(NamedTuple):
     sampler: SamplerKind
     guidance_scale: float | None
 
-    @property
-    def smooth(self) -> bool:
-        """Whether the prediction moves along a curve that a line can forecast."""
-        calm = self.guidance_scale is not None and self.guidance_scale <= _STRONG_GUIDANCE
-        return calm and not self.sampler.adds_noise
+    def smooth(self, calls: int, whole: int) -> bool:
+        """Whether the prediction moves along a curve that a line can forecast from so many whole calls."""
+        if self.guidance_scale is None or self.sampler.adds_noise:
+            return False
+        return self.guidance_scale <= _STRONG_GUIDANCE or self.growing(calls, whole)
+
+    def growing(self, calls: int, whole: int) -> bool:
+        """Whether so many whole calls have growing distances, if the others follow a line."""
+        guidance, kind = self.guidance_scale, self.sampler
+        if guidance is None or guidance > _STRONGEST_GUIDANCE or kind.adds_noise or calls < whole * _SPARSE:
+            return False
+        return whole >= (
+            _GROWING_FIRST if kind.first_order else _GROWING if guidance <= _STRONG_GUIDANCE else _GROWING_STRONG
+        )
 
 
 _STRONG_GUIDANCE = 4.0  # above it, guidance amplifies the errors of long forecasts
+_STRONGEST_GUIDANCE = 9.0  # above it nothing was measured
+_GROWTH = 1.3  # of `Schedule.spread`
+_SPARSE = 1.9  # calls for each whole one, below which no distances grow
+# From so many whole calls on they do: of samplers of first order, of others, and of others with strong guidance.
+_GROWING_FIRST, _GROWING, _GROWING_STRONG = 10, 12, 20
 _MANY = 7  # whole calls, from which on the shorter distances come first
 _SHORT = 2.75  # calls from one whole call to the next, up to which depth 1 is worth its price
 _SHORT_WITH_NOISE = 8.0  # the same for samplers that add noise
@@ -188,16 +203,18 @@ def _schedule(unet: UNet2DConditionModel, calls: int, speedup: float, run: Run, 
     """Return the rule's schedule for a run of `calls` calls."""
     kind = run.sampler
     whole, depth = _whole_and_depth(unet, calls, speedup, run, size)
-    few = whole < _MANY
+    few, smooth = whole < _MANY, run.smooth(calls, whole)
+    if not depth and run.growing(calls, whole):
+        return Schedule.spread(calls, whole, 0, 1, cooldown=2, growth=_GROWTH, rungs=len(Ladder(unet)))
     if kind.adds_noise or (few and kind.high_order):
         order = 0
     elif depth:
-        order = int(calls <= whole * _SHORT or (run.smooth and not few))
+        order = int(calls <= whole * _SHORT or (smooth and not few))
     else:
-        order = int(run.smooth)
+        order = int(smooth)
     whole = min(calls, max(2, whole))
     gaps = even_parts(calls - 1, whole - 1) if kind.last_is_whole else even_parts(calls, whole)[1:]
-    if kind.adds_noise or (run.smooth and (kind.high_order or (few and not depth))):
+    if kind.adds_noise or (smooth and (kind.high_order or (few and not depth))):
         gaps.reverse()  # the longer distances come first
     return _with_whole_calls(calls, accumulate(gaps, initial=0), depth, order, len(Ladder(unet)))
 
@@ -208,7 +225,7 @@ def _whole_and_depth(
     """Return how many calls may be whole, and the depth of the others: 1 where that is worth its price."""
     whole, beside_depth_1 = (_affordable(calls, speedup, share) for share in (0.0, depth_share(unet, 1, size)))
     longest = _SHORT_WITH_NOISE if run.sampler.adds_noise else _SHORT
-    short = not run.smooth and calls <= beside_depth_1 * longest
+    short = not run.smooth(calls, whole) and calls <= beside_depth_1 * longest
     if beside_depth_1 >= 2 and (short or beside_depth_1 == whole):
         return beside_depth_1, 1
     return whole, 0

@@ -151,3 +151,27 @@ def test_classes_of_speed_up():
     assert [round(one.slowest, 2) for one in tried.classes] == [2, 2.3, 2.64, 3.03, 3.48]
     assert tried.class_of(STOCK_MS / 3.2) is tried.classes[3]
     assert tried.class_of(STOCK_MS) is tried.classes[0] and tried.class_of(STOCK_MS / 100) is tried.classes[-1]
+
+
+def test_after_its_first_trial_a_class_tries_the_best_seed_of_each_order():
+    toy, tried = Toy(), trials()
+    seeds = [Schedule.spread(20, whole, 0, order) for whole in (3, 4, 5) for order in (0, 1)]
+    seeds += [Schedule.spread(20, whole, 0, 1, growth=3) for whole in (3, 4, 5)]  # worse than even ones
+    points = list(guided_search(Evolution(SPACE, toy, tried, seeds), toy.ask, budget=6.0))
+    for whole in (3, 4, 5):
+        one = tried.class_of(latency(Schedule.spread(20, whole)))
+        trials_of_class = [point.schedule for point in points if tried.class_of(point.latency_ms) is one]
+        # The first trial may be the seed itself, with an order for each call.
+        assert Schedule.spread(20, whole, 0, 1).depths in [schedule.depths for schedule in trials_of_class[:2]]
+    assert Schedule.spread(20, 4, 0, 1, growth=3) not in [point.schedule for point in points[:10]]
+
+
+def test_depths_are_judged_once():
+    toy = Toy(1.0)
+    _, points = searched(toy, 6.0)
+    assert len({point.schedule.depths for point in points}) == len(points) > 10
+
+
+def test_fast_classes_have_several_trials_before_a_slow_one_has_its_first():
+    _, points = searched(Toy(), 1.2)
+    assert min(point.speedup for point in points) > 3.4 and len(points) >= 6

@@ -58,7 +58,32 @@ def test_the_last_call_is_whole(sampler):
             assert schedule.depths[-1] == schedule.rungs
             wholes = whole_calls(schedule)
             gaps = [b - a for a, b in pairwise(wholes)]
-            assert max(gaps) - min(gaps) <= 1 and gaps in (sorted(gaps), sorted(gaps)[::-1])
+            if max(gaps) - min(gaps) > 1:
+                assert schedule == Schedule.spread(calls, len(wholes), cooldown=2, growth=1.3)
+            else:
+                assert gaps in (sorted(gaps), sorted(gaps)[::-1])
+
+
+@pytest.mark.parametrize(
+    ("sampler", "calls", "speedup", "guidance", "grows"),
+    [
+        ("ddim", 50, 5, 3, True),
+        ("ddim", 50, 5.1, 3, False),  # nine whole calls
+        ("euler", 25, 2.5, 9, True),
+        ("euler", 25, 2.5, 9.5, False),
+        ("euler", 15, 1.5, 3, False),  # whole calls are dense
+        ("dpm++2m", 50, 4.1, 3, True),
+        ("dpm++2m", 50, 4.2, 3, False),  # eleven whole calls
+        ("unipc", 50, 2.5, 7.5, True),
+        ("unipc", 50, 2.6, 7.5, False),
+        ("euler-a", 50, 2.5, 3, False),
+        ("dpm++2m-sde", 50, 2.5, 3, False),
+    ],
+)
+def test_many_whole_calls_along_a_line_have_growing_distances(sampler, calls, speedup, guidance, grows):
+    schedule = dato.rule(tiny_unet(), calls, speedup, sampler=sampler, guidance_scale=guidance)
+    wholes = whole_calls(schedule)
+    assert (schedule == Schedule.spread(calls, len(wholes), cooldown=2, growth=1.3)) == grows
 
 
 def test_a_line_is_for_smooth_runs_only():
@@ -70,6 +95,8 @@ def test_a_line_is_for_smooth_runs_only():
         assert min(calm.depths) == (1 if noisy else 0), sampler
         strong = dato.rule(unet, 20, 2.5, sampler=sampler, guidance_scale=7.5)
         assert max(strong.orders) == 0, sampler
+        many = dato.rule(unet, 50, 4, sampler=sampler, guidance_scale=7.5)
+        assert max(many.orders) == (sampler in ("ddim", "euler")), sampler
     assert max(dato.rule(unet, 20, 2.5).orders) == 0  # nothing is known of the run
     assert max(dato.rule(unet, 20, 2.5, sampler="euler").orders) == 0  # nor of its guidance
 
