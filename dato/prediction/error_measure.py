@@ -322,8 +322,8 @@ class _Probe(Patch):
         self._past: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}  # call -> rung -> value and skip
         self._projection: _Projection | None = None
 
-    def _run(self, depth: int, ratio: float, arguments: dict[str, Any]) -> Tensor:
-        call = self._cache.call.index
+    def _run(self, depth: int, ratio: float, cache: Cache, arguments: dict[str, Any]) -> Tensor:
+        call, self._time = cache.call.index, cache.time
         kept = _Kept([place_read(depth, len(self.ladder)) for depth in self._depths])
         stock = self._timed(len(self.ladder), 0.0, kept, arguments)
         self._past[call] = kept.values
@@ -352,7 +352,7 @@ class _Probe(Patch):
 
     def _timed(self, depth: int, ratio: float, cache: Cache, arguments: dict[str, Any]) -> Tensor:
         if self.pruner is not None:
-            self.pruner.prepare(ratio, arguments["sample"], self._cache.time)
+            self.pruner.prepare(ratio, arguments["sample"], self._time)
         watch = self._watches[depth, ratio]
         watch.start()
         result = self.ladder.run(depth, cache, **arguments)
@@ -365,7 +365,7 @@ class _Probe(Patch):
         place = place_read(depth, len(self.ladder))
         if place is not None:
             cache.store(place, *self._past[source][place])
-        cache.begin(Call(call, keep={}), self._cache.time)
+        cache.begin(Call(call, keep={}), self._time)
         return cache
 
     def _add(self, key: tuple, error: Tensor) -> None:

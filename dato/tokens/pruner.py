@@ -23,6 +23,9 @@ from dato.tokens.recovery import TokenPast
 from dato.tokens.scores import base_score
 from dato.tokens.selection import TokenSelection, select_tokens
 
+# What calls of a generation leave to later ones.
+_STATE = ("_generator", "_last", "_difference", "_noise", "_sign", "_selections", "_chosen_for", "_age")
+
 
 class TokenPruner:
     """Prune a share of the tokens of every call.
@@ -84,6 +87,21 @@ class TokenPruner:
             past.clear()
         # Use a separate generator: the pipeline's random numbers must not depend on whether it is patched.
         self._generator = None if device is None else torch.Generator(device).manual_seed(self._pruning.seed)
+
+    def state(self) -> tuple:
+        """Return what later calls of the generation read, to go on with `resume` after calls of others."""
+        return [getattr(self, name) for name in _STATE], [past.state for past in self._pasts]
+
+    def resume(self, state: tuple | None, device: torch.device | None) -> None:
+        """Go on with a generation of which `state` was returned; None: begin one on `device`."""
+        if state is None:
+            self.begin(device)
+            return
+        values, pasts = state
+        for name, value in zip(_STATE, values, strict=True):
+            setattr(self, name, value)
+        for past, one in zip(self._pasts, pasts, strict=True):
+            past.state = one
 
     def prepare(self, ratio: float, sample: Tensor, time: float) -> None:
         """Begin a call: decide whether to choose tokens anew, and draw the random numbers for it.

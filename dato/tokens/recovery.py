@@ -35,6 +35,15 @@ class TokenPast:
         """(B, N): the timestep at which each token was last computed; infinity: never. None before any call."""
         return None if self._times is None else self._times[1]
 
+    @property
+    def state(self) -> tuple:
+        """What is remembered."""
+        return self._values, self._times
+
+    @state.setter
+    def state(self, state: tuple) -> None:
+        self._values, self._times = state
+
     def clear(self) -> None:
         """Forget everything, because a new generation begins."""
         # v0, v1 (B, N, C) and t0, t1 (B, N) in float32; a time of infinity: never computed.

@@ -71,6 +71,11 @@ class Cache:
         """Whether `LAST` holds the last feature before the UNet's head instead of the prediction."""
         return self.rule.caches_last_feature
 
+    @property
+    def empty(self) -> bool:
+        """Whether it holds nothing."""
+        return not self._past
+
     def clear(self) -> None:
         """Forget everything, because a new generation begins."""
         self._past.clear()

@@ -67,6 +67,10 @@ class CompiledCalls:
         if unet.device.type == "cpu" and not offloaded and options.get("backend", "inductor") == "inductor":
             _need_compiler()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles hold: all but the compiled calls, which are of this UNet."""
+        return {**self.__dict__, "_compiled": {}}
+
     @property
     def count(self) -> int:
         """The number of different calls that were compiled."""

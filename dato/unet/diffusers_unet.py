@@ -5,19 +5,23 @@ The ladder needs no more than these steps: see `dato.unet.ladder`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.unets import unet_2d_blocks
 from diffusers.utils.torch_utils import apply_freeu
 from torch import Tensor, nn
 
 from dato.errors import DatoError
+from dato.unet.foreign import carried
 from dato.unet.offload import enter
 
 DOWN_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D")
 UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
+_KINDS = tuple(getattr(unet_2d_blocks, name) for name in DOWN_BLOCKS + UP_BLOCKS)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class DiffusersUNet:
 
     Attributes:
         rungs: Its rungs, rung 0 first.
+        blocks: The rungs that pass through each block, by the block's name, with the block.
 
     Raises:
         DatoError: if the UNet has blocks that cannot be cut into rungs.
@@ -63,6 +68,7 @@ class DiffusersUNet:
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self.unet = unet
         self.rungs = _rungs(unet)
+        self.blocks = _blocks(unet, self.rungs)
 
     def embed(
         self,
@@ -100,13 +106,11 @@ class DiffusersUNet:
             cross_attention_kwargs = {**cross_attention_kwargs, "gligen": {"objs": objects}}
         attend = {"encoder_hidden_states": text, "cross_attention_kwargs": cross_attention_kwargs, **masks}
 
-        control, adapter = down_block_additional_residuals, down_intrablock_additional_residuals
-        if control is None or mid_block_additional_residual is None:
-            if adapter is None:
-                adapter = control  # diffusers' older spelling for T2I-Adapters
-            control = mid_block_additional_residual = None
-        adapter = list(adapter or ())
-        return Forward(self, sample, emb, attend, odd, control, mid_block_additional_residual, adapter)
+        mid_control = mid_block_additional_residual
+        control, adapter = _residuals(
+            down_block_additional_residuals, mid_control, down_intrablock_additional_residuals
+        )
+        return Forward(self, sample, emb, attend, odd, control, None if control is None else mid_control, adapter)
 
     def _embed_conditions(
         self, sample, timestep, timestep_cond, class_labels, encoder_hidden_states, added_cond_kwargs
@@ -165,6 +169,9 @@ class Forward:
         self._model, self._sample, self._emb, self._attend, self._odd = model, sample, emb, attend, odd
         self._control, self._mid_control, self._adapter = control, mid_control, adapter
         self._group: Any = None  # the group of weights that offloading has brought to the device
+        # Blocks that carry others' code run whole, so that it runs too: by name, and the skips that they made.
+        self._whole = {id(block): rungs for block, rungs in model.blocks.values() if carried(block) is not None}
+        self._skips: dict[int, Tensor] = {}
 
     def down(self, index: int, h: Tensor | None) -> Tensor:
         """Run a rung on the way down.
@@ -176,6 +183,8 @@ class Forward:
         rung = self._model.rungs[index]
         if h is None:
             return rung.down(self._sample)
+        if id(rung.down_block) in self._whole:
+            return self._down_whole(index, h)
         self._group = enter(self._group, rung.down_block)
         h = rung.down(h) if rung.downsample else self._through(rung.down, rung.down_attention, h)
         if rung.adapter is not None and rung.adapter < len(self._adapter):
@@ -184,6 +193,7 @@ class Forward:
 
     def skip(self, index: int, h: Tensor) -> Tensor:
         """Return the skip connection of a rung, of which `down` returned `h`."""
+        h = self._skips.get(index, h)
         return h if self._control is None else h + self._control[index]
 
     def mid(self, h: Tensor) -> Tensor:
@@ -207,12 +217,48 @@ class Forward:
             skips: The skip connections, by rung.
         """
         rung = self._model.rungs[index]
+        if id(rung.up_block) in self._whole:
+            return self._up_whole(index, h, skips)
         self._group = enter(self._group, rung.up_block)
         h, skip = _freeu(rung.up_block, h, skips[index])
         h = self._through(rung.up, rung.up_attention, torch.cat([h, skip], dim=1))
         if rung.upsampler is not None:
             h = rung.upsampler(h, skips[index - 1].shape[2:] if self._odd else None)
         return h
+
+    def _down_whole(self, index: int, h: Tensor) -> Tensor:
+        """Run a whole block at its first rung, and return what it made at the others."""
+        block = self._model.rungs[index].down_block
+        rungs = self._whole[id(block)]
+        if index == rungs[0]:
+            self.release()  # the block brings its own weights
+            attend, number = {}, self._model.rungs[self._adapted(rungs)].adapter
+            adapted = number is not None and number < len(self._adapter)
+            attends = getattr(block, "has_cross_attention", False)
+            if attends:
+                attend = {**self._attend, **({"additional_residuals": self._adapter[number]} if adapted else {})}
+            h, made = block(hidden_states=h, temb=self._emb, **attend)
+            if adapted and not attends:
+                h += self._adapter[number]  # in place, as in diffusers: the last skip is the same tensor
+            self._skips |= dict(zip(rungs, made, strict=True))
+            self._skips[-1] = h  # the block's output, which a hook may have changed
+        return self._skips[-1] if index == rungs[-1] else self._skips[index]
+
+    def _adapted(self, rungs: range) -> int:
+        """Return the rung of a block that an adapter's residual is added to."""
+        return next((i for i in rungs if self._model.rungs[i].adapter is not None), rungs[-1])
+
+    def _up_whole(self, index: int, h: Tensor, skips: list[Tensor]) -> Tensor:
+        """Run a whole block at its highest rung; at the others it has run."""
+        block = self._model.rungs[index].up_block
+        rungs = self._whole[id(block)]
+        if index != rungs[-1]:
+            return h
+        self.release()
+        size = skips[rungs[0] - 1].shape[2:] if self._odd and rungs[0] else None
+        attend = self._attend if getattr(block, "has_cross_attention", False) else {}
+        below = tuple(skips[rungs[0] : rungs[-1] + 1])
+        return block(hidden_states=h, temb=self._emb, res_hidden_states_tuple=below, upsample_size=size, **attend)
 
     def release(self) -> None:
         """Let offloading take back the weights of the last block."""
@@ -226,11 +272,10 @@ class Forward:
 def _rungs(unet: UNet2DConditionModel) -> tuple[Rung, ...]:
     """Pair the parts of the way down with those of the way up."""
     for block in [*unet.down_blocks, *unet.up_blocks]:
-        kind = type(block).__name__
-        if kind not in DOWN_BLOCKS + UP_BLOCKS:
+        if not isinstance(block, _KINDS):
             raise DatoError(
-                f"this UNet has a {kind}, which dato cannot cut into rungs; supported are the UNets of Stable "
-                f"Diffusion 1.x, 2.x and XL ({', '.join(DOWN_BLOCKS + UP_BLOCKS)})"
+                f"this UNet has a {type(block).__name__}, which dato cannot cut into rungs; supported are the UNets of "
+                f"Stable Diffusion 1.x, 2.x and XL ({', '.join(DOWN_BLOCKS + UP_BLOCKS)})"
             )
 
     down = [(unet.conv_in, None, False, None)]
@@ -253,6 +298,35 @@ def _rungs(unet: UNet2DConditionModel) -> tuple[Rung, ...]:
         raise DatoError(f"this UNet leaves {len(down)} skip connections and takes in {len(up)}; dato needs as many")
     pairs = zip(down, reversed(up), strict=True)
     return tuple(Rung(*below, *above, adapters.get(number)) for number, (below, above) in enumerate(pairs))
+
+
+def _blocks(unet: UNet2DConditionModel, rungs: tuple[Rung, ...]) -> dict[str, tuple[nn.Module, range]]:
+    """Return each block and the rungs that pass through it, by its name in the UNet."""
+    blocks = {}
+    for way, attribute in (("down_blocks", "down_block"), ("up_blocks", "up_block")):
+        for number, block in enumerate(getattr(unet, way)):
+            passing = [index for index, rung in enumerate(rungs) if getattr(rung, attribute) is block]
+            blocks[f"{way}.{number}"] = block, range(passing[0], passing[-1] + 1)
+    return blocks
+
+
+def residuals_of(arguments: Mapping[str, Any]) -> tuple[tuple[Tensor, ...] | None, list[Tensor]]:
+    """Return a ControlNet's residuals for the skip connections (None without one), and a T2I-Adapter's."""
+    names = (
+        "down_block_additional_residuals",
+        "mid_block_additional_residual",
+        "down_intrablock_additional_residuals",
+    )
+    return _residuals(*(arguments.get(name) for name in names))
+
+
+def _residuals(
+    control: tuple[Tensor, ...] | None, mid_control: Tensor | None, adapter: list[Tensor] | None
+) -> tuple[tuple[Tensor, ...] | None, list[Tensor]]:
+    if control is None or mid_control is None:
+        # Without a residual for the mid block it is diffusers' older spelling for T2I-Adapters.
+        return None, list((control if adapter is None else adapter) or ())
+    return control, list(adapter or ())
 
 
 def _attentions(block: nn.Module) -> list[nn.Module | None]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffusers import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from dato.call import LAST, place_read
 from dato.unet.cache import Cache
@@ -26,17 +26,25 @@ class Ladder:
     Args:
         unet: The model. It is only read, never changed.
 
+    Attributes:
+        model: Its steps.
+
     Raises:
         DatoError: if the UNet has blocks that cannot be cut into rungs.
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
-        self._model = DiffusersUNet(unet)
+        self.model = DiffusersUNet(unet)
+
+    @property
+    def blocks(self) -> dict[str, tuple[nn.Module, range]]:
+        """Each block of the UNet with the rungs that pass through it, by its name."""
+        return self.model.blocks
 
     @property
     def rungs(self) -> tuple[Rung, ...]:
         """The rungs, rung 0 first."""
-        return self._model.rungs
+        return self.model.rungs
 
     def __len__(self) -> int:
         """D, the number of rungs: the depth at which the whole UNet runs."""
@@ -67,8 +75,8 @@ class Ladder:
             (B, C_out, H, W), the prediction.
         """
         if depth == 0:
-            return self._model.head(cache.last()) if cache.last_feature else cache.last()
-        forward = self._model.embed(sample, timestep, encoder_hidden_states, **conditions)
+            return self.model.head(cache.last()) if cache.last_feature else cache.last()
+        forward = self.model.embed(sample, timestep, encoder_hidden_states, **conditions)
 
         h, skips = None, []
         for index in range(depth):
@@ -88,6 +96,6 @@ class Ladder:
 
     def _finish(self, h: Tensor, cache: Cache) -> Tensor:
         """Make the prediction of the last feature, and store one of the two."""
-        prediction = self._model.head(h)
+        prediction = self.model.head(h)
         cache.store(LAST, h if cache.last_feature else prediction)
         return prediction

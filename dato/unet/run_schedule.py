@@ -67,7 +67,7 @@ class GivenSchedule:
                 warnings.warn(
                     f"the schedule has {len(self._schedule)} calls and this run has {total}, so it is resampled; "
                     "a schedule that was searched for this number of steps would do better",
-                    stacklevel=6,
+                    stacklevel=10,
                 )
             self._fitted[total] = self._schedule.resampled(total)
         return self._fitted[total]

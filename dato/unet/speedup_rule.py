@@ -194,7 +194,7 @@ class RuleSchedule:
             warnings.warn(
                 f"speedup={self._speedup:g} cannot be reached in {calls} UNet calls, of which the first and the last "
                 "must be whole; this run is as fast as it can be",
-                stacklevel=6,
+                stacklevel=10,
             )
         return _begun_later(self._last, first)
 

@@ -1,7 +1,5 @@
 """Overriding a forward that other libraries override too: in any order the patch runs, and everything is restored."""
 
-from types import MethodType
-
 import pytest
 import torch
 from accelerate.hooks import CpuOffload
@@ -11,6 +9,7 @@ from which_tests import thorough
 
 import dato
 from dato import Schedule
+from dato.unet.forward_override import Overridden
 
 SCHEDULE = Schedule([8, 1, 0, 2, 1], rungs=8)
 ORDERS = (
@@ -96,7 +95,7 @@ def test_what_was_taken_off_does_not_come_back():
     for pipe in (one, other):
         dato.apply_patch(pipe, SCHEDULE, controlnet="follow")
     dato.remove_patch(one)
-    assert isinstance(one.controlnet.forward, MethodType) and "forward" in one.controlnet.__dict__
+    assert isinstance(one.controlnet.forward, Overridden) and "forward" in one.controlnet.__dict__
     dato.remove_patch(other)
     assert "forward" not in one.controlnet.__dict__
 
