@@ -17,7 +17,7 @@ from dato.evaluation.evaluator import Evaluator
 from dato.evaluation.judgement import Judgement
 from dato.evaluation.racing import Rival
 from dato.evaluation.stock import Stock
-from dato.evaluation.validation import validation_evaluator
+from dato.evaluation.validation import OTHER_NOISE, validation_evaluator
 from dato.generation.pipelines import load_pipeline
 from dato.generation.sampling import Sampling
 from dato.metrics import Setup, load_metric
@@ -48,6 +48,9 @@ class Recipe:
         interleave: As in `Evaluator`.
         config: As in `load_pipeline`.
         validation: Prompts of the finalists' validation, which no candidate is judged by before.
+
+    Raises:
+        DatoError: if the seed of an image is too large.
     """
 
     model: str
@@ -63,6 +66,10 @@ class Recipe:
     interleave: bool = False
     config: str | None = None
     validation: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        # Before anything is generated. Else a search would fail at its end, in its validation.
+        self.sampling.check_seeds(max(len(self.prompts), OTHER_NOISE + len(self.validation) if self.validation else 0))
 
     def evaluator(self) -> Evaluator:
         """Load the pipeline and the metrics, and make an evaluator of them."""
