@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,6 +19,7 @@ from dato.report.schedule_text import strip
 from dato.schedule import Schedule
 from dato.search.user_choices import pick_point
 from dato.strategies import load_strategy
+from dato.utils.names import file_name
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -84,8 +84,7 @@ def generate_image(
     with err.status("Generating"):
         results = _in_turn(pipe, prompt, chosen, samplings, repeats)
     out.print(f"{hardware(where)}; median of {repeats}", highlight=False)
-    stem = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "image"
-    _tell(results, samplings, out_folder, f"{stem}-{seed}")
+    _tell(results, samplings, out_folder, f"{file_name(prompt)}-{seed}")
     out.print(f" calls: {strip(chosen.schedule if isinstance(chosen, Point) else chosen)}", highlight=False)
 
 
