@@ -33,6 +33,7 @@ def generate_image(
     pick: Annotated[str, typer.Option(help="Which point of a front: knee, speedup=NUMBER or quality=NUMBER.")] = "knee",
     model: opt.Model = None,
     config: opt.Config = None,
+    variant: opt.Variant = None,
     steps: opt.Steps = None,
     scheduler: opt.Scheduler = None,
     guidance_scale: opt.Guidance = None,
@@ -66,11 +67,11 @@ def generate_image(
     conditions = loaded.conditions if isinstance(loaded, Front) else {}
     _make(out_folder)
     where = opt.device_of(device)
-    name, config, of_model = opt.model_of(model, config, conditions)
+    name, loading, of_model = opt.model_of(model, config, variant, conditions)
     with err.status(f"Loading {name}"):
         kind = opt.dtype_of(dtype, where, conditions.get("dtype", "auto"))
         sampler = scheduler or conditions.get("scheduler_name")
-        pipe = load_pipeline(name, device=where, dtype=kind, scheduler=sampler, config=config)
+        pipe = load_pipeline(name, device=where, dtype=kind, scheduler=sampler, **loading)
     stock = Sampling(
         steps or conditions.get("steps", 50),
         guidance_scale or conditions.get("guidance_scale") or usual_guidance(name),

@@ -47,6 +47,7 @@ class Recipe:
         race: As in `Evaluator`.
         interleave: As in `Evaluator`.
         config: As in `load_pipeline`.
+        variant: As in `load_pipeline`.
         validation: Prompts of the finalists' validation, which no candidate is judged by before.
 
     Raises:
@@ -65,6 +66,7 @@ class Recipe:
     race: int | None = None
     interleave: bool = False
     config: str | None = None
+    variant: str | None = None
     validation: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -74,7 +76,8 @@ class Recipe:
     def evaluator(self) -> Evaluator:
         """Load the pipeline and the metrics, and make an evaluator of them."""
         device, dtype = torch.device(self.device), getattr(torch, self.dtype)
-        pipe = load_pipeline(self.model, device=device, dtype=dtype, scheduler=self.scheduler, config=self.config)
+        options = {"scheduler": self.scheduler, "config": self.config, "variant": self.variant}
+        pipe = load_pipeline(self.model, device=device, dtype=dtype, **options)
         return self.evaluator_of(pipe)
 
     def evaluator_of(self, pipe: DiffusionPipeline) -> Evaluator:
