@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def generate_image(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    prompt: opt.Prompt,
     strategy: Annotated[str, typer.Option(help=f"A front or schedule: {opt.STRATEGY}.")],
     pick: Annotated[str, typer.Option(help="Which point of a front: knee, speedup=NUMBER or quality=NUMBER.")] = "knee",
     model: opt.Model = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shlex
 import sys
 import typing
@@ -57,6 +58,15 @@ def model_of(
     return model or searched or EMBEDDED, loading, own
 
 
+def prompt_text(text: str) -> str:
+    """Return a prompt, which may have come as bytes of UTF-8 where the locale is another. Raise DatoError if not."""
+    try:
+        return os.fsencode(text).decode() if any("\udc80" <= character <= "\udcff" for character in text) else text
+    except UnicodeError:
+        raise DatoError("the prompt is not UTF-8, which it must be: set the locale to a UTF-8 one") from None
+
+
+Prompt = Annotated[str, typer.Argument(help="What to draw.", callback=prompt_text)]
 Model = Annotated[
     str | None,
     typer.Option(

@@ -13,7 +13,7 @@ from dato.emoji_sd import EMBEDDED
 
 
 def pruned_tokens(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    prompt: opt.Prompt,
     ratio: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of the tokens to prune.")] = 0.5,
     model: opt.Model = EMBEDDED,
     config: opt.Config = None,

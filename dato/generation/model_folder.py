@@ -27,6 +27,7 @@ _WORDS = (
     ("vocab.json", "merges.txt"),
     ("vocab.txt",),
     ("spiece.model",),
+    ("tokenizer.model",),
     ("sentencepiece.bpe.model",),
 )
 _TOWER = re.compile(r"^(text|vision)_model\.")  # versions of transformers differ in whether names begin so
@@ -53,7 +54,8 @@ def check_layout(folder: Path, without: Collection[str] = ()) -> dict[str, type 
         if not part.is_dir():
             raise DatoError(f"{folder} lacks the folder {name}, which its {INDEX} names: copy or download it again")
         for file in sorted(part.glob("*.json")):
-            _check_json(file)
+            if not file.name.startswith("."):  # macOS puts such files beside others on some disks
+                _check_json(file)
         if _has_weights(kind) and not (part / "config.json").is_file():
             raise DatoError(f"{part} lacks config.json: {AGAIN}")
         if kind is not None and "Tokenizer" in kind.__name__ and not _has_words(part):
@@ -84,18 +86,28 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
         _check_shards(part, files[0].suffix, variant if variant in weights else None)
 
 
-def check_loaded(pipe: DiffusionPipeline, folder: Path, variant: str | None = None) -> None:
-    """Raise DatoError if a part of a pipeline has weights that the folder from which it was loaded lacks."""
+def check_loaded(pipe: DiffusionPipeline, model: str, variant: str | None = None) -> None:
+    """Check that a pipeline got all its weights from what it was loaded from.
+
+    Args:
+        pipe: The pipeline.
+        model: The folder. Of a hub id only diffusers' parts are checked.
+        variant: As in `load_pipeline`.
+
+    Raises:
+        DatoError: if weights of a part are missing.
+    """
     from torch import nn
 
-    for name, model in pipe.components.items():
-        if isinstance(model, nn.Module) and (folder / name).is_dir():
-            missing = [weight for weight, value in model.named_parameters() if value.is_meta]
-            if type(model).__name__.startswith("CLIP"):  # it has no weights that are the same as others
-                missing = missing or _filled_in(model, _of_variant(folder / name, weights_in(folder / name), variant))
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module):
+            folder = Path(model) / name
+            missing = [weight for weight, value in part.named_parameters() if value.is_meta]
+            if folder.is_dir() and type(part).__name__.startswith("CLIP"):  # of others, some weights are the same
+                missing = missing or _filled_in(part, _of_variant(folder, weights_in(folder), variant))
             if missing:
                 more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-                raise DatoError(f"{folder / name} lacks weights, {missing[0]}{more}: {AGAIN}")
+                raise DatoError(f"{model}/{name} lacks weights, {missing[0]}{more}: {AGAIN}")
 
 
 def _parts(index: Path) -> dict[str, type | None]:

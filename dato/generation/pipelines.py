@@ -87,8 +87,7 @@ def _stored(model: str, dtype: torch.dtype, variant: str | None) -> DiffusionPip
         ) from error
     finally:
         torch.set_default_dtype(usual)  # diffusers changes it while it loads, and not back if that fails
-    if folder is not None:
-        check_loaded(pipe, folder, variant)
+    check_loaded(pipe, path, variant)
     return pipe
 
 

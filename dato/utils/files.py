@@ -30,7 +30,8 @@ def write_atomic(path: str | Path, data: str | bytes) -> None:
         raise DatoError(f"cannot write {path}: {error.strerror}") from None
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            # A file's name may hold bytes that are not UTF-8. They become what JSON writes for them, too.
+            file.write(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes a private file. Give it the usual permissions.

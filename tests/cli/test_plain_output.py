@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from dato import DatoError
+from dato.cli.options import prompt_text
 from dato.cli.plain_output import plain, use_plain_output
 
 NO_UTF_8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -45,6 +47,12 @@ def test_errors_and_help_too(settings):
     for command in (("--help",), ("search", "depth", "--help"), ("evaluate", "--help")):
         done = dato(*command, **settings)
         assert done.returncode == 0 and b"--" in done.stdout and not done.stderr
+
+
+def test_prompts_are_utf_8_where_the_locale_is_not():
+    assert prompt_text(os.fsdecode("café".encode())) == "café" and prompt_text("кошка") == "кошка"
+    with pytest.raises(DatoError, match="the prompt is not UTF-8"):
+        prompt_text(os.fsdecode(b"caf\xe9"))
 
 
 def test_what_the_user_chose_stays():

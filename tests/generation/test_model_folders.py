@@ -107,6 +107,7 @@ def test_what_is_not_loaded_may_be_damaged(copy):
     folder = copy("safetensors")
     for name in ("diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.safetensors", "model.onnx"):
         (folder / "unet" / name).write_bytes(POINTER)
+    (folder / "unet" / "._config.json").write_bytes(b"\0\5\x16\7")
     load_pipeline(str(folder))
 
 

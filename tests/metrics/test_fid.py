@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import save_pictures
+from conftest import call, save_pictures
 from pytorch_fid import fid_score
 from pytorch_fid import inception as pytorch_fid
 from torchmetrics.image.kid import poly_mmd
@@ -127,6 +127,22 @@ def test_pictures_are_counted_only_where_a_metric_reads_them(tmp_path):
     assert real_pictures_of(("psnr",), {"real": str(tmp_path)}) is None and real_pictures_of(("fid",), {}) is None
     (tmp_path / "real.npz").touch()
     assert real_pictures_of(("fid",), {"real": str(tmp_path / "real.npz")}) is None
+
+
+@pytest.mark.parametrize(
+    "command", [("evaluate", "--metrics", "fid", "--images", "2"), ("search", "depth", "--quality", "fid")]
+)
+def test_commands_say_how_many_pictures_they_read(command, monkeypatch, capsys, tmp_path):
+    def enough(*_):
+        raise DatoError("enough")
+
+    for module in ("experiments.paper_evaluation", "evaluation.ray_pool"):
+        monkeypatch.setattr(f"dato.{module}.make_pool", enough)
+    (tmp_path / "real").mkdir()
+    save_pictures(tmp_path / "real", [(3, 8, 8)] * 3, suffix="JPEG")
+    code, _, errors = call(monkeypatch, capsys, *command, "--real", tmp_path / "real", "--out", tmp_path / "out")
+    said = f"fid: compared with 3 pictures in {tmp_path / 'real'}"
+    assert code == 2 and "error: enough" in errors and said in errors.splitlines()
 
 
 def test_kid_is_the_unbiased_estimate_and_always_the_same(setup, images):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dato import DatoError
-from dato.utils.files import dumps, has_suffix, read_text
+from dato.utils.files import dumps, has_suffix, read_json, read_text, write_atomic
 
 
 def test_suffixes_in_capitals_are_suffixes():
@@ -39,6 +39,13 @@ def test_text_as_it_is(tmp_path):
     file = tmp_path / "text"
     file.write_bytes(b"a\rb\r\nc\n")
     assert read_text(file) == "a\nb\nc\n" and read_text(file, newlines=False) == "a\rb\r\nc\n"
+
+
+def test_names_that_are_not_utf_8_are_written(tmp_path):
+    data = {"model": os.fsdecode(b"caf\xe9"), "prompts": ["кошка"]}
+    write_atomic(tmp_path / "front.json", dumps(data))
+    assert read_json(tmp_path / "front.json") == data
+    assert "кошка" in read_text(tmp_path / "front.json")
 
 
 def test_what_json_does_not_have_is_null():
