@@ -12,3 +12,9 @@ class DatoError(ValueError):
 def first_line(error: BaseException) -> str:
     """What a library's exception says, cut to one line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def reason_of(error: BaseException) -> str:
+    """What a library's exception says on one line, with its type if the text alone says little ("'unet'")."""
+    line = first_line(error).rstrip(":")
+    return line if isinstance(error, (OSError, ValueError, RuntimeError)) else f"{type(error).__name__}: {line}"

@@ -19,6 +19,7 @@ The JSON schema, version 1 (`Front.to_dict` writes it, `Front.from_dict` reads i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from dato.point import Point, check_has, check_keys, point_from_dict
 from dato.pruning import Pruning
 from dato.schedule import FORMAT as SCHEDULE_FORMAT
 from dato.schedule import Schedule, check_version
-from dato.utils.files import dumps, read_json, write_atomic
+from dato.utils.files import dumps, finite, read_json, write_atomic
 
 FORMAT = "dato.front"
 VERSION = 1
@@ -43,6 +44,7 @@ _CONDITIONS: dict[str, tuple[type, ...]] = {
     "quality": (str,),
     "model": (str,),
     "config": (str,),
+    "variant": (str,),
     "dtype": (str,),
     "height": (int,),
     "width": (int,),
@@ -187,13 +189,23 @@ class Front:
         return plain_steps(point, self.references.values(), self.baseline)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values, as described at the top of this module."""
+        """Return plain JSON values, as described at the top of this module.
+
+        Conditions that are not finite become None, because JSON has no such numbers.
+
+        Raises:
+            DatoError: if the quality, latency or speed-up of a point is not finite.
+        """
+        for name, point in self._named():
+            for key in ("quality", "latency_ms", "speedup"):
+                if not math.isfinite(value := getattr(point, key)):
+                    raise DatoError(f"front: {name}: {key} must be a finite number, not {value!r}")
         return {
             "format": FORMAT,
             "version": VERSION,
             "rungs": self.rungs,
             "pruning": self.baseline.schedule.pruning.to_dict(),
-            "conditions": dict(self.conditions),
+            "conditions": finite(dict(self.conditions)),
             "baseline": self.baseline.to_dict(),
             "references": {name: point.to_dict() for name, point in self.references.items()},
             "front": [point.to_dict() for point in self.points],
@@ -209,8 +221,9 @@ class Front:
         if not isinstance(data["conditions"], dict):
             raise DatoError('front: "conditions" must be an object')
         check_has("conditions", data["conditions"], ("calls", "quality"))
+        conditions = finite(data["conditions"])
         for key, kinds in _CONDITIONS.items():
-            if key in data["conditions"] and not isinstance(data["conditions"][key], kinds):
+            if key in conditions and not isinstance(conditions[key], kinds):
                 raise DatoError(f"front: conditions: {key} cannot be {data['conditions'][key]!r}")
         if not isinstance(data["front"], list) or not isinstance(data["references"], dict):
             raise DatoError('front: "front" must be a list of points and "references" an object of them')
@@ -223,11 +236,11 @@ class Front:
             tuple(sorted((point(f"point {i}", p) for i, p in enumerate(data["front"])), key=lambda p: p.latency_ms)),
             point("baseline", data["baseline"]),
             {name: point(f"reference {name!r}", p) for name, p in data["references"].items()},
-            data["conditions"],
+            conditions,
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the front as JSON, atomically. Raise DatoError if the file cannot be written."""
+        """Write the front as JSON, atomically. Raise DatoError if the file cannot be written, or as `to_dict` does."""
         write_atomic(path, dumps(self.to_dict()) + "\n")
 
     def save_pretrained(

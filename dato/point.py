@@ -54,7 +54,8 @@ class Point:
             "quality": self.quality,
             "latency_ms": self.latency_ms,
             "speedup": self.speedup,
-            "metrics": dict(self.metrics),
+            # A measure that is not a number says nothing, and JSON has no such numbers.
+            "metrics": {name: value for name, value in self.metrics.items() if math.isfinite(value)},
         }
 
 

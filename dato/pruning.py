@@ -142,13 +142,15 @@ class Pruning:
                 raise DatoError(f"pruning: {name} must be a whole number of at least 1, not {value!r}")
         for name in ("noise_alpha", "sim_beta", "diff_gamma"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e300 < value < 1e300:
                 raise DatoError(f"pruning: {name} must be a number, not {value!r}")
         for name in ("self_attention", "cross_attention", "feed_forward", "align_cfg", "shared"):
             if not isinstance(getattr(self, name), bool):
                 raise DatoError(f"pruning: {name} must be true or false, not {getattr(self, name)!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise DatoError(f"pruning: seed must be a whole number, not {self.seed!r}")
+        if not -(2**63) <= self.seed < 2**64:  # what torch takes
+            raise DatoError(f"pruning: seed must be below {2**64}, not {self.seed}")
 
     @property
     def base_score(self) -> BaseScore:

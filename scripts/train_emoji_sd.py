@@ -42,7 +42,7 @@ def train_emoji_sd(
     steps_clip_image: Annotated[int | None, Option(min=1, help="Default: 978.")] = None,
     device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, Option(help="auto, bf16 or float32. auto: bf16 where it is native.")] = "auto",
-    seed: Annotated[int, Option(help="Of the initial weights and of every random draw.")] = 0,
+    seed: Annotated[int, Option(max=2**64 - 1, help="Of the initial weights and of every random draw.")] = 0,
     save_seconds: Annotated[float, Option(min=0, help="Time between checkpoints; 0: after every step.")] = 60.0,
     smoke: Annotated[bool, Option("--smoke", help="Toy widths and 3 steps a stage: whether it runs.")] = False,
 ) -> None:

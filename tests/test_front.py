@@ -1,13 +1,16 @@
 """Fronts as data: a front is read as it was written, and an invalid file is refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 import dato
 from dato import DatoError, Front, Point, Schedule, load_front
 from dato.point import competing, non_dominated
+from dato.report.page import write_page
 from dato.schedule import Schedule as PlainSchedule
+from dato.search.run_folder import Run
 from dato.strategies import load_strategy, strategies
 
 
@@ -123,6 +126,39 @@ def edits():
         (drop("conditions", "quality"), '"quality" is missing'),
         (drop("front", 0, "orders"), '"orders" is missing'),
     ]
+
+
+def test_numbers_that_json_does_not_have(front, tmp_path):
+    """Python reads and writes NaN and Infinity in JSON, which nobody else does."""
+    nan, inf, path = float("nan"), float("inf"), tmp_path / "front.json"
+    odd = {**front.conditions, "search": {"min_quality": nan, "list": [inf, 1.0]}}
+    stock = replace(front.baseline, metrics={"psnr": 100.0, "fid": nan})
+    Front(front.points, stock, front.references, odd).save(path)
+    data = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert data["conditions"]["search"] == {"min_quality": None, "list": [None, 1.0]}
+    assert data["baseline"]["metrics"] == {"psnr": 100.0}
+    assert load_front(path).baseline == front.baseline
+
+    # What somebody else wrote.
+    path.write_text(json.dumps(data | {"conditions": odd}))
+    again = load_front(path)
+    assert again.conditions["search"] == data["conditions"]["search"]
+    write_page([Run.load(path)], tmp_path / "page.html")
+    again.save(path)
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == data
+    path.write_text(json.dumps(data | {"conditions": {**odd, "guidance_scale": nan}}))
+    with pytest.raises(DatoError, match="guidance_scale cannot be nan"):
+        load_front(path)
+    for key, value in [("quality", nan), ("latency_ms", inf), ("speedup", -inf)]:
+        data["front"][0][key] = value
+        path.write_text(json.dumps(data))
+        with pytest.raises(DatoError, match=f"front.json: front: point 0: {key} must be a finite number"):
+            load_front(path)
+        data["front"][0][key] = 1.0
+        broken = Front((replace(front.points[0], **{key: value}),), front.baseline, {}, front.conditions)
+        with pytest.raises(DatoError, match=f"front: point 0: {key} must be a finite number, not {value}"):
+            broken.save(tmp_path / "broken.json")
+        assert not (tmp_path / "broken.json").exists()
 
 
 @pytest.mark.parametrize(("edit", "message"), edits())

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 def run_benchmark(
     model: opt.Model = EMBEDDED,
     config: opt.Config = None,
+    variant: opt.Variant = None,
     parts: Annotated[
         str | None,
         typer.Option(
@@ -94,6 +95,7 @@ def run_benchmark(
     settings = BenchmarkSettings(
         model,
         config,
+        variant,
         chosen,
         compile,
         compile_mode,

@@ -18,6 +18,7 @@ from dato.samplers import SAMPLERS
 def compare_rule(
     model: opt.Model = EMBEDDED,
     config: opt.Config = None,
+    variant: opt.Variant = None,
     prompts: Annotated[
         Path | None,
         typer.Option(help="Text file, one prompt a line.", show_default="the embedded model's evaluation split"),
@@ -52,7 +53,8 @@ def compare_rule(
     scales = opt.numbers("--guidance-scales", guidance_scales, float) or []
     where = opt.device_of(device)
     with err.status(f"Loading {model}"):
-        pipe = load_pipeline(model, device=where, dtype=opt.dtype_of(dtype, where), config=config)
+        kind = opt.dtype_of(dtype, where)
+        pipe = load_pipeline(model, device=where, dtype=kind, config=config, variant=variant)
     sampling = Sampling(height=height, width=width, seed=seed, batch_size=batch_size)
     texts = read_prompts(prompts, images, "evaluation")
     with show_progress("Settings") as update:

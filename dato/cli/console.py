@@ -24,6 +24,7 @@ from rich.progress import (
 )
 from typer.core import TyperCommand
 
+from dato.cli.plain_output import use_plain_output
 from dato.errors import DatoError
 
 # Where there is no terminal (a log, a pipe) tables need not be squeezed into its 80 columns.
@@ -123,6 +124,7 @@ def run_app(app: typer.Typer) -> None:
 
     Other exceptions are bugs and keep their traceback.
     """
+    use_plain_output()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Libraries read these variables when they are imported.
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

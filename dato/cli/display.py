@@ -22,6 +22,7 @@ from dato.metrics import shown
 from dato.point import Point
 from dato.report.schedule_text import strip
 from dato.search.progress import ProgressBar, SearchProgress
+from dato.utils.files import finite
 
 ROWS = 8  # of the best points so far
 
@@ -65,7 +66,7 @@ class Lines(_StopOnSignals):
     """Writes one JSON object a line on standard output: `--json`."""
 
     def _say(self, event: str, **what: Any) -> None:
-        print(json.dumps({"event": event, **what}, ensure_ascii=False), flush=True)
+        print(json.dumps(finite({"event": event, **what})), flush=True)  # ASCII, which every output can hold
 
     def note(self, text: str) -> None:
         """See `SearchProgress`."""

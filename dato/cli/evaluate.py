@@ -64,6 +64,7 @@ def evaluate(
         ),
     ] = None,
     config: opt.Config = None,
+    variant: opt.Variant = None,
     protocol: Annotated[
         str | None,
         typer.Option(
@@ -134,7 +135,7 @@ def evaluate(
     families = _families(chosen)
     entries = _entries(loaded, families, points, pick or [])
     conditions = next((strategy.conditions for strategy in loaded.values() if isinstance(strategy, Front)), {})
-    model, config, same_model = opt.model_of(model, config, conditions)
+    model, loading, same_model = opt.model_of(model, config, variant, conditions)
     texts = _prompts(protocol, model, prompts, captions, images)
     files = metric.files_of(ctx.params)
     where = opt.device_of(device, elsewhere=ray_address is not None)
@@ -150,10 +151,12 @@ def evaluate(
         (),
         _metrics(metrics, model, files),
         setup_for(model, files),
-        config=config,
+        **loading,
     )
     folder = out_folder or opt.new_folder(None, "evaluation")
     err.print(f"Writing to {folder}. If stopped, go on with the same command and --out {folder}.", soft_wrap=True)
+    if (pictures := metric.real_pictures_of(recipe.metrics, files)) is not None:
+        err.print(pictures, soft_wrap=True, markup=False, highlight=False)
     result = paper_evaluation.evaluate(
         recipe, folder, families, entries, workers=workers, ray_address=ray_address, progress=show_progress
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,6 +19,7 @@ from dato.report.schedule_text import strip
 from dato.schedule import Schedule
 from dato.search.user_choices import pick_point
 from dato.strategies import load_strategy
+from dato.utils.names import file_name
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
 
 def generate_image(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    prompt: opt.Prompt,
     strategy: Annotated[str, typer.Option(help=f"A front or schedule: {opt.STRATEGY}.")],
     pick: Annotated[str, typer.Option(help="Which point of a front: knee, speedup=NUMBER or quality=NUMBER.")] = "knee",
     model: opt.Model = None,
     config: opt.Config = None,
+    variant: opt.Variant = None,
     steps: opt.Steps = None,
     scheduler: opt.Scheduler = None,
     guidance_scale: opt.Guidance = None,
@@ -66,11 +67,11 @@ def generate_image(
     conditions = loaded.conditions if isinstance(loaded, Front) else {}
     _make(out_folder)
     where = opt.device_of(device)
-    name, config, of_model = opt.model_of(model, config, conditions)
+    name, loading, of_model = opt.model_of(model, config, variant, conditions)
     with err.status(f"Loading {name}"):
         kind = opt.dtype_of(dtype, where, conditions.get("dtype", "auto"))
         sampler = scheduler or conditions.get("scheduler_name")
-        pipe = load_pipeline(name, device=where, dtype=kind, scheduler=sampler, config=config)
+        pipe = load_pipeline(name, device=where, dtype=kind, scheduler=sampler, **loading)
     stock = Sampling(
         steps or conditions.get("steps", 50),
         guidance_scale or conditions.get("guidance_scale") or usual_guidance(name),
@@ -84,8 +85,7 @@ def generate_image(
     with err.status("Generating"):
         results = _in_turn(pipe, prompt, chosen, samplings, repeats)
     out.print(f"{hardware(where)}; median of {repeats}", highlight=False)
-    stem = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "image"
-    _tell(results, samplings, out_folder, f"{stem}-{seed}")
+    _tell(results, samplings, out_folder, f"{file_name(prompt)}-{seed}")
     out.print(f" calls: {strip(chosen.schedule if isinstance(chosen, Point) else chosen)}", highlight=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shlex
 import sys
 import typing
@@ -38,14 +39,34 @@ def model_place(name: str | None) -> str | None:
 
 
 def model_of(
-    model: str | None, config: str | None, known: Mapping[str, Any]
-) -> tuple[str, str | None, Mapping[str, Any]]:
-    """Return the model, its configuration, and `known`, a front's conditions, if the front is of this model."""
+    model: str | None, config: str | None, variant: str | None, known: Mapping[str, Any]
+) -> tuple[str, dict[str, str | None], Mapping[str, Any]]:
+    """Return the model and how to load it, by default as a front was searched.
+
+    Args:
+        model: What --model gives.
+        config: What --config gives.
+        variant: What --variant gives.
+        known: The front's conditions.
+
+    Returns:
+        The model, config and variant as `load_pipeline` takes them, and `known` if the front is of this model.
+    """
     searched = model_place(known.get("model"))
     own = known if model in (None, searched) else {}
-    return model or searched or EMBEDDED, config or own.get("config"), own
+    loading = {"config": config or own.get("config"), "variant": variant or own.get("variant")}
+    return model or searched or EMBEDDED, loading, own
 
 
+def prompt_text(text: str) -> str:
+    """Return a prompt, which may have come as bytes of UTF-8 where the locale is another. Raise DatoError if not."""
+    try:
+        return os.fsencode(text).decode() if any("\udc80" <= character <= "\udcff" for character in text) else text
+    except UnicodeError:
+        raise DatoError("the prompt is not UTF-8, which it must be: set the locale to a UTF-8 one") from None
+
+
+Prompt = Annotated[str, typer.Argument(help="What to draw.", callback=prompt_text)]
 Model = Annotated[
     str | None,
     typer.Option(
@@ -61,6 +82,14 @@ Config = Annotated[
         help="For a model in one file: folder or hub id in diffusers' layout that describes its parts.",
         show_default="that of SD 1.5, 2.1 or XL, from the hub",
         callback=given_place,
+    ),
+]
+Variant = Annotated[
+    str | None,
+    typer.Option(
+        "--variant",
+        help="For a folder or hub id: which weights to load, such as fp16.",
+        show_default="those of no variant",
     ),
 ]
 Steps = Annotated[int | None, typer.Option(min=1, help="Sampler steps.", show_default="the front's")]

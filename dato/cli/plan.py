@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ def plan_schedule(
     speedup: Annotated[float, typer.Option(help="How many times as fast as the unchanged pipeline.")] = 3.0,
     model: opt.Model = EMBEDDED,
     config: opt.Config = None,
+    variant: opt.Variant = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -43,7 +45,7 @@ def plan_schedule(
     It takes about as long as seven images. A search (search_depth) takes longer and finds better schedules.
     """
     from dato.generation.guidance import guidance_of
-    from dato.generation.pipelines import load_pipeline
+    from dato.generation.pipelines import load_pipeline, loading_conditions
     from dato.generation.prompts import read_prompts
     from dato.report.schedule_text import strip
     from dato.search.planning import IMAGES, plan
@@ -54,8 +56,9 @@ def plan_schedule(
     texts = read_prompts(prompts, IMAGES)
     where = opt.device_of(device)
     with err.status(f"Loading {model}") as status:
+        loading = loading_conditions(config, variant)
         sampler = scheduler or ("dpm++2m" if model == EMBEDDED else None)
-        pipe = load_pipeline(model, device=where, dtype=opt.dtype_of(dtype, where), scheduler=sampler, config=config)
+        pipe = load_pipeline(model, device=where, dtype=opt.dtype_of(dtype, where), scheduler=sampler, **loading)
         pipe.set_progress_bar_config(disable=True)
         guidance = guidance_scale or (None if model == EMBEDDED else guidance_of(model))
         front = plan(
@@ -69,6 +72,7 @@ def plan_schedule(
             seed=seed,
             note=status.update,
         )
+    front = replace(front, conditions={**front.conditions, **loading})  # a pipeline does not say these
     front.save(out_file)
     point = front.points[0]
     out.print(

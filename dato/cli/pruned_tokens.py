@@ -13,10 +13,11 @@ from dato.emoji_sd import EMBEDDED
 
 
 def pruned_tokens(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    prompt: opt.Prompt,
     ratio: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of the tokens to prune.")] = 0.5,
     model: opt.Model = EMBEDDED,
     config: opt.Config = None,
+    variant: opt.Variant = None,
     steps: Annotated[int, typer.Option(min=1, help="Sampler steps.")] = 50,
     scheduler: opt.Scheduler = "plms",
     guidance_scale: Annotated[float, typer.Option(min=1, help="Classifier-free guidance; 1 is off.")] = 3.0,
@@ -40,7 +41,8 @@ def pruned_tokens(
     where = opt.device_of(device)
     with err.status(f"Loading {model}"):
         kind = opt.dtype_of(dtype, where)
-        pipe = load_pipeline(model, device=where, dtype=kind, scheduler=scheduler, config=config)
+        loading = {"scheduler": scheduler, "config": config, "variant": variant}
+        pipe = load_pipeline(model, device=where, dtype=kind, **loading)
     sampling = Sampling(steps, guidance_scale, height, width, seed)
     with err.status("Generating"):
         counts = compare_pruning(pipe, prompt, sampling, ratio)

@@ -13,6 +13,7 @@ import typer
 
 from dato.cli import options as opt
 from dato.cli.console import err, out, quiet_libraries
+from dato.cli.metric_options import real_pictures_of
 from dato.cli.search_options import CommandOptions, RatioCommandOptions, command_of
 from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError
@@ -58,13 +59,11 @@ def _search_ratio(options: RatioSearch, where: RatioCommandOptions, remembered: 
     conditions = front.conditions
     bases = ratio_bases(options, front, source)
     preset = ratio_preset(options, bases, conditions, where.images)
-    model = where.model or conditions.get("model", EMBEDDED)
-    of_front = model == opt.model_place(conditions.get("model"))
-    config = where.config or (conditions.get("config") if of_front else None)
+    model, loading, _ = opt.model_of(where.model, where.config, where.variant, conditions)
     prompts = _prompts_of(conditions, where.prompts, model, preset.images)
     device = opt.device_of(where.device, elsewhere=where.ray_address is not None)
     dtype = opt.dtype_name(where.dtype, device, conditions.get("dtype", "auto"))
-    subject = Subject(model, str(device), dtype, conditions.get("scheduler_name"), config)
+    subject = Subject(model, str(device), dtype, conditions.get("scheduler_name"), **loading)
     prepared = prepare_ratios(options, subject, preset, prompts, bases, conditions)
     folder = _folder(where, "ratio")
     front = _run(prepared, folder, {**remembered, "depths": source}, where)
@@ -103,7 +102,7 @@ def _search_calls(
     device = opt.device_of(where.device, elsewhere=where.ray_address is not None)
     scheduler = options.scheduler or (preset.scheduler if where.model == EMBEDDED else None)
     dtype = opt.dtype_name(where.dtype, device)
-    subject = Subject(where.model, str(device), dtype, scheduler, where.config)
+    subject = Subject(where.model, str(device), dtype, scheduler, where.config, where.variant)
     preset = replace(preset, images=len(prompts), validation=len(validation))
     prepared = prepare_calls(options, subject, preset, prompts, validation)
     folder = _folder(where, kind)
@@ -127,6 +126,8 @@ def _run(prepared: PreparedSearch, folder: Folder, remembered: Mapping[str, Any]
 
     quiet_libraries()
     display = display_of(prepared.recipe.metrics[0], where.quiet, where.as_json)
+    if (pictures := real_pictures_of(prepared.recipe.metrics, prepared.recipe.setup.options)) is not None:
+        display.note(pictures)
     front = None
     try:
         with contextlib.ExitStack() as stack:

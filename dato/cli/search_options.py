@@ -23,7 +23,7 @@ S = TypeVar("S", bound=SearchOptions)
 # These do not change what is searched, so a journal does not store them.
 _PASSING = ("out", "resume", "workers", "ray_address", "quiet", "as_json")
 # In a command's help these come before the options of the search.
-_FIRST = ("depths", "model", "config", "prompts", "prompts_order", "images")
+_FIRST = ("depths", "model", "config", "variant", "prompts", "prompts_order", "images")
 # Defaults that commands have and functions do not.
 _SHOWN = {"scheduler": "the model's own; on emoji-sd dpm++2m, with --preset paper its own"}
 # What searches of earlier versions did, where their journals do not say it.
@@ -61,6 +61,7 @@ class CommandOptions:
 
     model: opt.Model = EMBEDDED
     config: opt.Config = None
+    variant: opt.Variant = None
     prompts: Annotated[
         Path | None,
         typer.Option(help="Text file, one prompt a line.", show_default="the embedded model's search split"),

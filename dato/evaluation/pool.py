@@ -17,7 +17,7 @@ from dato.evaluation.evaluator import Evaluator
 from dato.evaluation.judgement import Judgement
 from dato.evaluation.racing import Rival
 from dato.evaluation.stock import Stock
-from dato.evaluation.validation import validation_evaluator
+from dato.evaluation.validation import OTHER_NOISE, validation_evaluator
 from dato.generation.pipelines import load_pipeline
 from dato.generation.sampling import Sampling
 from dato.metrics import Setup, load_metric
@@ -47,7 +47,11 @@ class Recipe:
         race: As in `Evaluator`.
         interleave: As in `Evaluator`.
         config: As in `load_pipeline`.
+        variant: As in `load_pipeline`.
         validation: Prompts of the finalists' validation, which no candidate is judged by before.
+
+    Raises:
+        DatoError: if the seed of an image is too large.
     """
 
     model: str
@@ -62,12 +66,18 @@ class Recipe:
     race: int | None = None
     interleave: bool = False
     config: str | None = None
+    variant: str | None = None
     validation: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        # Before anything is generated. Else a search would fail at its end, in its validation.
+        self.sampling.check_seeds(max(len(self.prompts), OTHER_NOISE + len(self.validation) if self.validation else 0))
 
     def evaluator(self) -> Evaluator:
         """Load the pipeline and the metrics, and make an evaluator of them."""
         device, dtype = torch.device(self.device), getattr(torch, self.dtype)
-        pipe = load_pipeline(self.model, device=device, dtype=dtype, scheduler=self.scheduler, config=self.config)
+        options = {"scheduler": self.scheduler, "config": self.config, "variant": self.variant}
+        pipe = load_pipeline(self.model, device=device, dtype=dtype, **options)
         return self.evaluator_of(pipe)
 
     def evaluator_of(self, pipe: DiffusionPipeline) -> Evaluator:

@@ -19,7 +19,7 @@ from dato.experiments.progress import Progress, counting, silent
 from dato.experiments.selection_speed import time_selection
 from dato.experiments.speed import compiled_forward, sample_shape, time_calls, time_images
 from dato.front import Front
-from dato.generation.pipelines import load_pipeline
+from dato.generation.pipelines import load_pipeline, loading_conditions
 from dato.generation.prompts import read_prompts
 from dato.generation.sampling import Sampling
 from dato.prediction.latency_check import TableCheck, check_table, measurer, random_schedules
@@ -43,6 +43,7 @@ class BenchmarkSettings:
     Attributes:
         model: As in `load_pipeline`.
         config: As in `load_pipeline`.
+        variant: As in `load_pipeline`.
         parts: Some of `PARTS`.
         compile: Whether stock and our schedules run with torch.compile. The others stay eager.
         compile_mode: Mode of torch.compile; None: its default.
@@ -64,6 +65,7 @@ class BenchmarkSettings:
 
     model: str = EMBEDDED
     config: str | None = None
+    variant: str | None = None
     parts: tuple[str, ...] = tuple(PARTS)
     compile: bool = False
     compile_mode: str | None = None
@@ -92,7 +94,7 @@ class BenchmarkSettings:
         """Return what the numbers depend on, as JSON values."""
         return {
             "model": self.model,
-            **({} if self.config is None else {"config": self.config}),
+            **loading_conditions(self.config, self.variant),
             "compiled": self.compile,
             "compile_mode": self.compile_mode,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -184,6 +186,7 @@ class _Bench:
             dtype=settings.dtype,
             scheduler=scheduler,
             config=settings.config,
+            variant=settings.variant,
         )
         rungs = len(Ladder(pipe.unet))
         depths = settings.depths or range(rungs + 1)

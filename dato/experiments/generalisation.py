@@ -115,15 +115,16 @@ def recipe_of_search(front: Front, images: int, batch_size: int, device: str = "
         DatoError: if the front does not say with what prompts, seeds, steps and guidance it was searched.
     """
     conditions = front.conditions
-    prompts = conditions.get("prompts")
-    if not prompts or any(name not in conditions for name in ("steps", "guidance_scale", "seeds")):
+    prompts, seeds = conditions.get("prompts"), conditions.get("seeds")
+    has_seeds = isinstance(seeds, list) and seeds and isinstance(seeds[0], int)
+    if not prompts or not has_seeds or any(name not in conditions for name in ("steps", "guidance_scale")):
         raise DatoError("the front does not say with what prompts, seeds, steps and guidance it was searched")
     sampling = Sampling(
         conditions["steps"],
         conditions["guidance_scale"],
         conditions.get("height"),
         conditions.get("width"),
-        conditions["seeds"][0],
+        seeds[0],
         batch_size,
     )
     return Recipe(
@@ -136,6 +137,7 @@ def recipe_of_search(front: Front, images: int, batch_size: int, device: str = "
         (),
         (PSNR,),
         config=conditions.get("config"),
+        variant=conditions.get("variant"),
     )
 
 

@@ -22,6 +22,7 @@ from dato.evaluation.flaws import OUT_OF_MEMORY, check_stock, flaw
 from dato.evaluation.methods import Method, stock_method
 from dato.evaluation.pool import Facts, Pool, Recipe
 from dato.experiments.image_store import Batch, ImageStore
+from dato.generation.pipelines import loading_conditions
 from dato.generation.sampling import Sampling
 from dato.metrics import measured_with
 from dato.schedule import Schedule
@@ -34,7 +35,7 @@ def settings_of(recipe: Recipe, facts: Facts) -> dict[str, Any]:
     sampling = recipe.sampling
     return {
         "model": recipe.model,
-        **({} if recipe.config is None else {"config": recipe.config}),
+        **loading_conditions(recipe.config, recipe.variant),
         "dtype": recipe.dtype,
         "height": sampling.height or facts.pixels,
         "width": sampling.width or facts.pixels,

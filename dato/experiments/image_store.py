@@ -85,7 +85,7 @@ class ImageStore:
         text = "".join(f"{prompt}\n" for prompt in prompts)
         if settings_file.exists():
             _check_settings(folder, read_json(settings_file), settings)
-            old = read_text(prompts_file) if prompts_file.exists() else ""
+            old = read_text(prompts_file, newlines=False) if prompts_file.exists() else ""
             if not (old.startswith(text) or text.startswith(old)):
                 raise DatoError(f"{folder} holds images of other prompts: choose another folder")
             text = max(old, text, key=len)

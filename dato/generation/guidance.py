@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError, first_line
 from dato.generation.model_configs import RANDOM_MODELS, text_width
+from dato.generation.model_folder import check_layout
 from dato.generation.single_file import SD2, family_of, is_single_file
 
 _OF_EMBEDDED, _OF_SD2, _OF_OTHERS = 3.0, 9.0, 7.5
@@ -30,6 +32,8 @@ def guidance_of(model: str) -> float:
         return guidance_of_width(text_width(model))
     if is_single_file(model):
         return _OF_SD2 if family_of(model) is SD2 else _OF_OTHERS
+    if Path(model).is_dir():
+        check_layout(Path(model))
     from diffusers import UNet2DConditionModel
 
     try:

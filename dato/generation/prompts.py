@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -32,7 +33,9 @@ def read_prompts(
     if source is None:
         prompts, name = emoji_sd.prompts(split), f"the embedded model's {split} split"
     else:
-        prompts, name = [line.strip() for line in read_text(source).splitlines() if line.strip()], str(source)
+        # Only these end a line. `splitlines` also cuts at a form feed and at Unicode's line separators.
+        lines = re.split("\r?\n", read_text(source, newlines=False))
+        prompts, name = [line.strip() for line in lines if line.strip()], str(source)
     count = len(prompts) if count is None else count
     if not prompts:
         raise DatoError(f"{name} holds no prompts: write one a line")
@@ -98,16 +101,20 @@ def coco_captions(path: Path, count: int = COCO_COUNT) -> list[str]:
         count: How many.
 
     Raises:
-        DatoError: if the file is not COCO's, or has captions of fewer images.
+        DatoError: if the file is not COCO's, or has captions of fewer images, or image ids of different kinds.
     """
     try:
         annotations = read_json(path)["annotations"]
-        first: dict[int, tuple[int, str]] = {}
+        first: dict[int | str, tuple[int, str]] = {}
         for entry in annotations:
-            caption = int(entry["id"]), " ".join(entry["caption"].split())
-            first[entry["image_id"]] = min(first.get(entry["image_id"], caption), caption)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+            image, caption = entry["image_id"], (int(entry["id"]), " ".join(entry["caption"].split()))
+            if type(image) not in (int, str):
+                raise TypeError(f"the image_id of caption {caption[0]} is {image!r}")
+            first[image] = min(first.get(image, caption), caption)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DatoError(f"{path}: not COCO's captions (annotations with image_id, id, caption): {error!r}") from None
+    if len({type(image) for image in first}) > 1:
+        raise DatoError(f"{path}: some of its image_ids are numbers and some are text: make all of them numbers")
     if len(first) < count:
         raise DatoError(f"{path} has captions of {len(first)} images, and {count} are asked for: ask for fewer")
     images = sorted(first)

@@ -13,6 +13,8 @@ from torch import Tensor
 from dato.errors import DatoError
 from dato.utils.timing import Stopwatch, forward_times
 
+SEEDS = 2**64  # torch takes seeds below this
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -28,7 +30,7 @@ class Sampling:
         pipe_kwargs: Further keyword arguments of every call of the pipeline, such as a ControlNet's `image`.
 
     Raises:
-        DatoError: if height or width is not a multiple of 8.
+        DatoError: if height or width is not a multiple of 8, or the seed is not below 2**64.
     """
 
     steps: int = 20
@@ -44,6 +46,12 @@ class Sampling:
             # diffusers' pipelines ask for multiples of 8, whatever the VAE's factor is.
             if (getattr(self, name) or 8) % 8:
                 raise DatoError(f"`{name}` must be a multiple of 8, not {getattr(self, name)}")
+        self.check_seeds(1)
+
+    def check_seeds(self, images: int) -> None:
+        """Raise DatoError if the seed of one of so many images is too large."""
+        if self.seed + images > SEEDS:
+            raise DatoError(f"`seed` {self.seed} is too large: give at most {SEEDS - images}")
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,11 @@ def generate(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling
         prompts: n.
         sampling: Steps, guidance, size, seed and batch size.
         decode: Whether the VAE runs. If not, the images are latents (n, 4, h, w).
+
+    Raises:
+        DatoError: if the seed of an image is too large.
     """
+    sampling.check_seeds(len(prompts))
     whole = Stopwatch(pipe.unet.device)
     images, sizes, unet_ms, loop_ms = [], [], [], []
     with forward_times(pipe.unet) as calls:

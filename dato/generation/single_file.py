@@ -6,16 +6,20 @@ what the file lacks, and it finds the configuration, which such a file does not 
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zipfile import is_zipfile
 
-from dato.errors import DatoError, first_line
-from dato.utils.files import read_json
+from dato.errors import DatoError, first_line, reason_of
+from dato.generation.model_folder import INDEX, check_layout
+from dato.utils.files import has_suffix, read_json
+from dato.utils.weight_files import AGAIN, check_is_content
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 SUFFIXES = (".safetensors", ".ckpt")
+_NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")  # parts that such a file does not have
 _UNET = "model.diffusion_model."
 _CONV_IN = f"{_UNET}input_blocks.0.0.weight"
 _VAE = ("first_stage_model.decoder.conv_in.weight", "vae.decoder.conv_in.weight")
@@ -71,7 +76,7 @@ SDXL = Family(
 
 def is_single_file(model: str) -> bool:
     """Return whether a model's name is that of a file, which need not exist, and not of a folder or a hub id."""
-    return Path(model).is_file() or (model.endswith(SUFFIXES) and not Path(model).is_dir())
+    return Path(model).is_file() or (has_suffix(model, *SUFFIXES) and not Path(model).is_dir())
 
 
 def family_of(file: str) -> Family:
@@ -93,26 +98,32 @@ def load_single_file(file: str, dtype: torch.dtype, config: str | None = None) -
         DatoError: if the file is missing or damaged or holds something else, or the configuration is missing or does
             not fit.
     """
-    import diffusers
-    from diffusers.loaders.single_file_utils import SingleFileComponentError
-
     shapes = _shapes(file)
     family = _family(file, shapes)
     name = config or family.config
     layout = _layout(name, family)
-    # SD's configurations ask for a safety checker, and the file has none.
-    checker = {} if family is SDXL else {"safety_checker": None, "requires_safety_checker": False}
-    try:
-        pipe = getattr(diffusers, family.pipeline).from_single_file(file, config=layout, torch_dtype=dtype, **checker)
-    except NotImplementedError as error:  # weights that the file lacks have no memory, so they cannot be moved
-        raise DatoError(f"{file} lacks weights that the configuration {name} asks for") from error
-    except (SingleFileComponentError, OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = first_line(error)
-        raise DatoError(f"cannot load {file} as {family.name} with the configuration {name}: {reason}") from error
+    with _suffix_in_small_letters(file) as same:
+        pipe = _loaded(same, file, family, dtype, layout, name)
     _check_weights(file, name, pipe, sum(name.startswith(_UNET) for name in shapes))
     _align(pipe)
     pipe.register_to_config(_name_or_path=file)
     return pipe
+
+
+def _loaded(path: str, file: str, family: Family, dtype: torch.dtype, layout: str, config: str) -> DiffusionPipeline:
+    """Load a path of the file by the folder of its configuration. Errors say the given names, `file` and `config`."""
+    import diffusers
+
+    # SD's configurations ask for a safety checker, and the file has none.
+    checker = {} if family is SDXL else {"safety_checker": None, "requires_safety_checker": False}
+    try:
+        return getattr(diffusers, family.pipeline).from_single_file(path, config=layout, torch_dtype=dtype, **checker)
+    except NotImplementedError as error:  # weights that the file lacks have no memory, so they cannot be moved
+        raise DatoError(f"{file} lacks weights that the configuration {config} asks for") from error
+    except Exception as error:  # what is damaged or does not fit makes diffusers raise anything
+        raise DatoError(
+            f"cannot load {file} as {family.name} with the configuration {config}: {reason_of(error)}"
+        ) from error
 
 
 def _shapes(file: str) -> Mapping[str, tuple[int, ...]]:
@@ -122,10 +133,11 @@ def _shapes(file: str) -> Mapping[str, tuple[int, ...]]:
 
     if not Path(file).is_file():
         raise DatoError(f"{file}: no such file")
-    if not file.endswith(SUFFIXES):
+    if not has_suffix(file, *SUFFIXES):
         raise DatoError(f"{file}: a model in one file is a {' or '.join(SUFFIXES)}")
+    check_is_content(file)
     try:
-        if file.endswith(".safetensors"):
+        if has_suffix(file, ".safetensors"):
             with safe_open(file, "pt") as tensors:
                 return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
         with warnings.catch_warnings():
@@ -137,7 +149,7 @@ def _shapes(file: str) -> Mapping[str, tuple[int, ...]]:
             "model's .safetensors"
         ) from None
     except Exception as error:  # a damaged pickle can raise anything
-        raise DatoError(f"{file} is damaged, or no checkpoint: {first_line(error)}") from None
+        raise DatoError(f"{file} is damaged, or no checkpoint ({first_line(error)}): {AGAIN}") from None
     while isinstance(content, dict) and "state_dict" in content:
         content = content["state_dict"]
     if not isinstance(content, dict):
@@ -170,6 +182,24 @@ def _family(file: str, shapes: Mapping[str, tuple[int, ...]]) -> Family:
     return family
 
 
+@contextlib.contextmanager
+def _suffix_in_small_letters(file: str) -> Iterator[str]:
+    """Yield a path of the file that ends in one of `SUFFIXES`. diffusers takes other suffixes for those of pickles."""
+    if file.endswith(SUFFIXES):
+        yield file
+        return
+    suffix = Path(file).suffix.lower()
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder, f"model{suffix}")
+        try:
+            link.symlink_to(Path(file).resolve())
+        except OSError as error:
+            raise DatoError(
+                f"{file}: diffusers reads {suffix} in small letters only, so rename the file ({error.strerror})"
+            ) from None
+        yield str(link)
+
+
 def _layout(config: str, family: Family) -> str:
     """Return the folder of a configuration. Download it if `config` is a hub id."""
     from huggingface_hub import snapshot_download
@@ -185,11 +215,11 @@ def _layout(config: str, family: Family) -> str:
                 f"or hub id in diffusers' layout ({first_line(error)})"
             ) from None
     try:
-        parts = read_json(folder / "model_index.json")
+        parts = check_layout(folder, without=_NOT_NEEDED)
     except DatoError as error:
         raise DatoError(f"the configuration {config} is no pipeline in diffusers' layout: {error}") from None
-    if not isinstance(parts, dict) or "unet" not in parts or ("text_encoder_2" in parts) != (family is SDXL):
-        kind = parts.get("_class_name") if isinstance(parts, dict) else None
+    if "unet" not in parts or ("text_encoder_2" in parts) != (family is SDXL):
+        kind = read_json(folder / INDEX)["_class_name"]
         raise DatoError(f"the configuration {config} is that of a {kind}, and the file is {family.name}")
     return str(folder)
 

@@ -104,6 +104,7 @@ def _conditions(conditions: Mapping[str, Any]) -> list[tuple[str, Any]]:
     width, height = conditions.get("width"), conditions.get("height")
     return [
         ("model", conditions.get("model")),
+        ("variant", conditions.get("variant")),
         ("hardware", conditions.get("hardware")),
         ("dtype", conditions.get("dtype")),
         ("size", None if None in (width, height) else f"{width} x {height}"),

@@ -20,7 +20,7 @@ def is_name(text: str) -> bool:
     """Return whether a text can name a front on the hub: user/name or user/name@revision."""
     repo_id, at, revision = text.partition("@")
     # "runs/x.json" is a file that is missing: repositories have no such names.
-    valid = is_repository(repo_id) and not repo_id.endswith(".json")
+    valid = is_repository(repo_id) and not repo_id.lower().endswith(".json")
     return valid and (not at or _REVISION.fullmatch(revision) is not None)
 
 

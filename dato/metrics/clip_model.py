@@ -18,6 +18,7 @@ from torch import Tensor
 from dato.errors import DatoError, first_line
 from dato.metrics.base import UNREADABLE
 from dato.utils.images import check_images
+from dato.utils.weight_files import check_is_whole, weights_in
 
 
 class Clip:
@@ -44,6 +45,9 @@ class Clip:
     ) -> None:
         from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+        if Path(folder_or_id).is_dir():
+            for file in weights_in(Path(folder_or_id)).get(None, ()):
+                check_is_whole(file)
         try:
             model, info = CLIPModel.from_pretrained(str(folder_or_id), output_loading_info=True)
             if info["missing_keys"] or info["mismatched_keys"]:

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dato.errors import DatoError, first_line
+from dato.utils.files import has_suffix
+from dato.utils.weight_files import check_is_content
 
 if TYPE_CHECKING:
     from transformers import BlipTextConfig, BlipVisionConfig, PreTrainedTokenizerBase
@@ -151,8 +153,9 @@ def _some(names: list[str]) -> str:
 
 
 def _read(checkpoint: Path) -> dict[str, Tensor]:
+    check_is_content(checkpoint)
     try:
-        if checkpoint.suffix == ".safetensors":
+        if has_suffix(checkpoint, ".safetensors"):
             return load_file(checkpoint)
         weights = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, SafetensorError) as error:

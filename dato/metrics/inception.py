@@ -20,6 +20,7 @@ from torchvision.models import inception_v3
 from dato.errors import DatoError, first_line
 from dato.metrics.base import UNREADABLE, needs_weights
 from dato.utils.images import in_8_bits
+from dato.utils.weight_files import check_is_content
 
 FEATURES = 2048  # numbers that the final average pooling returns
 _CLASSES = 1008  # of the published weights' last layer, which FID does not use
@@ -72,6 +73,8 @@ def _from_hub() -> nn.Module:
 
 
 def _from_file(path: Path) -> nn.Module:
+    if path.is_file():
+        check_is_content(path)
     try:
         return _network(torch.load(path, map_location="cpu", weights_only=True))
     except UNREADABLE as error:

@@ -14,20 +14,24 @@ from torch import Tensor
 from dato.errors import DatoError
 from dato.metrics.frechet import Moments
 from dato.metrics.inception import FEATURES, Inception
+from dato.utils.files import has_suffix
 from dato.utils.images import read_image
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Return the pictures of a folder, as pytorch-fid finds them. Return an empty list if it is no folder.
+    """Return the pictures of a folder, sorted. Return an empty list if it is no folder.
+
+    They have pytorch-fid's suffixes, in small letters or in capitals. Subfolders are not read.
 
     Raises:
         DatoError: if the folder has no pictures.
     """
     if not folder.is_dir():
         return []
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lstrip(".") in IMAGE_EXTENSIONS)
+    suffixes = sorted(f".{name}" for name in IMAGE_EXTENSIONS)
+    paths = sorted(path for path in folder.iterdir() if has_suffix(path, *suffixes))
     if not paths:
-        raise DatoError(f"{folder}: no pictures there ({', '.join(sorted(IMAGE_EXTENSIONS))})")
+        raise DatoError(f"{folder}: no pictures there ({', '.join(suffixes)}); subfolders are not read")
     return paths
 
 

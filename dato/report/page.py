@@ -22,7 +22,7 @@ from plotly.offline import get_plotlyjs
 from dato.errors import DatoError
 from dato.report.page_data import page_data
 from dato.search.run_folder import Run
-from dato.utils.files import write_atomic
+from dato.utils.files import finite, write_atomic
 
 _HERE = Path(__file__).parent
 
@@ -61,7 +61,7 @@ def write_page(runs: Sequence[Run], path: str | Path) -> None:
 
 def _embedded(data: Any) -> str:
     """Return JSON that cannot end the script element it stands in."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(finite(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     escapes = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
     return re.sub("[<>&\u2028\u2029]", lambda match: escapes[match[0]], text)
 

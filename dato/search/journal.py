@@ -65,7 +65,7 @@ class Journal:
         """
         line = json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
         try:
-            self._file.write(line.encode())
+            self._file.write(line.encode(errors="backslashreplace"))  # as JSON writes what is not UTF-8
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:

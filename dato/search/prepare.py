@@ -14,6 +14,7 @@ from dato.evaluation.baselines import fewer_steps
 from dato.evaluation.pool import Facts, Recipe
 from dato.evaluation.validation import OTHER_NOISE
 from dato.front import Front
+from dato.generation.pipelines import loading_conditions
 from dato.generation.sampling import Sampling
 from dato.metrics import METRICS, setup_for
 from dato.search.candidate_timing import HOW, mode_of
@@ -39,6 +40,7 @@ class Subject:
         dtype: For example "float16".
         scheduler: The sampler to give it, a name of `dato.samplers.SAMPLERS`; None: the one that it has.
         config: As in `load_pipeline`.
+        variant: As in `load_pipeline`.
         pipe_kwargs: As in `Sampling`.
     """
 
@@ -47,6 +49,7 @@ class Subject:
     dtype: str
     scheduler: str | None = None
     config: str | None = None
+    variant: str | None = None
     pipe_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -87,7 +90,7 @@ class PreparedSearch:
         asked = {"kind": self.kind, "min_quality": self.options.min_quality, "seed": self.options.seed}
         return {
             "model": recipe.model,
-            **({} if recipe.config is None else {"config": recipe.config}),
+            **loading_conditions(recipe.config, recipe.variant),
             "dtype": recipe.dtype,
             **sampling_conditions(facts, sampling, recipe.prompts),
             **self._of_validation(),
@@ -247,5 +250,6 @@ def _prepared(
         preset.race or None,
         timing == "measured",
         subject.config,
+        subject.variant,
     )
     return PreparedSearch(kind, options, preset, recipe, problem, timing, files)

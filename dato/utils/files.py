@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -29,7 +30,8 @@ def write_atomic(path: str | Path, data: str | bytes) -> None:
         raise DatoError(f"cannot write {path}: {error.strerror}") from None
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            # A file's name may hold bytes that are not UTF-8. They become what JSON writes for them, too.
+            file.write(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes a private file. Give it the usual permissions.
@@ -44,12 +46,26 @@ def write_atomic(path: str | Path, data: str | bytes) -> None:
             os.unlink(temporary)
 
 
-def read_text(path: str | Path) -> str:
-    """Return the text of a UTF-8 file. Raise DatoError if it is missing, unreadable or not text."""
+def has_suffix(path: str | Path, *suffixes: str) -> bool:
+    """Return whether a path ends in one of the suffixes (".png"), in small letters or in capitals."""
+    return Path(path).suffix.lower() in suffixes
+
+
+def read_text(path: str | Path, newlines: bool = True) -> str:
+    """Return the text of a UTF-8 file, whatever the locale is.
+
+    Args:
+        path: The file.
+        newlines: Whether each end of a line, of any system, becomes a line feed. If not, the text stays as it is.
+
+    Raises:
+        DatoError: if it is missing, unreadable or not text.
+    """
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        text = Path(path).read_bytes().decode("utf-8-sig")
+        return text.replace("\r\n", "\n").replace("\r", "\n") if newlines else text
     except UnicodeDecodeError:
-        raise DatoError(f"{path} is not a text file (UTF-8)") from None
+        raise DatoError(f"{path} is not a text file (UTF-8): save it as UTF-8") from None
     except OSError as error:
         raise DatoError(f"cannot read {path}: {error.strerror}") from None
 
@@ -71,11 +87,23 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:
 
 
 def dumps(data: Any, indent: int = 0) -> str:
-    """Return JSON text in which a list of plain values takes one line, so that a person can read a schedule."""
+    """Return JSON text in which a list of plain values takes one line, so that a person can read a schedule.
+
+    A number that is not finite is written as null.
+    """
     pad = " " * (indent + 1)
     if isinstance(data, dict) and data:
         items = [f"{pad}{json.dumps(key)}: {dumps(value, indent + 1)}" for key, value in data.items()]
         return "{\n" + ",\n".join(items) + "\n" + " " * indent + "}"
     if isinstance(data, list) and any(isinstance(value, (dict, list)) for value in data):
         return "[\n" + ",\n".join(pad + dumps(value, indent + 1) for value in data) + "\n" + " " * indent + "]"
-    return json.dumps(data, ensure_ascii=False, allow_nan=False)
+    return json.dumps(finite(data), ensure_ascii=False, allow_nan=False)
+
+
+def finite(data: Any) -> Any:
+    """Return JSON values with null in place of NaN and infinities, which JSON does not have."""
+    if isinstance(data, dict):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -108,6 +108,16 @@ def test_3_generate_with_a_found_schedule(run, folder, monkeypatch):
         assert Image.open(Path("images") / name).size == (64, 64)
 
 
+def test_3a_images_of_other_prompts_are_not_overwritten(run, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    front = str(folder / "runs" / "depth-1")
+    for prompt in ("яблоко", "груша"):
+        code, _, errors = run("scripts/generate.py", "--strategy", front, "--repeats", 1, prompt)
+        assert code == 0, errors
+    names = {path.name for path in Path("images").iterdir()}
+    assert names == {"яблоко-0.png", "яблоко-0-stock.png", "груша-0.png", "груша-0-stock.png"}
+
+
 def test_4_a_loaded_front_runs_its_share_of_the_unet(pipe, folder):
     path = folder / "runs" / "depth-1" / "pareto.json"
     dato.apply_patch(pipe, path)

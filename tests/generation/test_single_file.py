@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -289,6 +290,31 @@ def test_missing_and_damaged_files(suffix, layout, sd15, tmp_path):
         with pytest.raises(DatoError, match="is damaged") as raised:
             load_pipeline(str(file), config=layout("sd15-random"))
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("suffix", ["SAFETENSORS", "Ckpt"])
+def test_suffixes_in_capitals(suffix, layout, sd15, tmp_path):
+    file, expected = tmp_path / f"MODEL.{suffix}", small("sd15-random")
+    if suffix == "SAFETENSORS":
+        file.write_bytes(sd15.read_bytes())
+    else:
+        torch.save(original(expected), file)
+    pipe = load_pipeline(str(file), config=layout("sd15-random"))
+    same_weights(pipe, expected)
+    assert pipe.name_or_path == str(file) and guidance_of(str(file)) == 7.5
+    with pytest.raises(DatoError, match=rf"other\.{suffix}: no such file"):  # and it is no hub id
+        load_pipeline(f"{tmp_path}/other.{suffix}")
+
+
+def test_a_damaged_configuration_is_named(sd15, layout, tmp_path):
+    folder = shutil.copytree(layout("sd15-random"), tmp_path / "config")
+    (folder / "vae" / "config.json").write_text("[]")
+    with pytest.raises(DatoError, match=r"vae/config\.json must hold an object, not a list"):
+        load_pipeline(str(sd15), config=str(folder))
+    (folder / "vae" / "config.json").write_text('{"block_out_channels": 7}')
+    with pytest.raises(DatoError, match=r"cannot load .* with the configuration .*: TypeError: ") as raised:
+        load_pipeline(str(sd15), config=str(folder))
+    assert "\n" not in str(raised.value)
 
 
 def test_other_files_are_no_models(tmp_path):

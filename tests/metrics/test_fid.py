@@ -5,16 +5,17 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import save_pictures
+from conftest import call, save_pictures
 from pytorch_fid import fid_score
 from pytorch_fid import inception as pytorch_fid
 from torchmetrics.image.kid import poly_mmd
 
 from dato import DatoError
+from dato.cli.metric_options import real_pictures_of
 from dato.metrics import Setup
 from dato.metrics.fid import INCEPTION, REAL, Fid, Kid, inception_model
 from dato.metrics.inception import FEATURES, Inception
-from dato.metrics.real_pictures import folder_features
+from dato.metrics.real_pictures import folder_features, pictures_in
 from dato.utils.images import read_image
 
 
@@ -110,6 +111,40 @@ def test_folders_are_read_in_the_order_of_names_whatever_the_sizes(setup):
     assert len(found) == 7 and torch.allclose(found, own, atol=1e-5)
 
 
+@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "JPG", "WebP", "Tiff"])
+def test_suffixes_in_capitals_are_pictures_too(suffix, tmp_path):
+    save_pictures(tmp_path, [(3, 8, 8)] * 2, seed=1)
+    save_pictures(tmp_path, [(3, 8, 8)] * 3, seed=2, suffix=suffix)
+    (tmp_path / "labels.txt").touch()
+    assert len(pictures_in(tmp_path)) == 5
+    said = real_pictures_of(("psnr", "fid", "kid"), {"real": str(tmp_path)})
+    assert said == f"fid and kid: compared with 5 pictures in {tmp_path} (1 other entry of the folder not read)"
+
+
+def test_pictures_are_counted_only_where_a_metric_reads_them(tmp_path):
+    save_pictures(tmp_path, [(3, 8, 8)])
+    assert real_pictures_of(("fid",), {"real": str(tmp_path)}) == f"fid: compared with 1 picture in {tmp_path}"
+    assert real_pictures_of(("psnr",), {"real": str(tmp_path)}) is None and real_pictures_of(("fid",), {}) is None
+    (tmp_path / "real.npz").touch()
+    assert real_pictures_of(("fid",), {"real": str(tmp_path / "real.npz")}) is None
+
+
+@pytest.mark.parametrize(
+    "command", [("evaluate", "--metrics", "fid", "--images", "2"), ("search", "depth", "--quality", "fid")]
+)
+def test_commands_say_how_many_pictures_they_read(command, monkeypatch, capsys, tmp_path):
+    def enough(*_):
+        raise DatoError("enough")
+
+    for module in ("experiments.paper_evaluation", "evaluation.ray_pool"):
+        monkeypatch.setattr(f"dato.{module}.make_pool", enough)
+    (tmp_path / "real").mkdir()
+    save_pictures(tmp_path / "real", [(3, 8, 8)] * 3, suffix="JPEG")
+    code, _, errors = call(monkeypatch, capsys, *command, "--real", tmp_path / "real", "--out", tmp_path / "out")
+    said = f"fid: compared with 3 pictures in {tmp_path / 'real'}"
+    assert code == 2 and "error: enough" in errors and said in errors.splitlines()
+
+
 def test_kid_is_the_unbiased_estimate_and_always_the_same(setup, images):
     kid = Kid(setup)
     first = kid(images, [], images)
@@ -153,6 +188,9 @@ def test_what_cannot_be_had_is_named(setup, fid, weights, tmp_path, monkeypatch)
         Inception(tmp_path / "text.npz")
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(DatoError, match=r"other\.pth: not the weights"):
+        Inception(tmp_path / "other.pth")
+    (tmp_path / "other.pth").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DatoError, match=r"other\.pth is damaged: it is a pointer of Git LFS"):
         Inception(tmp_path / "other.pth")
 
     def offline(*_, **__):

@@ -186,10 +186,21 @@ def test_another_models_checkpoint_is_named(folder):
 @pytest.mark.parametrize("name", ["ImageReward.pt", "ImageReward.safetensors"])
 def test_a_corrupt_file_is_named(folder, name):
     (folder / "ImageReward.pt").unlink()
-    for content in (b"", b"no weights", (FOLDER / "ImageReward.safetensors").read_bytes()[:1000]):
+    for content, message in (
+        (b"", " is damaged: it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", " is damaged: it is a pointer of Git LFS"),
+        (b"no weights", ": not ImageReward's checkpoint"),
+        ((FOLDER / "ImageReward.safetensors").read_bytes()[:1000], ": not ImageReward's checkpoint"),
+    ):
         (folder / name).write_bytes(content)
-        with pytest.raises(DatoError, match=f"{name}: not ImageReward's checkpoint"):
+        with pytest.raises(DatoError, match=f"{name}{message}"):
             ImageRewardModel(folder)
+
+
+def test_a_suffix_in_capitals(folder):
+    (folder / "ImageReward.pt").unlink()
+    (folder / "MODEL.SAFETENSORS").write_bytes((FOLDER / "ImageReward.safetensors").read_bytes())
+    assert largest_error(ImageRewardModel(folder / "MODEL.SAFETENSORS")) < 1e-4
 
 
 def test_wrong_settings_and_vocabulary_are_named(folder):

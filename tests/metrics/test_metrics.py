@@ -1,5 +1,7 @@
 """Metrics: they rank images as expected, compare each image with its own prompt, and errors name what is wrong."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -120,6 +122,15 @@ def test_pick_score_is_the_cosine_in_the_models_own_scale(setup, images, tmp_pat
     (bare / "preprocessor_config.json").symlink_to(emoji_sd.CLIP / "preprocessor_config.json")
     with pytest.raises(DatoError, match="there are no files of a CLIPTokenizer"):
         load_metric("clip-score", Setup(clip=bare))
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b"", None])
+def test_damaged_weights_of_a_clip_are_named(content, tmp_path):
+    folder = shutil.copytree(emoji_sd.CLIP, tmp_path / "clip")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10] if content is None else content)
+    with pytest.raises(DatoError, match=r"model\.safetensors is damaged"):
+        load_metric("clip-score", Setup(clip=folder))
 
 
 def test_lpips_is_torchmetrics_distance_for_each_image(images, tmp_path, monkeypatch):
