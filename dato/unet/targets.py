@@ -39,6 +39,13 @@ def owns(pipe: Any, unet: UNet2DConditionModel) -> bool:
     return _inner(getattr(pipe, "unet", None)) is unet
 
 
+def latent_size(unet: UNet2DConditionModel) -> tuple[int, int] | None:
+    """Return (H, W) of the latents that a UNet was made for; None if its configuration does not say."""
+    size = unet.config.sample_size
+    size = [size] * 2 if isinstance(size, int) else size
+    return tuple(size) if isinstance(size, (list, tuple)) and len(size) == 2 else None
+
+
 def wrapper_of(pipe_or_unet: Any) -> nn.Module | None:
     """Return what `torch.compile` made of the UNet, if it stands in the UNet's place."""
     whole = getattr(pipe_or_unet, "unet", pipe_or_unet)
