@@ -1,4 +1,4 @@
-"""What can be patched: pipelines with a `UNet2DConditionModel`, and such UNets, compiled or not."""
+"""What can be patched: pipelines with a `UNet2DConditionModel`, and such UNets, also compiled or wrapped by peft."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def unet_of(pipe_or_unet: Any) -> tuple[UNet2DConditionModel, Any]:
 
 
 def owns(pipe: Any, unet: UNet2DConditionModel) -> bool:
-    """Return whether this is a pipeline's UNet, compiled or not."""
+    """Return whether this is a pipeline's UNet, also if it is compiled or wrapped by peft."""
     return _inner(getattr(pipe, "unet", None)) is unet
 
 
@@ -92,5 +92,16 @@ def guidance_parts(pipe: Any) -> int:
 
 
 def _inner(module: Any) -> Any:
-    """Return the module that `torch.compile` wrapped; any other module as it is."""
-    return getattr(module, "_orig_mod", module) if isinstance(module, nn.Module) else module
+    """Return the module that `torch.compile` or peft wrapped, or both; any other module as it is."""
+    while isinstance(module, nn.Module) and (inner := _wrapped(module)) is not None:
+        module = inner
+    return module
+
+
+def _wrapped(wrapper: nn.Module) -> nn.Module | None:
+    """Return the module within a wrapper; None if it is no wrapper."""
+    # peft: a `PeftModel` holds a tuner such as `LoraModel`, which holds the UNet.
+    of_peft = any(kind.__module__.partition(".")[0] == "peft" for kind in type(wrapper).__mro__)
+    names = ("base_model", "model") if of_peft else ("_orig_mod",)
+    parts = dict(wrapper.named_children())
+    return next((parts[name] for name in names if name in parts), None)
