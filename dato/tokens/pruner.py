@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from diffusers import Transformer2DModel, UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from dato.pruning import Pruning
 from dato.tokens.recovery import TokenPast
@@ -35,13 +36,14 @@ class TokenPruner:
         pruning: What to prune and how.
 
     Attributes:
-        parts: Number of parts that guidance divides the batch into.
+        parts: Number of parts that guidance divides the batch into. None: it is found by comparing latents.
         listener: Called with (downsampling, grid, selection) at every choice of tokens, if it is set.
     """
 
     def __init__(self, unet: UNet2DConditionModel, pruning: Pruning) -> None:
         self._unet, self._pruning = unet, pruning
-        self.parts = 2
+        self.parts: int | None = None
+        self._parts = 0  # of the running generation; 0: not known yet
         self.listener: Callable[[int, tuple[int, int], TokenSelection], None] | None = None
         self._transformers = _transformers(unet, pruning.max_downsample)
         self._hooks, self._pasts = self._make_hooks()
@@ -78,8 +80,9 @@ class TokenPruner:
 
     def begin(self, device: torch.device | None) -> None:
         """Begin a generation on `device`: forget earlier predictions, and seed the noise anew."""
-        self._last = self._difference = self._time = self._sign = self._selection = None
-        self._noise, self._selections, self._chosen_for = {}, {}, ()
+        self._last = self._difference = self._time = self._turn = self._sign = self._selection = None
+        self._moment = (math.nan, 0.0)
+        self._noise, self._selections, self._chosen_for, self._parts = {}, {}, (), 0
         for past in self._pasts:
             past.clear()
         # Use a separate generator: the pipeline's random numbers must not depend on whether it is patched.
@@ -105,19 +108,44 @@ class TokenPruner:
         if self._age < choose_every:
             return
         self._selections, self._chosen_for, self._age = {}, chosen_for, 0
+        self._parts = self._parts or self._parts_of(sample)
         self._draw(num_tokens, sample)
 
     def _draw(self, num_tokens: dict[int, int], sample: Tensor) -> None:
-        """Draw the noise for each downsampling, and the sign of the difference."""
-        p, device = self._pruning, sample.device
+        """Draw the noise for each downsampling, and the sign of the difference.
+
+        Each image of a batch gets the numbers that it gets alone, so that its neighbours do not change it. Each part of
+        guidance gets numbers of its own.
+        """
+        p, device, batch, parts = self._pruning, sample.device, len(sample), self._parts
         if p.base_score.noise:
             for factor, n in num_tokens.items():
                 blocks = 1 if p.shared else sum(len(t.transformer_blocks) for f, t in self._transformers if f == factor)
-                shape = (blocks, sample.shape[0], n)
-                self._noise[factor] = torch.randn(shape, generator=self._generator, device=device)
+                noise = torch.randn((blocks, parts, n), generator=self._generator, device=device)
+                self._noise[factor] = noise.repeat_interleave(batch // parts, dim=1)
         if self._difference is not None:
             # A tensor, so that a GPU need not wait for the host.
             self._sign = torch.randint(0, 2, (1,), generator=self._generator, device=device) * 2.0 - 1.0
+
+    def _parts_of(self, sample: Tensor) -> int:
+        """Return the number of parts that guidance divides a batch into, by its latents if it is not known.
+
+        Guidance gives each part the same latents. To compare them the host waits for the device, once a generation.
+        """
+        batch, pruning = len(sample), self._pruning
+        if self.parts is not None:
+            return self.parts if batch % self.parts == 0 else 1
+        if not pruning.base_score.noise and not pruning.align_cfg:
+            return 1  # nothing depends on it
+        if sample.is_meta or isinstance(sample, FakeTensor):
+            return 1  # there is nothing to compare
+        latents = sample[:, : self._unet.config.out_channels]
+        for parts in (3, 2):
+            if batch % parts == 0:
+                first, *others = latents.chunk(parts)
+                if all(torch.equal(first, other) for other in others):
+                    return parts
+        return 1
 
     def observe(self, prediction: Tensor) -> None:
         """Remember a computed prediction (B, C, H, W), for scores that take the difference of the last two."""
@@ -221,7 +249,7 @@ class TokenPruner:
             recover_from=p.recover_from,
             similarity=p.similarity,
             merge=p.reduction == "merge",
-            align_cfg=p.align_cfg and self.parts,
+            align_cfg=p.align_cfg and self._parts,
             last=pasts[0].last,
         )
         if self.listener is not None:

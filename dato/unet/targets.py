@@ -81,12 +81,14 @@ def _backend_of(context: Any) -> bool | dict[str, Any]:
     return {"backend": backend} if visible else True
 
 
-def guidance_parts(pipe: Any) -> int:
-    """Return the number of parts into which guidance divides the UNet's batch; 2 if it is not known.
+def guidance_parts(pipe: Any) -> int | None:
+    """Return the number of parts into which guidance divides the UNet's batch; None if it is not known.
 
     It is 1 without guidance, 2 with it, and 3 if an image guides as well. Perturbed attention adds one part.
     """
-    guided = getattr(pipe, "do_classifier_free_guidance", True)
+    guided = getattr(pipe, "do_classifier_free_guidance", None)
+    if guided is None:  # some pipelines keep it to themselves
+        return None
     parts = 3 if "InstructPix2Pix" in type(pipe).__name__ else 2
     return (parts if guided else 1) + bool(getattr(pipe, "do_perturbed_attention_guidance", False))
 
