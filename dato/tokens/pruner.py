@@ -15,7 +15,9 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from diffusers import Transformer2DModel, UNet2DConditionModel
+from diffusers.image_processor import IPAdapterMaskProcessor
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -169,6 +171,8 @@ class TokenPruner:
                 hooks.append((block, partial(self._on_block, factor, numbers[factor], pasts), True))
                 for (layer, norm), past in zip(layers, pasts, strict=True):
                     hooks.append((layer if norm is None else norm, self._shorten, True))
+                    if isinstance(layer, Attention):
+                        hooks.append((layer, self._shorten_masks, True))
                     hooks.append((layer, partial(self._restore, past), False))
                 numbers[factor] += 1
                 all_pasts.extend(pasts)
@@ -258,10 +262,26 @@ class TokenPruner:
 
     def _shorten(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         selection = self._selection
-        # A mask over self-attention's own tokens would have to be shortened too. No Stable Diffusion model has one.
         if selection is None or args[0].shape[1] != selection.source.shape[1]:
             return None
         return (selection.shorten(args[0]), *args[1:]), kwargs
+
+    def _shorten_masks(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Let masks over an attention's tokens follow the tokens that are kept."""
+        selection = self._selection
+        if selection is None or args[0].shape[1] != selection.kept.shape[1]:
+            return None
+        mask, images = kwargs.get("attention_mask"), kwargs.get("ip_adapter_masks")
+        if kwargs.get("encoder_hidden_states") is None:
+            if mask is None or mask.shape[-1] != selection.source.shape[1]:
+                return None
+            kept = selection.kept[:, None]
+            return args, {**kwargs, "attention_mask": mask.expand(len(kept), -1, -1).gather(2, kept)}
+        if images is None:
+            return None
+        if isinstance(images, Tensor):
+            images = list(images.unsqueeze(1))  # as diffusers takes it too
+        return args, {**kwargs, "ip_adapter_masks": [_shortened(mask, selection) for mask in images]}
 
     def _restore(self, past: TokenPast, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         selection = self._selection
@@ -270,6 +290,19 @@ class TokenPruner:
         if self._pruning.recover_from == "past":
             return past.restore(output, selection, self._time)
         return None if selection is None else selection.restore(output)
+
+
+def _shortened(masks: Tensor | None, selection: TokenSelection) -> Tensor | None:
+    """Return an IP-Adapter's masks of the kept tokens only: (1, images, H, W) -> (B, images, 1, N - K).
+
+    Attention resizes a mask to its number of tokens. One that is a row of so many values stays as it is.
+    """
+    if not isinstance(masks, Tensor) or masks.ndim != 4:
+        return masks  # no mask, or one that diffusers refuses
+    batch, n = selection.source.shape
+    whole = (IPAdapterMaskProcessor.downsample(mask, batch, n, 1) for mask in masks.unbind(1))
+    short = (selection.shorten(mask.to(selection.source.device)) for mask in whole)
+    return torch.stack([mask.transpose(1, 2) for mask in short], dim=1)
 
 
 def smallest_downsample(unet: UNet2DConditionModel) -> int:
