@@ -56,6 +56,8 @@ class TokenPruner:
         # State of the running call. Tokens are chosen for each downsampling, or for each block.
         self._ratio = 0.0
         self._time: Tensor | None = None
+        self._turn: Tensor | None = None  # see `TokenPast.restore`
+        self._moment = (math.nan, 0.0)  # both as numbers
         self._noise: dict[int, Tensor] = {}  # (blocks, B, N) by downsampling
         self._sign: Tensor | None = None  # of D
         self._selections: dict[int, TokenSelection] = {}  # by downsampling
@@ -100,7 +102,9 @@ class TokenPruner:
         """
         self._ratio = ratio
         if self._pruning.recover_from == "past":
-            self._time = torch.full((), time, device=sample.device)
+            before, turn = self._moment
+            self._moment = time, turn - (time != before)
+            self._time, self._turn = (torch.full((), value, device=sample.device) for value in self._moment)
         if not ratio:
             return
         num_tokens = {factor: h * w for factor, (h, w) in self._grids(sample) if int(h * w * ratio)}
@@ -288,7 +292,7 @@ class TokenPruner:
         if selection is not None and output.shape[1] != selection.kept.shape[1]:
             return None
         if self._pruning.recover_from == "past":
-            return past.restore(output, selection, self._time)
+            return past.restore(output, selection, self._time, self._turn)
         return None if selection is None else selection.restore(output)
 
 
