@@ -32,6 +32,8 @@ class Call:
         values: How many past values the call reads at most; 0 for the whole call.
         sources: The earlier calls that computed the values that it reads, ascending. This holds for a generation that
             runs the whole schedule. A generation that begins later, as in img2img, has fewer.
+        since: The call at which the timesteps last turned round, 0 if they never did. Of older values only the last
+            one is read, and alone.
         keep: How many values of each place later calls will need. Places that no later call reads are not in it. None
             means that the last value of every place is kept.
     """
@@ -44,6 +46,7 @@ class Call:
     rule: ForecastRule = POLYNOMIAL
     values: int = 1
     sources: tuple[int, ...] = ()
+    since: int = 0
     keep: Mapping[int, int] | None = None
 
     @property
@@ -84,20 +87,23 @@ def describe_calls(
         orders: One for each call, as in `Schedule`.
         rungs: The depth of the whole call.
         forecast: The schedule's rule.
-        times: The timestep of each call; None if they are not known. Then all of them count as different.
+        times: The timestep of each call; None if they are not known. Then all of them count as different, and falling.
     """
+    since = last_turns(times) if times is not None else (0,) * len(depths)
     computes = [places_computed(depth) for depth in depths]
     reads = [place_read(depth, rungs) for depth in depths]
     rules = [
         (POLYNOMIAL, 0) if place is None else rule_at(forecast, order, of_prediction=place == LAST)
         for place, order in zip(reads, orders, strict=True)
     ]
-    keep = _values_to_keep(reads, computes, [values for _, values in rules], times)
+    keep = _values_to_keep(reads, computes, [values for _, values in rules], times, since)
     computed: dict[int, list[int]] = {place: [] for place in reads if place is not None}  # place -> calls
     calls = []
     for index, (depth, place, (rule, values)) in enumerate(zip(depths, reads, rules, strict=True)):
-        sources = () if place is None else tuple(computed[place][-values:])
-        calls.append(Call(index, depth, ratios[index], place, computes[index], rule, values, sources, keep[index]))
+        past = () if place is None else computed[place][-values:]
+        sources = tuple(source for source in past if source >= since[index]) or tuple(past[-1:])
+        described = depth, ratios[index], place, computes[index], rule, values, sources, since[index], keep[index]
+        calls.append(Call(index, *described))
         for other, past in computed.items():
             if other in computes[index]:
                 if times is not None and past and times[past[-1]] == times[index]:
@@ -111,6 +117,7 @@ def _values_to_keep(
     computes: Sequence[range],
     values: Sequence[int],
     times: tuple[float, ...] | None,
+    since: Sequence[int],
 ) -> list[dict[int, int]]:
     """Return for each call how many values of each place its later calls need; `values`: how many each call reads."""
     keep: list[dict[int, int]] = [{} for _ in reads]
@@ -127,6 +134,20 @@ def _values_to_keep(
                     need = max(0, need - 1)
             elif reads[call] == place:
                 need = max(need, values[call])
+            if since[call]:
+                recent = sum(other >= since[call] for other in computing)
+                need = min(need, recent if place in computes[call] else max(1, recent))
             if need:
                 keep[call - 1][place] = need
     return keep
+
+
+def last_turns(times: Sequence[float]) -> tuple[int, ...]:
+    """Return for each call the one at which the timesteps last turned round before it, as a restarting sampler's do."""
+    found, direction, plateau = [0] * len(times), 0.0, 0
+    for call in range(1, len(times)):
+        step = times[call] - times[call - 1]
+        found[call] = plateau if step * direction < 0 else found[call - 1]
+        if step:
+            direction, plateau = step, call  # the first of the calls at this timestep
+    return tuple(found)

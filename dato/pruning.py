@@ -87,7 +87,8 @@ class Pruning:
             block chooses anew (the papers).
         choose_every: Choose tokens at every n-th call that prunes. The calls between use the last choice again, if
             they prune as many. Needs `shared`.
-        seed: Seed of the pruning's own random generator, set anew for every generation.
+        seed: Seed of the pruning's own random generator, set anew for every generation. Each image of a
+            batch gets the same random numbers, which are those that it gets alone.
 
     Raises:
         DatoError: if a value is out of range.

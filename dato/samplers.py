@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from dato.errors import DatoError, first_line
@@ -35,13 +36,15 @@ _VARIANTS = {
     "use_lu_lambdas": False,
     "algorithm_type": "dpmsolver++",
 }
+_TRIAL_STEPS = 10
 
 
 def set_scheduler(pipe: DiffusionPipeline, name: str | None) -> None:
     """Give a pipeline the sampler of that name, with its present noise schedule. None changes nothing.
 
     Raises:
-        DatoError: if `name` is not a key of `SAMPLERS`, or needs a package that is not installed.
+        DatoError: if `name` is not a key of `SAMPLERS` or needs a package that is not installed, or if that sampler
+            cannot have the present noise schedule, or the kind of prediction that the model makes.
 
     Example:
         >>> from dato.generation.pipelines import load_pipeline
@@ -56,15 +59,57 @@ def set_scheduler(pipe: DiffusionPipeline, name: str | None) -> None:
         raise DatoError(f"unknown scheduler {name!r}; known are {', '.join(SAMPLERS)}")
     import diffusers
 
-    kind, options = SAMPLERS[name]
+    class_name, options = SAMPLERS[name]
+    kind, present = getattr(diffusers, class_name), pipe.scheduler
+    _check_noise_schedule(name, kind, present)
     # from_config takes only keys that the old config has, and DDIM clips its latents unless a key forbids it.
-    config = {"clip_sample": False, **pipe.scheduler.config}
+    config = {"clip_sample": False, **present.config}
     # The old sampler's variant must not pass to the new one.
     config |= {key: value for key, value in _VARIANTS.items() if key in config}
     try:
-        pipe.scheduler = getattr(diffusers, kind).from_config(config, **options)
+        scheduler = kind.from_config(config, **options)
+        _try_prediction(kind.from_config(config, **options))
     except ImportError as error:
         raise DatoError(f"the scheduler {name!r} needs a package that is not installed: {first_line(error)}") from None
+    except (NotImplementedError, ValueError) as error:  # such as a kind of prediction that it does not know
+        raise DatoError(_refused(name, present, f"{class_name} says: {first_line(error)}")) from None
+    pipe.scheduler = scheduler
+
+
+# Settings of a noise schedule that a sampler has to know to keep it, and their usual values.
+_NOISE_SCHEDULE = {"rescale_betas_zero_snr": False, "use_flow_sigmas": False, "timestep_type": "discrete"}
+
+
+def _check_noise_schedule(name: str, kind: type[SchedulerMixin], present: SchedulerMixin) -> None:
+    """Raise DatoError if a sampler cannot have the noise schedule of the present one."""
+    config = present.config
+    # EDM and flow matching have none. `from_config` would silently take its own defaults.
+    if "beta_start" not in config and config.get("trained_betas") is None:
+        raise DatoError(_refused(name, present, "its noise schedule is not made of betas (EDM, flow matching)"))
+    known = inspect.signature(kind.__init__).parameters
+    for setting, usual in _NOISE_SCHEDULE.items():
+        value = config.get(setting, usual)
+        if value != usual and setting not in known:
+            raise DatoError(_refused(name, present, f"it has {setting}={value!r}, which {kind.__name__} does not know"))
+
+
+def _try_prediction(scheduler: SchedulerMixin) -> None:
+    """Let a sampler do one step, which is where it refuses kinds of prediction that it does not know."""
+    import torch
+
+    latent = torch.zeros(1, 1, 8, 8)
+    with torch.random.fork_rng(devices=[]):  # the step may draw noise
+        try:
+            scheduler.set_timesteps(_TRIAL_STEPS)
+        except ValueError:
+            return  # it cannot do so many steps
+        time = scheduler.timesteps[0]
+        scheduler.step(latent, time, scheduler.scale_model_input(latent, time))
+
+
+def _refused(name: str, present: SchedulerMixin, reason: str) -> str:
+    what = f"cannot replace {type(present).__name__} by the scheduler {name!r}"
+    return f"{what}: {reason}. Keep the pipeline's own scheduler"
 
 
 def sampler_name(scheduler: SchedulerMixin) -> str:

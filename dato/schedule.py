@@ -42,7 +42,8 @@ class Schedule:
             (Zhang et al., SiTo, AAAI 2025). A single number stands for all calls; None for no pruning.
         orders: One entry per call, 0, 1 or 2: what the call makes of cached values. 0 returns the last value
             (DeepCache). o > 0 forecasts the value by the polynomial of degree o, in the timestep, through the last o +
-            1 values that were computed at different timesteps. A single number stands for all calls.
+            1 values that were computed at different timesteps, and since the timesteps last turned round, if they did.
+            A single number stands for all calls.
         rungs: The number of rungs of the UNet that the depths are meant for. If a UNet of another height is patched,
             whole calls stay whole.
         pruning: The settings of token pruning that belong to the ratios.
@@ -136,7 +137,7 @@ class Schedule:
 
         Args:
             times: The timestep of each call, because a second value at the same timestep replaces the first. None:
-                all timesteps are different.
+                all timesteps are different, and fall.
 
         Raises:
             DatoError: if there are not as many timesteps as calls.

@@ -19,7 +19,7 @@ from dato.evaluation.racing import Rival
 from dato.evaluation.stock import Stock
 from dato.evaluation.validation import OTHER_NOISE, validation_evaluator
 from dato.generation.pipelines import load_pipeline
-from dato.generation.sampling import Sampling
+from dato.generation.sampling import Sampling, image_size
 from dato.metrics import Setup, load_metric
 from dato.prediction.latency_table import LatencyTable
 from dato.samplers import SAMPLERS, num_calls, sampler_name
@@ -108,7 +108,7 @@ class Facts:
         calls_of: Number of steps -> UNet calls.
         scheduler: The sampler's class.
         scheduler_name: The sampler's name in `dato.samplers.SAMPLERS`, or None if it has none.
-        pixels: The model's own height and width.
+        size: Height and width of the images in pixels.
         downsamplings: The downsampling factors at which the UNet has attention.
         hardware: As in a front's conditions.
     """
@@ -118,7 +118,7 @@ class Facts:
     calls_of: dict[int, int]
     scheduler: str
     scheduler_name: str | None
-    pixels: int
+    size: tuple[int, int]
     downsamplings: tuple[int, ...]
     hardware: dict[str, Any] | str
 
@@ -137,7 +137,7 @@ def facts_of(evaluator: Evaluator) -> Facts:
         {steps: num_calls(pipe, steps) for steps in evaluator.steps_of.values()},
         type(pipe.scheduler).__name__,
         name if name in SAMPLERS else None,
-        pipe.unet.config.sample_size * pipe.vae_scale_factor,
+        image_size(pipe, evaluator.sampling),
         downsamplings(pipe.unet),
         hardware(pipe.unet.device),
     )

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
-from dato.errors import DatoError
 from dato.evaluation.methods import Method, stock_method, tomesd_method
-from dato.generation.sampling import Generated, Sampling, generate
+from dato.generation.sampling import Generated, Sampling, generate, image_size
 from dato.prediction.flops import call_flops, example_inputs, schedule_flops
 from dato.pruning import Pruning
 from dato.schedule import Schedule
@@ -207,10 +206,7 @@ def sample_shape(pipe: DiffusionPipeline, sampling: Sampling, images: int) -> tu
     """Return (B, C, H, W) of the UNet's input for this many images.
 
     Raises:
-        DatoError: if the sampling gives no size and the UNet's own is not one number.
+        DatoError: if the sampling gives no size and the model has none of its own.
     """
-    side, scale = pipe.unet.config.sample_size, pipe.vae_scale_factor
-    if not isinstance(side, int):
-        raise DatoError(f"give `height` and `width`: this UNet's sample size is {side}")
-    h, w = ((pixels or side * scale) // scale for pixels in (sampling.height, sampling.width))
-    return images * (2 if sampling.guidance_scale > 1 else 1), pipe.unet.config.in_channels, h, w
+    height, width = (pixels // pipe.vae_scale_factor for pixels in image_size(pipe, sampling))
+    return images * (2 if sampling.guidance_scale > 1 else 1), pipe.unet.config.in_channels, height, width

@@ -11,9 +11,11 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from dato.errors import DatoError
+from dato.unet.targets import latent_size
 from dato.utils.timing import Stopwatch, forward_times
 
 SEEDS = 2**64  # torch takes seeds below this
+_IMAGES = ("image", "control_image", "mask_image")  # arguments of pipelines that size the images
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,33 @@ class Generated:
     loop_ms: list[float]
 
 
+def image_size(pipe: DiffusionPipeline, sampling: Sampling) -> tuple[int, int]:
+    """Return (height, width) of the images in pixels: as given, else as a given image, else the model's own.
+
+    Raises:
+        DatoError: if one is not given and the model has none of its own.
+    """
+    factor, own = pipe.vae_scale_factor, latent_size(pipe.unet)
+    images = [sampling.pipe_kwargs[name] for name in _IMAGES if name in sampling.pipe_kwargs]
+    if images:
+        own = tuple(pixels // factor for pixels in _size(images[0]))
+    given = sampling.height, sampling.width
+    if own is None and None in given:
+        raise DatoError("give `height` and `width`: the configuration of this UNet has no sample size")
+    height, width = (pixels or own[i] * factor for i, pixels in enumerate(given))
+    return height, width
+
+
+def _size(image: Any) -> tuple[int, int]:
+    """Return (height, width) of an image as diffusers takes it, or of the first of several."""
+    while isinstance(image, (list, tuple)):
+        image = image[0]
+    if not hasattr(image, "shape"):
+        return image.height, image.width
+    shape = image.shape if isinstance(image, Tensor) or image.ndim < 3 else image.shape[:-1]  # else colours come last
+    return tuple(shape[-2:])
+
+
 def generate(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling, decode: bool = True) -> Generated:
     """Generate one image for each prompt. The same sampling gives image i the same noise in every pass.
 
@@ -82,10 +111,13 @@ def generate(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling
         decode: Whether the VAE runs. If not, the images are latents (n, 4, h, w).
 
     Raises:
-        DatoError: if the seed of an image is too large.
+        DatoError: if the seed of an image is too large, or no size is given and the model has none of its own.
     """
     sampling.check_seeds(len(prompts))
     whole = Stopwatch(pipe.unet.device)
+    height, width = sampling.height, sampling.width
+    if not set(_IMAGES) & set(sampling.pipe_kwargs):  # else a pipeline takes its image's size
+        height, width = image_size(pipe, sampling)
     images, sizes, unet_ms, loop_ms = [], [], [], []
     with forward_times(pipe.unet) as calls:
         for start in range(0, len(prompts), sampling.batch_size):
@@ -97,8 +129,8 @@ def generate(pipe: DiffusionPipeline, prompts: Sequence[str], sampling: Sampling
                 batch,
                 num_inference_steps=sampling.steps,
                 guidance_scale=sampling.guidance_scale,
-                height=sampling.height,
-                width=sampling.width,
+                height=height,
+                width=width,
                 generator=noise,
                 output_type="pt" if decode else "latent",
                 **sampling.pipe_kwargs,

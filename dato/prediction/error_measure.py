@@ -34,6 +34,7 @@ from dato.unet.cache import Cache
 from dato.unet.ladder import Ladder
 from dato.unet.patch import patched, remove_patch
 from dato.unet.run_schedule import GivenSchedule
+from dato.unet.targets import unet_of
 from dato.unet.unet_patch import Patch
 from dato.utils.timing import Stopwatch
 
@@ -309,7 +310,7 @@ class _Probe(Patch):
         ratios: Sequence[float],
         ages: Sequence[int],
     ) -> None:
-        super().__init__(pipe.unet, GivenSchedule(schedule), pipe)
+        super().__init__(unet_of(pipe)[0], GivenSchedule(schedule), pipe)
         self._depths, self._ratios, self._ages = depths, ratios, ages
         self._watches: defaultdict[tuple[int, float], Stopwatch] = defaultdict(lambda: Stopwatch(pipe.unet.device))
         self._projections: defaultdict[tuple, list[Tensor]] = defaultdict(list)  # by what was measured; of each batch

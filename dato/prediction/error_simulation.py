@@ -24,7 +24,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dato.call import places_computed
+from dato.call import last_turns, places_computed
 from dato.errors import DatoError
 from dato.forecast_rule import RULES
 from dato.prediction.error_model import Sensitivity
@@ -70,6 +70,7 @@ class Simulation:
         self.model = model
         self._latents, self._reactions = model.latents.astype(np.float32), model.reactions.astype(np.float32)
         self._times = np.array(model.times)
+        self._since = last_turns(model.times)
         self._offset = np.broadcast_to(np.asarray(model.offset, dtype=np.float32), model.predictions.shape[1])
         self._basis = _basis([model.predictions, *model.partial.values(), *model.pruned.values(), self._offset])
 
@@ -130,7 +131,8 @@ class Simulation:
     def _forecast(self, state: _State, call: int, depth: int) -> None:
         """Forecast what calls of this depth read."""
         at_depth = state.depths[:, call] == depth
-        filled = np.minimum(state.filled[depth], state.orders[:, call] + 1)
+        recent = (state.sources[depth] >= self._since[call]).sum(axis=1)  # others are from before the timesteps turned
+        filled = np.minimum(np.minimum(state.filled[depth], recent.clip(1)), state.orders[:, call] + 1)
         for values in np.unique(filled[at_depth]).tolist():
             rows = np.flatnonzero(at_depth & (filled == values))
             sources = state.sources[depth][rows, :values]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from dato.call import places_computed
+from dato.call import last_turns, places_computed
 from dato.forecast_rule import rule_at
 from dato.prediction.error_model import DOUBT, Sensitivity
 from dato.prediction.latency_table import CallKind
@@ -149,6 +149,7 @@ class Beam:
         self._model, self._order, self._forecast = model, order, forecast
         self._depths, self._partial = np.array(depths), [depth for depth in depths if depth < model.rungs]
         self._times = np.array(model.times)
+        self._since = last_turns(model.times)
         self._stale = {depth: _shortened(model.stale[depth]) for depth in self._partial}
         # A call's price by the number of values that it finds, less 1.
         self._prices = {
@@ -177,7 +178,9 @@ class Beam:
         if depth < model.rungs:
             column = self._partial.index(depth)
             source = labels.source[:, column]
-            weights = _weights(self._times, source, labels.filled[:, column], call)
+            recent = (source >= self._since[call]).sum(axis=1)  # others are from before the timesteps turned
+            filled = np.minimum(labels.filled[:, column], recent.clip(1))
+            weights = _weights(self._times, source, filled, call)
             errors = self._stale[depth][call][source] + labels.source_error[:, column]
             error = np.einsum("ls,lsk->lk", weights, errors)
             sizes = model.sizes[depth][call][source] + labels.source_doubt[:, column]

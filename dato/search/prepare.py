@@ -119,8 +119,8 @@ def sampling_conditions(facts: Facts, sampling: Sampling, prompts: Sequence[str]
     """Return what a front's conditions say of how its images were generated."""
     prompts = list(prompts)
     return {
-        "height": sampling.height or facts.pixels,
-        "width": sampling.width or facts.pixels,
+        "height": facts.size[0],
+        "width": facts.size[1],
         "scheduler": facts.scheduler,
         "scheduler_name": facts.scheduler_name,
         "steps": sampling.steps,

@@ -15,8 +15,11 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from diffusers import Transformer2DModel, UNet2DConditionModel
+from diffusers.image_processor import IPAdapterMaskProcessor
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from dato.pruning import Pruning
 from dato.tokens.recovery import TokenPast
@@ -38,13 +41,14 @@ class TokenPruner:
         pruning: What to prune and how.
 
     Attributes:
-        parts: Number of parts that guidance divides the batch into.
+        parts: Number of parts that guidance divides the batch into. None: it is found by comparing latents.
         listener: Called with (downsampling, grid, selection) at every choice of tokens, if it is set.
     """
 
     def __init__(self, unet: UNet2DConditionModel, pruning: Pruning) -> None:
         self._unet, self._pruning = unet, pruning
-        self.parts = 2
+        self.parts: int | None = None
+        self._parts = 0  # of the running generation; 0: not known yet
         self.listener: Callable[[int, tuple[int, int], TokenSelection], None] | None = None
         self._transformers = _transformers(unet, pruning.max_downsample)
         self._hooks, self._pasts = self._make_hooks()
@@ -55,6 +59,8 @@ class TokenPruner:
         # State of the running call. Tokens are chosen for each downsampling, or for each block.
         self._ratio = 0.0
         self._time: Tensor | None = None
+        self._turn: Tensor | None = None  # see `TokenPast.restore`
+        self._moment = (math.nan, 0.0)  # both as numbers
         self._noise: dict[int, Tensor] = {}  # (blocks, B, N) by downsampling
         self._sign: Tensor | None = None  # of D
         self._selections: dict[int, TokenSelection] = {}  # by downsampling
@@ -81,8 +87,9 @@ class TokenPruner:
 
     def begin(self, device: torch.device | None) -> None:
         """Begin a generation on `device`: forget earlier predictions, and seed the noise anew."""
-        self._last = self._difference = self._time = self._sign = self._selection = None
-        self._noise, self._selections, self._chosen_for = {}, {}, ()
+        self._last = self._difference = self._time = self._turn = self._sign = self._selection = None
+        self._moment = (math.nan, 0.0)
+        self._noise, self._selections, self._chosen_for, self._parts = {}, {}, (), 0
         for past in self._pasts:
             past.clear()
         # Use a separate generator: the pipeline's random numbers must not depend on whether it is patched.
@@ -113,7 +120,9 @@ class TokenPruner:
         """
         self._ratio = ratio
         if self._pruning.recover_from == "past":
-            self._time = torch.full((), time, device=sample.device)
+            before, turn = self._moment
+            self._moment = time, turn - (time != before)
+            self._time, self._turn = (torch.full((), value, device=sample.device) for value in self._moment)
         if not ratio:
             return
         num_tokens = {factor: h * w for factor, (h, w) in self._grids(sample) if int(h * w * ratio)}
@@ -123,19 +132,44 @@ class TokenPruner:
         if self._age < choose_every:
             return
         self._selections, self._chosen_for, self._age = {}, chosen_for, 0
+        self._parts = self._parts or self._parts_of(sample)
         self._draw(num_tokens, sample)
 
     def _draw(self, num_tokens: dict[int, int], sample: Tensor) -> None:
-        """Draw the noise for each downsampling, and the sign of the difference."""
-        p, device = self._pruning, sample.device
+        """Draw the noise for each downsampling, and the sign of the difference.
+
+        Each image of a batch gets the numbers that it gets alone, so that its neighbours do not change it. Each part of
+        guidance gets numbers of its own.
+        """
+        p, device, batch, parts = self._pruning, sample.device, len(sample), self._parts
         if p.base_score.noise:
             for factor, n in num_tokens.items():
                 blocks = 1 if p.shared else sum(len(t.transformer_blocks) for f, t in self._transformers if f == factor)
-                shape = (blocks, sample.shape[0], n)
-                self._noise[factor] = torch.randn(shape, generator=self._generator, device=device)
+                noise = torch.randn((blocks, parts, n), generator=self._generator, device=device)
+                self._noise[factor] = noise.repeat_interleave(batch // parts, dim=1)
         if self._difference is not None:
             # A tensor, so that a GPU need not wait for the host.
             self._sign = torch.randint(0, 2, (1,), generator=self._generator, device=device) * 2.0 - 1.0
+
+    def _parts_of(self, sample: Tensor) -> int:
+        """Return the number of parts that guidance divides a batch into, by its latents if it is not known.
+
+        Guidance gives each part the same latents. To compare them the host waits for the device, once a generation.
+        """
+        batch, pruning = len(sample), self._pruning
+        if self.parts is not None:
+            return self.parts if batch % self.parts == 0 else 1
+        if not pruning.base_score.noise and not pruning.align_cfg:
+            return 1  # nothing depends on it
+        if sample.is_meta or isinstance(sample, FakeTensor):
+            return 1  # there is nothing to compare
+        latents = sample[:, : self._unet.config.out_channels]
+        for parts in (3, 2):
+            if batch % parts == 0:
+                first, *others = latents.chunk(parts)
+                if all(torch.equal(first, other) for other in others):
+                    return parts
+        return 1
 
     def observe(self, prediction: Tensor) -> None:
         """Remember a computed prediction (B, C, H, W), for scores that take the difference of the last two."""
@@ -159,6 +193,8 @@ class TokenPruner:
                 hooks.append((block, partial(self._on_block, factor, numbers[factor], pasts), True))
                 for (layer, norm), past in zip(layers, pasts, strict=True):
                     hooks.append((layer if norm is None else norm, self._shorten, True))
+                    if isinstance(layer, Attention):
+                        hooks.append((layer, self._shorten_masks, True))
                     hooks.append((layer, partial(self._restore, past), False))
                 numbers[factor] += 1
                 all_pasts.extend(pasts)
@@ -239,7 +275,7 @@ class TokenPruner:
             recover_from=p.recover_from,
             similarity=p.similarity,
             merge=p.reduction == "merge",
-            align_cfg=p.align_cfg and self.parts,
+            align_cfg=p.align_cfg and self._parts,
             last=pasts[0].last,
         )
         if self.listener is not None:
@@ -248,18 +284,47 @@ class TokenPruner:
 
     def _shorten(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         selection = self._selection
-        # A mask over self-attention's own tokens would have to be shortened too. No Stable Diffusion model has one.
         if selection is None or args[0].shape[1] != selection.source.shape[1]:
             return None
         return (selection.shorten(args[0]), *args[1:]), kwargs
+
+    def _shorten_masks(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Let masks over an attention's tokens follow the tokens that are kept."""
+        selection = self._selection
+        if selection is None or args[0].shape[1] != selection.kept.shape[1]:
+            return None
+        mask, images = kwargs.get("attention_mask"), kwargs.get("ip_adapter_masks")
+        if kwargs.get("encoder_hidden_states") is None:
+            if mask is None or mask.shape[-1] != selection.source.shape[1]:
+                return None
+            kept = selection.kept[:, None]
+            return args, {**kwargs, "attention_mask": mask.expand(len(kept), -1, -1).gather(2, kept)}
+        if images is None:
+            return None
+        if isinstance(images, Tensor):
+            images = list(images.unsqueeze(1))  # as diffusers takes it too
+        return args, {**kwargs, "ip_adapter_masks": [_shortened(mask, selection) for mask in images]}
 
     def _restore(self, past: TokenPast, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         selection = self._selection
         if selection is not None and output.shape[1] != selection.kept.shape[1]:
             return None
         if self._pruning.recover_from == "past":
-            return past.restore(output, selection, self._time)
+            return past.restore(output, selection, self._time, self._turn)
         return None if selection is None else selection.restore(output)
+
+
+def _shortened(masks: Tensor | None, selection: TokenSelection) -> Tensor | None:
+    """Return an IP-Adapter's masks of the kept tokens only: (1, images, H, W) -> (B, images, 1, N - K).
+
+    Attention resizes a mask to its number of tokens. One that is a row of so many values stays as it is.
+    """
+    if not isinstance(masks, Tensor) or masks.ndim != 4:
+        return masks  # no mask, or one that diffusers refuses
+    batch, n = selection.source.shape
+    whole = (IPAdapterMaskProcessor.downsample(mask, batch, n, 1) for mask in masks.unbind(1))
+    short = (selection.shorten(mask.to(selection.source.device)) for mask in whole)
+    return torch.stack([mask.transpose(1, 2) for mask in short], dim=1)
 
 
 def smallest_downsample(unet: UNet2DConditionModel) -> int:

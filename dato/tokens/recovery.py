@@ -32,8 +32,8 @@ class TokenPast:
 
     @property
     def last(self) -> Tensor | None:
-        """(B, N): the timestep at which each token was last computed; infinity: never. None before any call."""
-        return None if self._times is None else self._times[1]
+        """(B, N): `turn` of the call at which each token was last computed; infinity: never. None before any call."""
+        return self._turns
 
     @property
     def state(self) -> tuple:
@@ -49,14 +49,18 @@ class TokenPast:
         # v0, v1 (B, N, C) and t0, t1 (B, N) in float32; a time of infinity: never computed.
         self._values: tuple[Tensor, Tensor] | None = None
         self._times: tuple[Tensor, Tensor] | None = None
+        self._turns: Tensor | None = None  # (B, N)
 
     def copy_state(self) -> None:
         """Copy the state, see `TokenPruner.copy_state`."""
         if self._values is not None:
             self._values = self._values[0].clone(), self._values[1].clone()
             self._times = self._times[0].clone(), self._times[1].clone()
+            self._turns = self._turns.clone()
 
-    def restore(self, output: Tensor, selection: TokenSelection | None, time: float | Tensor) -> Tensor:
+    def restore(
+        self, output: Tensor, selection: TokenSelection | None, time: float | Tensor, turn: float | Tensor
+    ) -> Tensor:
         """Fill up a layer's output, and remember the tokens that the layer computed.
 
         A pruned token gets v1 + k (v1 - v0) with k = (time - t1) / (t1 - t0). (t0, v0) and (t1, v1) are the last two
@@ -67,6 +71,7 @@ class TokenPast:
             output: (B, N - K, C) of the kept tokens; (B, N, C) if nothing is pruned.
             selection: The call's selection; None if nothing is pruned.
             time: The call's timestep. As a tensor () it keeps a compiled call the same for all timesteps.
+            turn: A number that falls from timestep to timestep, even where a sampler's timesteps rise.
 
         Returns:
             (B, N, C) in the dtype of `output`.
@@ -74,7 +79,7 @@ class TokenPast:
         full = output if selection is None else selection.restore(output)
         if self._values is None:
             never = torch.full(full.shape[:2], torch.inf, device=full.device)
-            self._values, self._times = (full.detach(), full.detach()), (never, never)
+            self._values, self._times, self._turns = (full.detach(), full.detach()), (never, never), never
         (v0, v1), (t0, t1) = self._values, self._times
         computed = torch.ones_like(t1, dtype=torch.bool)
         restored = full
@@ -88,4 +93,5 @@ class TokenPast:
         moved = computed & (t1 != time)  # of two values at one timestep the later counts
         self._values = torch.where(moved[..., None], v1, v0), torch.where(computed[..., None], full.detach(), v1)
         self._times = torch.where(moved, t1, t0), t1.masked_fill(computed, time)
+        self._turns = self._turns.masked_fill(computed, turn)
         return restored

@@ -99,7 +99,7 @@ def select_tokens(
         merge: See `TokenSelection.merge`.
         align_cfg: The second half of the batch uses the first half's base tokens. 3: the batch has three parts, as
             with an image that guides too (InstructPix2Pix).
-        last: (B, N) timesteps, falling as a sampler's do, at which each token was last computed; infinity: never. The
+        last: (B, N) when each token was last computed, in numbers that fall from call to call; infinity: never. The
             tokens with the highest become base tokens and are kept.
 
     Raises:

@@ -132,6 +132,7 @@ class Cache:
     def recalled(self, place: int) -> Recalled:
         """Return what is known of `place` before the present call runs."""
         past, rule = self._past[place][-self.call.values :], self.call.rule
+        past = [computed for computed in past if computed.moment.call >= self.call.since] or past[-1:]
         values = tuple(computed.value for computed in past)
         if len(past) == 1:
             return Recalled(values)

@@ -23,6 +23,7 @@ from dato.pruning import Pruning
 from dato.tokens.pruner import TokenPruner
 from dato.unet.cache import Cache, Recalled
 from dato.unet.ladder import Ladder
+from dato.unet.targets import unet_of
 
 
 class Variant(NamedTuple):
@@ -46,10 +47,11 @@ class CompiledCalls:
             "max-autotune"), what a later call needs is copied out of the graphs' memory.
 
     Raises:
-        DatoError: if the UNet runs on a CPU and there is no C++ compiler.
+        DatoError: if it is no UNet that can be patched, or runs on a CPU and there is no C++ compiler.
     """
 
     def __init__(self, unet: UNet2DConditionModel, **options: Any) -> None:
+        unet = unet_of(unet)[0]  # without a wrapper
         self.unet, self._options = unet, {"dynamic": False, "fullgraph": True} | options
         inductor = options.get("options") or {}
         self._graphs = (

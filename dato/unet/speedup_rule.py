@@ -27,7 +27,7 @@ from dato.samplers import SAMPLERS, num_calls
 from dato.schedule import Schedule, even_parts
 from dato.unet.depth_shares import depth_share
 from dato.unet.ladder import Ladder
-from dato.unet.targets import unet_of
+from dato.unet.targets import latent_size, unet_of
 
 
 class SamplerKind(NamedTuple):
@@ -281,8 +281,7 @@ def _kind(name: str, config: Mapping[str, Any]) -> SamplerKind:
 
 def _own_size(unet: UNet2DConditionModel) -> tuple[int, int]:
     """Return the size of the latents that the UNet was made for."""
-    size = unet.config.sample_size or 64
-    return (size, size) if isinstance(size, int) else tuple(size)
+    return latent_size(unet) or (64, 64)
 
 
 def _default(pipe: Any, name: str, otherwise: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What can be patched: pipelines with a `UNet2DConditionModel`, and such UNets, compiled or not."""
+"""What can be patched: pipelines with a `UNet2DConditionModel`, and such UNets, also compiled or wrapped by peft."""
 
 from __future__ import annotations
 
@@ -35,8 +35,15 @@ def unet_of(pipe_or_unet: Any) -> tuple[UNet2DConditionModel, Any]:
 
 
 def owns(pipe: Any, unet: UNet2DConditionModel) -> bool:
-    """Return whether this is a pipeline's UNet, compiled or not."""
+    """Return whether this is a pipeline's UNet, also if it is compiled or wrapped by peft."""
     return _inner(getattr(pipe, "unet", None)) is unet
+
+
+def latent_size(unet: UNet2DConditionModel) -> tuple[int, int] | None:
+    """Return (H, W) of the latents that a UNet was made for; None if its configuration does not say."""
+    size = unet.config.sample_size
+    size = [size] * 2 if isinstance(size, int) else size
+    return tuple(size) if isinstance(size, (list, tuple)) and len(size) == 2 else None
 
 
 def wrapper_of(pipe_or_unet: Any) -> nn.Module | None:
@@ -74,16 +81,29 @@ def _backend_of(context: Any) -> bool | dict[str, Any]:
     return {"backend": backend} if visible else True
 
 
-def guidance_parts(pipe: Any) -> int:
-    """Return the number of parts into which guidance divides the UNet's batch; 2 if it is not known.
+def guidance_parts(pipe: Any) -> int | None:
+    """Return the number of parts into which guidance divides the UNet's batch; None if it is not known.
 
     It is 1 without guidance, 2 with it, and 3 if an image guides as well. Perturbed attention adds one part.
     """
-    guided = getattr(pipe, "do_classifier_free_guidance", True)
+    guided = getattr(pipe, "do_classifier_free_guidance", None)
+    if guided is None:  # some pipelines keep it to themselves
+        return None
     parts = 3 if "InstructPix2Pix" in type(pipe).__name__ else 2
     return (parts if guided else 1) + bool(getattr(pipe, "do_perturbed_attention_guidance", False))
 
 
 def _inner(module: Any) -> Any:
-    """Return the module that `torch.compile` wrapped; any other module as it is."""
-    return getattr(module, "_orig_mod", module) if isinstance(module, nn.Module) else module
+    """Return the module that `torch.compile` or peft wrapped, or both; any other module as it is."""
+    while isinstance(module, nn.Module) and (inner := _wrapped(module)) is not None:
+        module = inner
+    return module
+
+
+def _wrapped(wrapper: nn.Module) -> nn.Module | None:
+    """Return the module within a wrapper; None if it is no wrapper."""
+    # peft: a `PeftModel` holds a tuner such as `LoraModel`, which holds the UNet.
+    of_peft = any(kind.__module__.partition(".")[0] == "peft" for kind in type(wrapper).__mro__)
+    names = ("base_model", "model") if of_peft else ("_orig_mod",)
+    parts = dict(wrapper.named_children())
+    return next((parts[name] for name in names if name in parts), None)

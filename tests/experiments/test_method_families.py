@@ -18,7 +18,7 @@ FRONT = dato.load_front("emoji-sd-depth")
 
 
 def facts(calls: int, rungs: int = 12) -> Facts:
-    return Facts(rungs, calls, {calls: calls}, "DPMSolverMultistepScheduler", "dpm++2m", 64, (1, 2), "CPU")
+    return Facts(rungs, calls, {calls: calls}, "DPMSolverMultistepScheduler", "dpm++2m", (64, 64), (1, 2), "CPU")
 
 
 @pytest.mark.parametrize("calls", [50, 51, 25, 20, 10, 8, 6])
@@ -55,7 +55,9 @@ def test_shares_of_flops():
     schedules = [Schedule.full(8), Schedule.full(2), Schedule.spread(8, 3), Schedule.uniform(8, 2, 1)]
     full, short, spread, shallow = flop_shares(evaluator, schedules)
     assert (full, short, spread) == (1, 0.25, 3 / 8) and 0.5 < shallow < 1
-    unknown = SimpleNamespace(pipe=SimpleNamespace(unet=tiny_unet(sample_size=(16, 24)), vae_scale_factor=8))
+    wide = SimpleNamespace(unet=tiny_unet(sample_size=(16, 24)), vae_scale_factor=8)
+    assert sample_shape(wide, evaluator.sampling, 1) == (2, 4, 16, 24)
+    unknown = SimpleNamespace(pipe=SimpleNamespace(unet=tiny_unet(sample_size=None), vae_scale_factor=8))
     with pytest.raises(DatoError, match="give `height` and `width`"):
         sample_shape(unknown.pipe, evaluator.sampling, 1)
     unknown.sampling, unknown.calls = evaluator.sampling, 8

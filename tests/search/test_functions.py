@@ -184,11 +184,12 @@ def test_depths_and_ratios_together(mine):
 
 def test_a_pipeline_that_needs_more_arguments_gets_them(tmp_path):
     pipe, kwargs = tiny("ControlNet")
-    given = {name: value for name, value in kwargs.items() if name == "image"}
+    given = {"image": kwargs["image"][..., :24]}
     options = {"steps": [4], "pop_size": 4, "generations": 1, "rounds": 0, "batch_size": 1, "out": tmp_path / "run"}
     options |= {"preset": "quick", "depths": [0, 1], "guidance_scale": 3.0}
     front = search_depth(pipe, PROMPTS[:1], pipe_kwargs=given, **options)
     assert "sha256" in front.conditions["pipe_kwargs"]["image"]
+    assert (front.conditions["height"], front.conditions["width"]) == given["image"].shape[2:]  # not the model's own
     with pytest.raises(DatoError, match=r"pipe_kwargs\.image"):
         search_depth(pipe, PROMPTS[:1], pipe_kwargs={"image": given["image"] / 2}, **options)
     with pytest.raises(DatoError, match="`pipe_kwargs`: guidance_scale is given"):

@@ -32,7 +32,7 @@ PRESET = replace(DEPTH_PRESETS["quick"], pop_size=8, generations=5)
 class ToyJudges:
     """Quality falls with the age of the cache. Counts what it is asked; candidates of 3 whole calls have failed."""
 
-    facts = Facts(12, 13, {12: 13}, "Toy", None, 8, (1,), "a toy")
+    facts = Facts(12, 13, {12: 13}, "Toy", None, (8, 8), (1,), "a toy")
     table = None
 
     def __init__(self, pause=0.0, images=4):

@@ -42,8 +42,9 @@ def test_each_pruned_token_continues_its_own_line_while_that_is_fresh(calls, tur
     past, history = TokenPast(), {}  # (image, token) -> [(timestep, value)], of one timestep the last
     for i, (time, k) in enumerate(calls):
         truth = tokens(i)
+        turn = -len({t for t, _ in calls[: i + 1]})  # timesteps so far
         selection = select_tokens(tokens(100 + i), GRID, k, last=past.last if turns else None) if k else None
-        restored = past.restore(truth if selection is None else selection.shorten(truth), selection, time)
+        restored = past.restore(truth if selection is None else selection.shorten(truth), selection, time, turn)
         plain = truth if selection is None else selection.restore(selection.shorten(truth))
         for b in range(2):
             pruned = [] if selection is None else selection.pruned[b].tolist()
@@ -61,7 +62,7 @@ def test_each_pruned_token_continues_its_own_line_while_that_is_fresh(calls, tur
                     expected = plain[b, token]
                 # The times are float32.
                 assert torch.allclose(restored[b, token], expected, atol=1e-5)
-                last = known[-1][0] if known else float("inf")
+                last = -len({t for t, _ in calls if t >= known[-1][0]}) if known else float("inf")
                 assert past.last[b, token].item() == last
 
 
@@ -71,17 +72,17 @@ def test_a_layer_that_is_linear_in_time_is_recovered_exactly(dtype, tolerance):
     for i, time in enumerate((900.0, 900.0, 850.0, 800.0, 760.0, 710.0, 660.0, 610.0)):
         truth = (start + slope * time / 1000).to(dtype)
         selection = select_tokens(tokens(i), GRID, 12, last=past.last) if i > 2 else None
-        restored = past.restore(truth if selection is None else selection.shorten(truth), selection, time)
+        restored = past.restore(truth if selection is None else selection.shorten(truth), selection, time, -i)
         assert restored.dtype == dtype
         assert torch.allclose(restored.float(), truth.float(), atol=tolerance)
 
 
 def test_half_precision_neither_overflows_nor_turns_into_nan():
     past, large = TokenPast(), torch.full((1, 24, 3), 60000.0, dtype=torch.float16, device=device())
-    past.restore(-large, None, 900.0)
-    past.restore(large, None, 800.0)
+    past.restore(-large, None, 900.0, -1)
+    past.restore(large, None, 800.0, -2)
     selection = select_tokens(tokens(0, batch=1), GRID, 12)
-    restored = past.restore(selection.shorten(large), selection, 700.0)
+    restored = past.restore(selection.shorten(large), selection, 700.0, -3)
     largest = torch.full((12, 3), 65504.0, dtype=torch.float16, device=device())
     assert torch.equal(restored[0, selection.pruned[0]], largest)
 
@@ -119,10 +120,10 @@ def test_nothing_looks_at_a_value():
     """What would make a GPU wait fails on tensors that have no values."""
     with FakeTensorMode():
         past, x = TokenPast(), randn(2, 24, 3)
-        past.restore(x, None, 900.0)
+        past.restore(x, None, 900.0, 0)
         for time in (800.0, 700.0):
             selection = select_tokens(x, GRID, 12, last=past.last)
-            assert past.restore(selection.shorten(x), selection, time).shape == x.shape
+            assert past.restore(selection.shorten(x), selection, time, time - 900).shape == x.shape
 
 
 def run(unet, inputs, timesteps=(900, 800, 700, 600, 500, 400)):
@@ -166,5 +167,19 @@ def test_every_token_is_computed_again_before_others_are_twice():
     block = unet.down_blocks[0].attentions[0].transformer_blocks[0]
     block.register_forward_hook(lambda *_: seen.append(pruner._selection.kept))
     run(unet, inputs, (900, 800, 700, 600))
+    for image in range(2):
+        assert torch.cat([kept[image] for kept in seen]).sort().values.tolist() == list(range(256))
+
+
+@pytest.mark.parametrize("times", [(300.0, 500.0, 700.0, 900.0), (900.0, 500.0, 700.0, 500.0)])
+def test_tokens_take_turns_where_timesteps_rise(times):
+    unet, (x, text), seen = tiny_unet(), unet_inputs(), []
+    dato.apply_patch(unet, Schedule([12] * 4, 0.75), recover_from="past")
+    pruner = unet._dato_patch.pruner
+    block = unet.down_blocks[0].attentions[0].transformer_blocks[0]
+    block.register_forward_hook(lambda *_: seen.append(pruner._selection.kept))
+    with torch.no_grad():
+        for time in put(torch.tensor(times)):
+            assert unet(x, time, text).sample.isfinite().all()
     for image in range(2):
         assert torch.cat([kept[image] for kept in seen]).sort().values.tolist() == list(range(256))

@@ -418,3 +418,84 @@ def test_forecasts_of_a_half_precision_unet_are_finite(dtype):
             with torch.no_grad():
                 out = unet(x, time, text).sample
             assert out.dtype == dtype and out.isfinite().all()
+
+
+@st.composite
+def turning_runs(draw):
+    """(depths, orders, timesteps) of a generation whose timesteps rise and fall, and come back."""
+    n = draw(st.integers(2, 14))
+    times = draw(st.lists(st.sampled_from([900.0, 700.0, 500.0, 300.0, 100.0]), min_size=n, max_size=n))
+    depths = [5, *draw(st.lists(st.integers(0, 5), min_size=n - 1, max_size=n - 1))]
+    orders = draw(st.lists(st.integers(0, 2), min_size=n, max_size=n))
+    return depths, orders, times
+
+
+def since_the_turn(history, times, now):
+    """What a call may read: values since the timesteps last turned, else the last value alone.
+
+    `history` holds (call, value) of one place.
+    """
+    recent = [(times[call], value) for call, value in history if not turns(times[call : now + 1])]
+    return recent or [(times[call], value) for call, value in history[-1:]]
+
+
+def turns(times):
+    """Whether timesteps both rise and fall."""
+    steps = [b - a for a, b in pairwise(times)]
+    return min(steps, default=0) < 0 < max(steps, default=0)
+
+
+@settings(max_examples=300, deadline=None)
+@given(turning_runs())
+def test_where_timesteps_turn_round_forecasts_read_what_was_computed_since(run):
+    depths, orders, times = run
+    schedule = Schedule(depths, orders=orders, rungs=5)
+    rng = np.random.default_rng(0)
+    cache, history = Cache(span=len(depths)), {}
+    for call, depth, order, time in zip(schedule.calls(times), depths, orders, times, strict=True):
+        cache.begin(call, time)
+        if depth < 5:
+            known = since_the_turn(history[depth - 1], times, call.index)
+            expected = plain_forecast(known, time, order)
+            np.testing.assert_allclose(cache.recall(depth - 1).cpu().numpy(), expected, rtol=1e-3, atol=1e-4)
+            assert len(call.sources) == min(len({time for time, _ in known}), order + 1)
+        for place in [*(range(4) if depth == 5 else range(depth - 1)), LAST] if depth else []:
+            value = rng.normal(size=(2, 3)).astype(np.float32)
+            history.setdefault(place, []).append((call.index, value.astype(float)))
+            cache.store(place, put(torch.from_numpy(value)))
+        cache.end()
+    assert not cache._past
+
+
+def predictions(schedule, times):
+    """The predictions of a patched UNet at these timesteps, each of other latents."""
+    unet, (x, text) = tiny_unet(), unet_inputs()
+    dato.apply_patch(unet, schedule)
+    with torch.no_grad():
+        return [unet(x + i, time, text).sample for i, time in enumerate(put(torch.tensor(times)))]
+
+
+@pytest.mark.parametrize(
+    ("times", "whole", "weights"),
+    [
+        ((900.0, 500.0, 700.0, 300.0), 3, (0, 0, 1)),  # what was before the turn is not mixed in
+        ((900.0, 700.0, 500.0, 700.0, 500.0, 300.0), 5, (0, 0, 0, -1, 2)),  # a restart
+        ((900.0, 500.0, 700.0, 700.0, 500.0, 300.0), 5, (0, 0, 0, -1, 2)),  # ... that calls twice
+        ((900.0, 700.0, 500.0, 700.0), 3, (0, 0, 1)),
+        ((100.0, 300.0, 500.0, 700.0), 3, (1, -3, 3)),  # inversion
+        ((900.0, 700.0, 500.0, 300.0), 3, (1, -3, 3)),
+    ],
+)
+def test_a_prediction_is_forecast_where_timesteps_rise(times, whole, weights):
+    *computed, forecast = predictions(Schedule([12] * whole + [0], orders=2), times)
+    expected = sum(weight * value for weight, value in zip(weights, computed, strict=True))
+    assert torch.allclose(forecast, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("forecast", ["polynomial", "aligned", "chebyshev"])
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_no_rule_fails_where_timesteps_turn_round(forecast, order, depth):
+    times = (900.0, 500.0, 700.0, 500.0, 500.0, 700.0, 300.0, 100.0, 0.0)
+    schedule = Schedule([12, 12, depth, 12, 12, depth, 12, 12, depth], orders=order, forecast=forecast)
+    assert all(prediction.isfinite().all() for prediction in predictions(schedule, times))

@@ -110,7 +110,7 @@ def test_calls_beside_the_block_are_shallow_and_calls_through_it_run_it_whole():
         assert len(entered) == count, depth
         entered.clear()
     for depth in (7, 8):
-        with pytest.raises(dato.DatoError, match=r"up_blocks.1 carries a forward hook.*depths up to 6 or above 8"):
+        with pytest.raises(dato.DatoError, match=r"up_blocks\.1 carries a forward hook.*depths up to 6 or above 8"):
             dato.apply_patch(unet, Schedule([12, depth]))
 
 
@@ -118,7 +118,7 @@ def test_a_hook_that_comes_later_is_refused_when_a_generation_begins(make_pipe):
     pipe = make_pipe()
     dato.apply_patch(pipe, Schedule([12, 1, 12, 1]))
     handle = pipe.unet.up_blocks[3].register_forward_hook(scaled)
-    with pytest.raises(dato.DatoError, match="up_blocks.3 carries a forward hook.*depth 0, or above 2"):
+    with pytest.raises(dato.DatoError, match=r"up_blocks\.3 carries a forward hook.*depth 0, or above 2"):
         draw(pipe, 3)
     handle.remove()
     draw(pipe, 3)

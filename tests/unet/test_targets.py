@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import diffusers
+import peft
 import pytest
 import torch
 from conftest import tiny_unet, unet_inputs
@@ -248,7 +249,7 @@ def test_a_timestep_that_is_copied_on_the_way_is_known_by_its_value(sampler):
 
 def test_tokens_of_other_images_are_left_alone_without_guidance():
     pipe, kwargs = tiny("SD 1.x")
-    dato.apply_patch(pipe, prune_ratio=0.5, align_cfg=True, score="IV")
+    dato.apply_patch(pipe, prune_ratio=0.5, align_cfg=True)
     chosen = []
     pipe.unet._dato_patch.pruner.listener = lambda factor, grid, selection: chosen.append(selection.base)
     sample(pipe, {**kwargs, "guidance_scale": 1.0, "num_images_per_prompt": 2}, 1)
@@ -270,10 +271,70 @@ def test_base_and_refiner_share_the_steps():
 
 def test_a_picture_that_guides_is_a_third_part_of_the_batch():
     pipe, kwargs = tiny("InstructPix2Pix")
-    dato.apply_patch(pipe, prune_ratio=0.5, align_cfg=True, score="IV")
+    dato.apply_patch(pipe, prune_ratio=0.5, align_cfg=True)
     chosen = []
     pipe.unet._dato_patch.pruner.listener = lambda factor, grid, selection: chosen.append(selection.base)
     sample(pipe, {**kwargs, "image": picture(), "num_images_per_prompt": 2}, 2)
     for base in chosen:
         first, second, third = base.chunk(3)
         assert torch.equal(first, second) and torch.equal(first, third) and not torch.equal(first[0], first[1])
+
+
+def lora_config():
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "conv1"]
+    return peft.LoraConfig(r=2, lora_alpha=4, target_modules=targets, init_lora_weights=False)
+
+
+PEFT = {
+    "PeftModel": lambda unet: peft.get_peft_model(unet, lora_config()),
+    "PeftMixedModel": lambda unet: peft.get_peft_model(unet, lora_config(), mixed=True),
+    "LoraModel": lambda unet: peft.LoraModel(unet, lora_config(), "default"),
+    "compiled PeftModel": lambda unet: torch.compile(peft.get_peft_model(unet, lora_config()), backend="eager"),
+    "PeftModel of a compiled UNet": lambda unet: peft.get_peft_model(
+        torch.compile(unet, backend="eager"), lora_config()
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [*list(PEFT)[:3], *thorough(*list(PEFT)[3:])])
+def test_a_unet_within_a_model_of_peft_is_patched(kind):
+    pipe, kwargs = tiny("SD 1.x")
+    plain, unet = sample(pipe, kwargs), pipe.unet
+    torch.manual_seed(3)
+    pipe.unet = whole = PEFT[kind](pipe.unet)
+    assert unet_of(pipe) == (unet, pipe) and unet_of(whole) == (unet, None)
+    stock = sample(pipe, kwargs)
+    assert not torch.equal(stock, plain)
+    schedule = Schedule([8, 1, 8, 0, 3], [0, 0.5, 0.25, 0, 0], [0, 0, 0, 1, 1], 8)
+    results = []
+    for target in (pipe, whole):
+        assert dato.apply_patch(target, Schedule.full(5, rungs=8), compile=False) is target
+        assert torch.equal(sample(pipe, kwargs), stock)
+        dato.apply_patch(target, schedule, compile=False)
+        results.append(sample(pipe, kwargs))
+        assert dato.current_schedule(target) == schedule
+        assert dato.remove_patch(target) is target and dato.current_schedule(target) is None
+        assert torch.equal(sample(pipe, kwargs), stock)
+    assert not torch.equal(results[0], stock) and torch.equal(*results)
+    assert not hasattr(unet, "_dato_patch")
+    assert len(dato.rule(pipe, 10, 2.0)) == 10
+
+
+def test_adapters_of_peft_may_be_changed_while_the_unet_is_patched():
+    pipe, kwargs = tiny("SD 1.x")
+    plain = sample(pipe, kwargs)
+    pipe.unet = peft.get_peft_model(pipe.unet, lora_config())
+    stock = sample(pipe, kwargs)
+    dato.apply_patch(pipe, Schedule.full(5, rungs=8))
+    with pipe.unet.disable_adapter():
+        assert torch.equal(sample(pipe, kwargs), plain)
+    assert torch.equal(sample(pipe, kwargs), stock)
+    assert dato.CompiledCalls(pipe.unet, backend="eager").unet is unet_of(pipe)[0]
+
+
+def test_other_models_of_peft_are_refused_by_what_they_hold():
+    model = peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(2, 2)), peft.LoraConfig(target_modules=["0"]))
+    with pytest.raises(DatoError, match="cannot patch PeftModel: supported are"):
+        dato.apply_patch(model, Schedule.full(1))
+    with pytest.raises(DatoError, match="cannot patch a SimpleNamespace with a Sequential: supported are"):
+        dato.apply_patch(SimpleNamespace(unet=model), Schedule.full(1))
