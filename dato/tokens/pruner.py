@@ -27,7 +27,18 @@ from dato.tokens.scores import base_score
 from dato.tokens.selection import TokenSelection, select_tokens
 
 # What calls of a generation leave to later ones.
-_STATE = ("_generator", "_last", "_difference", "_noise", "_sign", "_selections", "_chosen_for", "_age")
+_STATE = (
+    "_generator",
+    "_last",
+    "_difference",
+    "_noise",
+    "_sign",
+    "_selections",
+    "_chosen_for",
+    "_age",
+    "_parts",
+    "_moment",
+)
 
 
 class TokenPruner:
