@@ -68,7 +68,7 @@ def set_scheduler(pipe: DiffusionPipeline, name: str | None) -> None:
     config |= {key: value for key, value in _VARIANTS.items() if key in config}
     try:
         scheduler = kind.from_config(config, **options)
-        _try_prediction(kind.from_config(config, **options))
+        _try_prediction(copy.deepcopy(scheduler))
     except ImportError as error:
         raise DatoError(f"the scheduler {name!r} needs a package that is not installed: {first_line(error)}") from None
     except (NotImplementedError, ValueError) as error:  # such as a kind of prediction that it does not know

@@ -85,6 +85,16 @@ def test_simulations_together_are_those_of_each_and_as_by_hand(model):
     assert predicted.decibels[4] == pytest.approx(100)  # stock has no error
 
 
+@pytest.mark.parametrize(
+    "times", [(9.0, 5.0, 7.0, 5.0, 3.0, 1.0), (9.0, 7.0, 5.0, 5.0, 9.0, 7.0), (1.0, 3.0, 5.0, 7.0, 9.0, 11.0)]
+)
+def test_timesteps_that_turn_round_are_simulated_as_they_run(model, times):
+    turning = replace(model, times=times)
+    predicted = Simulation(turning)(SCHEDULES)
+    for row, schedule in enumerate(SCHEDULES):
+        assert np.allclose(predicted.errors[row], by_hand(turning, schedule)[0], rtol=1e-4, atol=1e-6)
+
+
 def test_the_model_of_an_earlier_version_is_refused():
     with pytest.raises(DatoError, match="earlier dato"):
         Simulation(random_model())

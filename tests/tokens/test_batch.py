@@ -1,4 +1,8 @@
-"""An image does not depend on its neighbours: in a batch, tokens are pruned as they are for the image alone."""
+"""An image does not depend on its neighbours: in a batch, tokens are pruned as they are for the image alone.
+
+All is compared in float64. In float32 stock itself rounds a batch otherwise. Then the choice between tokens that are
+equal to rounding may fall otherwise, too.
+"""
 
 import math
 from itertools import pairwise
@@ -6,7 +10,7 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import PROMPTS, tiny_unet, unet_inputs
-from tiny_pipelines import sample, tiny
+from tiny_pipelines import tiny
 
 import dato
 from dato import Pruning, Schedule
@@ -24,11 +28,11 @@ SETTINGS = (
 )
 
 
-def draw(pipe, images, guidance_scale):
+def draw(pipe, images, **options):
     """Latents of some of the images; image i has its own prompt and noise."""
     generators = [torch.Generator().manual_seed(i) for i in images]
-    options = {"guidance_scale": guidance_scale, "num_inference_steps": 5, "output_type": "latent"}
-    return pipe([PROMPTS[i] for i in images], generator=generators, **options).images
+    options |= {"num_inference_steps": 5, "output_type": "latent"}
+    return pipe(**options | {"prompt": [PROMPTS[i] for i in images]}, generator=generators).images
 
 
 def decibels(a, b):
@@ -38,24 +42,23 @@ def decibels(a, b):
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(map(str, settings.values())))
-def test_an_image_is_the_same_alone_and_at_any_place_in_a_batch(make_pipe, settings, guidance_scale):
-    pipe, pruning = make_pipe(), Pruning(**settings)
-    dato.apply_patch(pipe, Schedule([12, 12, 12, 3, 0, 12], [0.25, 0.5, 0.5, 0.5, 0, 0.5], pruning=pruning))
-    alone = [draw(pipe, [i], guidance_scale)[0] for i in range(3)]
+def test_an_image_is_the_same_alone_and_at_any_place_in_a_batch(settings, guidance_scale):
+    pipe, kwargs = tiny("SD 1.x")
+    options = kwargs | {"guidance_scale": guidance_scale}
+    schedule = Schedule([8, 8, 8, 3, 0, 8], [0.25, 0.5, 0.5, 0.5, 0, 0.5], rungs=8, pruning=Pruning(**settings))
+    dato.apply_patch(pipe.to(torch.float64), schedule)
+    alone = [draw(pipe, [i], **options)[0] for i in range(3)]
     for images in ([0, 1, 2], [2, 0], [1, 2, 0]):
-        for i, image in zip(images, draw(pipe, images, guidance_scale), strict=True):
-            assert decibels(image, alone[i]) > 100
+        for i, image in zip(images, draw(pipe, images, **options), strict=True):
+            assert decibels(image, alone[i]) > 200
 
 
 def test_three_parts_of_guidance_get_the_same_numbers_alone_and_in_a_batch():
     pipe, kwargs = tiny("InstructPix2Pix")
-    dato.apply_patch(pipe, prune_ratio=0.5, score="IV")
-    one = {"image": kwargs["image"], "prompt": kwargs["prompt"]}
-    two = {"image": one["image"].repeat(2, 1, 1, 1), "prompt": [one["prompt"]] * 2}
-    alone = sample(pipe, kwargs | one, 3)
-    generators = [torch.Generator().manual_seed(seed) for seed in (7, 0)]
-    both = pipe(**(kwargs | two), num_inference_steps=3, generator=generators, output_type="latent").images
-    assert decibels(both[1], alone[0]) > 100
+    dato.apply_patch(pipe.to(torch.float64), prune_ratio=0.5, score="IV")
+    alone = draw(pipe, [1], **kwargs)
+    both = draw(pipe, [0, 1], **kwargs | {"image": kwargs["image"].repeat(2, 1, 1, 1)})
+    assert decibels(both[1], alone[0]) > 200
 
 
 def bases(unet, x, text, **pruning):
