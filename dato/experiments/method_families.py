@@ -105,7 +105,8 @@ def rules(facts: Facts) -> list[Method]:
         f"rule: {whole} of {calls} whole, growing": Schedule.spread(
             calls, whole, 0, 1, cooldown=2, growth=1.25, rungs=rungs
         )
-        for whole in whole_calls(calls, fewest=GROWING)
+        for whole in whole_calls(calls, fewest=3)
+        if whole >= GROWING
     }
     for interval in RULE_INTERVALS:
         if interval < calls and rungs > 1:

@@ -38,11 +38,11 @@ class TokenPast:
     @property
     def state(self) -> tuple:
         """What is remembered."""
-        return self._values, self._times
+        return self._values, self._times, self._turns
 
     @state.setter
     def state(self, state: tuple) -> None:
-        self._values, self._times = state
+        self._values, self._times, self._turns = state
 
     def clear(self) -> None:
         """Forget everything, because a new generation begins."""

@@ -35,8 +35,11 @@ def test_rules_by_name():
     schedules = {method.name: method.schedule for method in methods}
     assert schedules["rule: 10 of 50 whole"] == Schedule.spread(50, 10, 0, 1)
     assert schedules["rule: every 3rd of 50 whole"] == Schedule.uniform(50, 3, 1, 1)
-    whole = [int(name.split()[1]) for name in schedules if not name.startswith("rule: every")]
+    whole = [int(name.split()[1]) for name in schedules if name.endswith("whole") and "every" not in name]
     assert whole == [25, 21, 17, 14, 12, 10, 8, 7, 6, 5, 4]
+    growing = {name.split()[1]: schedule for name, schedule in schedules.items() if name.endswith("growing")}
+    assert list(growing) == ["22", "19", "15", "13", "11"]
+    assert growing["11"] == Schedule.spread(50, 11, 0, 1, cooldown=2, growth=1.25)
     [small] = families_of(["rules"], facts(8, rungs=1)).values()  # no call can run a part of such a UNet
     assert [method.name for method in small] == ["rule: 4 of 8 whole"]
 

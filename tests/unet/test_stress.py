@@ -3,12 +3,14 @@
 `pytest tests/unet/test_stress.py --combinations 1000` for more of them.
 """
 
+import contextlib
+import copy
 import gc
 import inspect
 import multiprocessing
 import random
 import warnings
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from tiny_pipelines import PIPELINES, SIZED, sample, tiny
 import dato
 from dato import Pruning, Schedule
 from dato.samplers import num_calls, set_scheduler
+from dato.unet.foreign import check_depths
 from dato.unet.ladder import Ladder
 
 
@@ -41,6 +44,9 @@ def combination(number: int) -> dict[str, Any]:
         "schedule": draw.randint(0, 10**9),
         "calls": draw.choice([None, None, None, 4, 9]),  # None: as many as the run has
         "follow": draw.random() < 0.5,
+        "hook": draw.choice([None, None, None, None, "up_blocks.1", "down_blocks.0"]),
+        "apart": name == "SD 1.x" and draw.random() < 0.5,  # guidance in two calls
+        "thread": draw.random() < 0.2,
     }
 
 
@@ -74,8 +80,50 @@ def run(pipe, kwargs, what: dict[str, Any]) -> torch.Tensor:
     }
     set_scheduler(pipe, what["sampler"])
     follow = what["follow"] and hasattr(pipe, "controlnet")
-    dato.apply_patch(pipe, schedule_of(pipe, what), controlnet="follow" if follow else None)
-    return sample(pipe, {**kwargs, **call}, what["steps"], what["seed"])
+    with contextlib.ExitStack() as stack:
+        if what["hook"] is not None:
+            handle = pipe.unet.get_submodule(what["hook"]).register_forward_hook(_louder)
+            stack.callback(handle.remove)
+        schedule = schedule_of(pipe, what)
+        if what["hook"] is not None and not _passes(pipe.unet, schedule):
+            schedule = Schedule([schedule.rungs if depth else 0 for depth in schedule.depths], rungs=schedule.rungs)
+        dato.apply_patch(pipe, schedule, controlnet="follow" if follow else None)
+        if what["apart"]:
+            stack.enter_context(_apart(pipe.unet))
+        if not what["thread"]:
+            return sample(pipe, {**kwargs, **call}, what["steps"], what["seed"])
+        with ThreadPoolExecutor(1) as other:
+            return other.submit(sample, pipe, {**kwargs, **call}, what["steps"], what["seed"]).result()
+
+
+def _louder(module, args, output):
+    return (output[0] * 1.1, output[1]) if isinstance(output, tuple) else output * 1.1
+
+
+def _passes(unet, schedule: Schedule) -> bool:
+    try:
+        check_depths(Ladder(unet).blocks, schedule.depths)
+    except dato.DatoError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _apart(unet):
+    """Guidance in two calls: each part of the batch by itself."""
+    inner = unet.forward
+
+    def forward(sample, timestep, encoder_hidden_states, return_dict=True, **more):
+        parts = 2 if len(sample) % 2 == 0 else 1
+        pairs = zip(sample.chunk(parts), encoder_hidden_states.chunk(parts), strict=True)
+        results = [inner(x, timestep, encoder_hidden_states=text, return_dict=False, **more)[0] for x, text in pairs]
+        return (torch.cat(results),)
+
+    unet.forward = forward
+    try:
+        yield
+    finally:
+        unet.forward = inner
 
 
 def alone(number: int) -> torch.Tensor:
@@ -147,3 +195,46 @@ def test_runs_do_not_depend_on_what_ran_before(request):
         each.pipe.scheduler = None
     del latents, truth
     assert held() <= before
+
+
+@pytest.mark.thorough
+def test_two_hundred_generations_in_four_threads():
+    """Sizes, lengths, batches and samplers differ; each image equals the one of the same run alone."""
+    warnings.simplefilter("ignore")
+    first, kwargs = tiny("SD 1.x")
+    schedule = Schedule([12, 1, 0, 12, 3, 0], [0, 0.5, 0, 0.25, 0, 0], [0, 1, 0, 0, 1, 1])
+    dato.apply_patch(first, schedule)
+    runs = [
+        {"sampler": sampler, "steps": steps, "seed": seed, "call": {"height": height, "num_images_per_prompt": images}}
+        for seed, (sampler, steps, height, images) in enumerate(
+            zip(
+                ["ddim", "plms", "dpm++2m", "euler", "unipc", "heun"] * 4,
+                [3, 4, 5, 6] * 6,
+                [32, 48, 24, 40] * 6,
+                [1, 2, 1, 3, 1] * 5,
+                strict=False,
+            )
+        )
+    ]
+
+    def make():
+        return type(first)(**first.components | {"tokenizer": copy.deepcopy(first.tokenizer)})
+
+    def go(pipe, what):
+        pipe.scheduler = type(scheduler).from_config(scheduler.config)
+        set_scheduler(pipe, what["sampler"])
+        return sample(pipe, {**kwargs, **what["call"]}, what["steps"], what["seed"])
+
+    def work(number):
+        pipe, draw = make(), random.Random(number)
+        pipe.set_progress_bar_config(disable=True)
+        for _ in range(50):
+            place = draw.randrange(len(runs))
+            if not torch.equal(go(pipe, runs[place]), alone[place]):
+                wrong.append((number, place))
+
+    scheduler, wrong = first.scheduler, []
+    alone = [go(first, what) for what in runs]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, range(4)))
+    assert not wrong
