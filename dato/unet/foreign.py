@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+from diffusers import UNet2DConditionModel
 from torch import nn
 
 from dato.errors import DatoError
@@ -20,6 +21,8 @@ _HOOKS = {
     "_backward_hooks": "a backward hook",
     "_backward_pre_hooks": "a backward pre-hook",
 }
+# Attributes of processors that collect attention maps: LEdits++ and attend-and-excite; prompt-to-prompt.
+_READERS = ("attnstore", "attention_store", "controller")
 # diffusers' own hooks that a ladder replaces or that change no result.
 _HARMLESS = ("group_offloading", "lazy_prefetch_group_offloading", "layer_execution_tracker", "layerwise_casting")
 
@@ -78,6 +81,17 @@ def refuse_rivals(unet: nn.Module, *, pruning: bool) -> None:
         raise DatoError("DeepCache is enabled on this UNet, and both would cache; call helper.disable() first")
     if pruning and any(type(module).__name__ == "ToMeBlock" for module in unet.modules()):
         raise DatoError("ToMeSD is enabled on this UNet, and both would drop tokens; call tomesd.remove_patch first")
+
+
+def refuse_readers(unet: UNet2DConditionModel) -> None:
+    """Raise DatoError if attention processors read every attention layer, which calls that are not whole do not run."""
+    for processor in unet.attn_processors.values():
+        found = next((name for name in _READERS if getattr(processor, name, None) is not None), None)
+        if found is not None:
+            raise DatoError(
+                f"a {type(processor).__name__} reads every attention layer in every call (`{found}`), and calls that "
+                "are not whole do not run them all; use whole calls, or remove the patch for this run"
+            )
 
 
 def name_of(forward: Any) -> str:

@@ -23,7 +23,7 @@ from dato.unet.cache import Cache
 from dato.unet.compiled import CompiledCalls, Variant
 from dato.unet.controlnet import Follower
 from dato.unet.current_call import of_each_image
-from dato.unet.foreign import check_depths, name_of, refuse_rivals
+from dato.unet.foreign import check_depths, name_of, refuse_readers, refuse_rivals
 from dato.unet.forward_override import ForwardOverride
 from dato.unet.generation import Generation, Generations, Lane
 from dato.unet.ladder import Ladder
@@ -199,6 +199,8 @@ class Patch:
         quiet = self._point is not None
         schedule = self._schedules.of_run(pipe, generation.total, generation.index, size, quiet=quiet)
         refuse_rivals(self.unet, pruning=self.pruner is not None)
+        if min(schedule.depths) < len(self.ladder):
+            refuse_readers(self.unet)
         check_depths(self.ladder.blocks, schedule.depths)
         generation.schedule, generation.calls = schedule, schedule.calls(generation.times)
         if self.pruner is not None:

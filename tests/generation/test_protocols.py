@@ -1,6 +1,7 @@
 """The papers' prompts and settings."""
 
 import json
+import shutil
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_what_is_not_cocos_is_named(captions, tmp_path):
 def test_guidance_is_that_of_the_models_family(tmp_path):
     assert guidance_of("emoji-sd") == guidance_of(str(emoji_sd.PIPE)) == guidance_of("sd15-random") == 7.5
     assert guidance_of("sd21-random") == 9.0
-    config = json.loads((emoji_sd.PIPE / "unet" / "config.json").read_text())
-    (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "config.json").write_text(json.dumps(config | {"cross_attention_dim": 1024}))
-    assert guidance_of(str(tmp_path)) == 9.0
+    other = shutil.copytree(emoji_sd.PIPE, tmp_path / "other")
+    config = json.loads((other / "unet" / "config.json").read_text())
+    (other / "unet" / "config.json").write_text(json.dumps(config | {"cross_attention_dim": 1024}))
+    assert guidance_of(str(other)) == 9.0

@@ -279,3 +279,15 @@ def test_tome_beside_pruning_is_refused(make_pipe):
     draw(pipe, 3)
     with pytest.raises(dato.DatoError, match="ToMeSD is enabled"):
         dato.apply_patch(pipe, prune_ratio=0.5)
+
+
+def test_processors_that_read_every_layer_are_refused_beside_shallow_calls(make_pipe):
+    from diffusers.pipelines.ledits_pp.pipeline_leditspp_stable_diffusion import LEDITSCrossAttnProcessor
+
+    pipe = make_pipe()
+    name = next(name for name in pipe.unet.attn_processors if "attn2" in name)
+    ours = LEDITSCrossAttnProcessor(lambda *args, **kwargs: None, "up", None, None)
+    pipe.unet.set_attn_processor({**pipe.unet.attn_processors, name: ours})
+    dato.apply_patch(pipe, Schedule([12, 1, 12, 0]))
+    with pytest.raises(dato.DatoError, match="LEDITSCrossAttnProcessor reads every attention layer"):
+        draw(pipe, 3)
