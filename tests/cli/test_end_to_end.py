@@ -215,6 +215,7 @@ def test_5b_a_front_of_another_sampler_keeps_its_number_of_steps(run, folder, mo
             assert row["steps"] == own.steps and len(row["depths"]) == own.steps + 1
 
 
+@pytest.mark.thorough
 def test_5c_a_front_where_it_was_not_searched(run, folder, monkeypatch):
     monkeypatch.chdir(folder)
     options = ("--steps", "3,6", "--schedulers", "dpm++2m,ddim", "--guidance", "1,5", "--pick", "knee")

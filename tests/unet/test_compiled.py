@@ -73,6 +73,7 @@ def test_nothing_is_compiled_after_the_first_generation(forecast, pruning, diffe
     assert farthest(eager, first) < 1e-5 and farthest(again, first) == 0 == farthest(later, first)
 
 
+@pytest.mark.thorough
 def test_compiled_code_agrees_with_eager_and_leaves_stock():
     unet = tiny_unet(**SMALL)
     stock, state = run(unet, 6), set(unet.__dict__)
