@@ -35,6 +35,7 @@ from dato.unet.targets import guidance_parts, owns
 ATTRIBUTE = "_dato_patch"  # of the UNet while it is patched
 _STACK = 9  # of a warning, from here to the code that calls the UNet
 _FORWARD_ARGUMENTS = tuple(inspect.signature(UNet2DConditionModel.forward).parameters)[1:]
+_KNOWN_ARGUMENTS = frozenset(_FORWARD_ARGUMENTS)
 
 
 class _Owner:
@@ -125,7 +126,8 @@ class Patch:
         for part in (*self._followers, self._compiled_calls, self.pruner):
             if part is not None:
                 part.detach()
-        self._forget()
+        self._generations.clear()
+        self._release()
 
     @torch.compiler.disable  # `CompiledCalls` compiles the parts, or nothing does
     def forward(self, *args: Any, **kwargs: Any) -> UNet2DConditionOutput | tuple[Tensor]:
@@ -137,12 +139,13 @@ class Patch:
             return self._run_alone(arguments["sample"], args, kwargs)
         return_dict = arguments.pop("return_dict", True)
         generation = self._generation(arguments["timestep"])
-        try:
-            with self._alone():
+        with self._alone():
+            try:
                 prediction = self._run_in(generation, arguments, args, kwargs)
-        except BaseException:
-            self._drop(generation)  # the next call does not continue it
-            raise
+            except BaseException:
+                self._generations.drop(generation)  # the next call does not continue it
+                self._release()
+                raise
         return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
 
     def _run_in(
@@ -166,7 +169,7 @@ class Patch:
         if controlled and generation.followed is not None and depth > generation.followed:
             raise DatoError("controlnet='follow': the UNet got other inputs than its ControlNet; patch without it")
         foreign = self._override.foreign
-        if not arguments.keys() <= set(_FORWARD_ARGUMENTS):  # a subclass takes more than the ladder
+        if not arguments.keys() <= _KNOWN_ARGUMENTS:  # a subclass takes more than the ladder
             depth, foreign = len(self.ladder), foreign or self._override.stock
         if foreign is not None and depth == len(self.ladder):
             prediction = self._run_foreign(foreign, lane, args, kwargs, arguments)
@@ -181,9 +184,7 @@ class Patch:
             lane.pruning = self.pruner.state()
         if index == len(schedule) - 1:
             lane.clear()
-            self._forget_pictures()
-            if self.pruner is not None:
-                self.pruner.begin(None)
+            self._release()
         return prediction
 
     def _generation(self, timestep: Tensor | float) -> Generation:
@@ -295,20 +296,10 @@ class Patch:
         )
         return self._generations.lock if shares else contextlib.nullcontext()
 
-    def _drop(self, generation: Generation) -> None:
-        self._generations.drop(generation)
-        self._forget_pictures()
-        if self.pruner is not None:
-            self.pruner.begin(None)
-
-    def _forget_pictures(self) -> None:
+    def _release(self) -> None:
+        """Free what pruning and ControlNets hold of the last call. The lanes have what later calls need."""
         for follower in self._followers:
             follower.forget()
-
-    def _forget(self) -> None:
-        """Free the caches of all generations."""
-        self._generations.clear()
-        self._forget_pictures()
         if self.pruner is not None:
             self.pruner.begin(None)
 
