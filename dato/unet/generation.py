@@ -96,7 +96,7 @@ class Generation:
         calls: Its calls.
         lanes: One for each call of a step.
         owned: Whether the patched pipeline's own sampler gives the timesteps.
-        followed: The depth that ControlNets ran for at the last step that they followed; None if they do not.
+        followed: The depth that ControlNets ran for, by the index of the last step that they followed; else empty.
     """
 
     def __init__(self, listed: Tensor | None, *, owned: bool = False) -> None:
@@ -106,7 +106,7 @@ class Generation:
         self.schedule: Schedule | None = None
         self.calls: tuple[Call, ...] = ()
         self.lanes: list[Lane] = []
-        self.followed: int | None = None
+        self.followed: dict[int, int] = {}
         self._of_kind: type | None = None  # of the timestep
         self._calls_at_step = 0  # so far
         self._calls_at_first_step = 0

@@ -166,7 +166,7 @@ class Patch:
         lane.cache.begin(call, generation.time)
         depth = self._depth(schedule, lane)
         controlled = arguments.get("down_block_additional_residuals") is not None
-        if controlled and generation.followed is not None and depth > generation.followed:
+        if controlled and depth > generation.followed.get(index, depth):
             raise DatoError("controlnet='follow': the UNet got other inputs than its ControlNet; patch without it")
         foreign = self._override.foreign
         if not arguments.keys() <= _KNOWN_ARGUMENTS:  # a subclass takes more than the ladder
@@ -228,13 +228,13 @@ class Patch:
     def _depth_of_next(self, timestep: Tensor | float) -> int:
         """Return the depth of the calls that come next, whose timestep a ControlNet has got."""
         generation = self._generation(timestep)
-        full, schedule = len(self.ladder), generation.schedule
+        full, schedule, index = len(self.ladder), generation.schedule, generation.index_of_next(timestep)
         depth = full
         if schedule is not None:
-            depth = schedule.depths[min(generation.index_of_next(timestep), len(schedule) - 1)]
+            depth = schedule.depths[min(index, len(schedule) - 1)]
             if not all(lane.cache.can_serve(depth) for lane in generation.lanes):
                 depth = full
-        generation.followed = depth
+        generation.followed = {index: depth}
         return depth
 
     @property

@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from conftest import tiny_unet, unet_inputs
+from devices import device
 from diffusers import ControlNetModel, ControlNetUnionModel
 from tiny_pipelines import picture, sample, tiny
 from which_tests import thorough
@@ -13,6 +14,7 @@ from which_tests import thorough
 import dato
 from dato import DatoError, Schedule
 from dato.unet.controlnet import truncated
+from dato.unet.ladder import Ladder
 
 CONTROLLED = (
     "ControlNet",
@@ -197,3 +199,23 @@ def test_what_cannot_follow_is_refused_with_one_line():
     with pytest.raises(DatoError, match="a ControlNetUnionModel runs whole"):
         dato.unet.controlnet.control_nets(pipe)
     assert dato.unet.patch.patch_of(pipe) is None
+
+
+def test_residuals_of_others_at_a_later_step_are_not_measured_by_an_earlier_one():
+    """The ControlNet ran short at the step before. At this step the residuals are whole, and so is the call."""
+    pipe = tiny("ControlNet").pipe
+    unet = pipe.unet
+    rungs = len(Ladder(unet))
+    dato.apply_patch(pipe, Schedule([rungs, 1, rungs], rungs=rungs), controlnet="follow")
+    (x, text), times = unet_inputs(), torch.tensor([900, 600, 300], device=device())
+    text = text.new_zeros(2, 7, unet.config.cross_attention_dim)
+    picture = x.new_zeros(2, 3, 32, 32)
+    with torch.no_grad():
+        residuals = pipe.controlnet(x, times[0], text, picture, return_dict=False)
+        for number, t in enumerate(times):
+            if number == 1:
+                down, mid = pipe.controlnet(x, t, text, picture, return_dict=False)
+            else:
+                down, mid = residuals
+            more = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+            assert torch.isfinite(unet(x, t, text, **more).sample).all()
