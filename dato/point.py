@@ -13,6 +13,7 @@ from dato.schedule import Schedule
 
 _KEYS = ("depths", "ratios", "orders", "quality", "latency_ms", "speedup", "metrics")
 _OPTIONAL_KEYS = ("forecast", "steps", "scheduler")
+SAME_LATENCY = 0.005  # Latencies that differ by less, as a share, count as equal: no timing here tells them apart
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,17 @@ def non_dominated(points: Iterable[Point]) -> tuple[Point, ...]:
 def competing(points: Iterable[Point], floor: float | None) -> tuple[Point, ...]:
     """Return the non-dominated points among those of at least the quality `floor` that are faster than stock.
 
-    If no point reaches the floor, the floor is ignored. If no point is faster than stock, that is ignored, too.
+    If no point reaches the floor, the floor is ignored. If no point is faster than stock, that is ignored, too. Of
+    points that are about equally fast (`SAME_LATENCY`) only the best one is kept.
     """
     points = list(points)
     good = [point for point in points if floor is None or point.quality >= floor] or points
     # Timing is noisy. A point that is slower than stock has no use, whatever its quality.
-    return non_dominated([point for point in good if point.speedup > 1] or good)
+    front: list[Point] = []
+    for point in reversed(non_dominated([point for point in good if point.speedup > 1] or good)):
+        if not front or point.latency_ms * (1 + SAME_LATENCY) < front[-1].latency_ms:
+            front.append(point)
+    return tuple(reversed(front))
 
 
 def point_from_dict(name: str, data: Any, rungs: Any, pruning: Pruning) -> Point:

@@ -55,6 +55,12 @@ def run_benchmark(
             show_default="emoji-sd: emoji-sd-depth",
         ),
     ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="The methods of the part images, as in 'N=5 d=0; pruned 50%'. Stock always runs.", show_default="all"
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(min=2, help="Sampler steps.")] = 50,
     scheduler: Annotated[
         str | None, typer.Option(help="Sampler.", show_default="the model's own; emoji-sd: dpm++2m")
@@ -100,6 +106,7 @@ def run_benchmark(
         compile,
         compile_mode,
         {name: load_strategy(name) for name in names if name},
+        None if methods is None else tuple(name.strip() for name in methods.split(";")),
         Sampling(steps, guidance_scale, height, width),
         scheduler,
         _batch_sizes(batch_size),

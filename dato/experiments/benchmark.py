@@ -48,6 +48,7 @@ class BenchmarkSettings:
         compile: Whether stock and our schedules run with torch.compile. The others stay eager.
         compile_mode: Mode of torch.compile; None: its default.
         strategies: Name -> front or schedule to run too. Of a front its knee and its fastest point run.
+        methods: Names of the methods that the images are generated with, besides stock; None: all.
         sampling: Steps, guidance and size.
         scheduler: As in `load_pipeline`.
         batch_sizes: Images per generation. Calls and images are measured with each of them.
@@ -70,6 +71,7 @@ class BenchmarkSettings:
     compile: bool = False
     compile_mode: str | None = None
     strategies: Mapping[str, Front | Schedule] = field(default_factory=dict)
+    methods: tuple[str, ...] | None = None
     sampling: Sampling = field(default_factory=lambda: Sampling(steps=50))
     scheduler: str | None = None
     batch_sizes: tuple[int, ...] = (1,)
@@ -271,7 +273,21 @@ class _Bench:
             return time_control(self.pipe.unet, uniform, shape, settings.rounds, advance)
 
     def methods(self) -> list[Method]:
-        """Return stock first, then other packages' methods, and ours with the same schedules."""
+        """Return stock first, then other packages' methods, and ours with the same schedules.
+
+        Raises:
+            DatoError: if `BenchmarkSettings.methods` has an unknown name.
+        """
+        stock, *others = self._all_methods()
+        wanted = self.settings.methods
+        if wanted is None:
+            return [stock, *others]
+        if unknown := set(wanted) - {method.name for method in others}:
+            known = "; ".join(method.name for method in others)
+            raise DatoError(f"`methods`: unknown method {min(unknown)!r}; known are {known}")
+        return [stock, *(method for method in others if method.name in wanted)]
+
+    def _all_methods(self) -> list[Method]:
         steps, rungs, pruning = self.settings.sampling.steps, self.rungs, self.settings.pruning
         calls = num_calls(self.pipe, steps)
         whole = Schedule.full(calls, rungs=rungs)

@@ -29,7 +29,7 @@ def front_table(front: Front) -> Table:
     table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(column.heading, justify="right", no_wrap=True)
-    table.add_column("depth by call", overflow="fold")
+    table.add_column("depth by call", no_wrap=True, overflow="ellipsis")  # a narrow terminal shows its beginning
     for style, name, point in rows:
         table.add_row(name, *(column.text(point) for column in columns), strip(point.schedule), style=style)
     return table

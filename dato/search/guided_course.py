@@ -67,7 +67,7 @@ class GuidedCourse(Course):
             baseline, rounds = self.study.validated_stock(), self.prepared.preset.rounds if self.finished else 0
             if rounds:
                 baseline, points = self._timed_again(baseline, points)
-        self._warn(competing(points.values(), self.prepared.floor), baseline, points, self.finished)
+        self._warn(competing(points.values(), self.prepared.floor), baseline, points, rounds)
         return self._conclude(baseline, points, rounds)
 
     def _timed_again(self, baseline: Point, points: dict[Schedule, Point]) -> tuple[Point, dict[Schedule, Point]]:

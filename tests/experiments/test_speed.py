@@ -129,6 +129,14 @@ def test_the_command_writes_tables_json_and_a_chart(run, tmp_path):
     assert chart.read_bytes().startswith(b"\x89PNG")
 
 
+def test_only_the_methods_that_are_named_run(run, tmp_path):
+    path = tmp_path / "speed.json"
+    options = ("--parts", "images", "--methods", "DaTo's vector, pruned 50%; N=3 d=1", "--rounds", 1, "--steps", 4)
+    assert run("scripts/benchmark.py", *options, "--guidance-scale", 1, "--no-memory", "--out", path)[0] == 0
+    names = [row["method"] for row in json.loads(path.read_text())["images"]]
+    assert names == ["stock", "N=3 d=1", "DaTo's vector, pruned 50%"]
+
+
 @pytest.mark.thorough
 def test_the_command_checks_the_latency_table_and_times_a_control_net(run, tmp_path):
     path = tmp_path / "table.json"
@@ -166,6 +174,7 @@ def test_the_command_checks_the_latency_table_and_times_a_control_net(run, tmp_p
         (["--batch-size", "two"], "--batch-size"),
         (["--parts", "selection", "--chart", "x.png"], "--parts images"),
         (["--strategies", "missing"], "missing"),
+        (["--parts", "images", "--methods", "N=5 d=0; DaTo"], "--methods: unknown method 'DaTo'; known are"),
         (["--similarity", "far"], "similarity must be one of global, local"),
         (["--height", "60"], "multiple of 8"),
         (["--model", "sd99-random"], "cannot load the model"),
