@@ -30,6 +30,8 @@ class Column:
 
 SAID = "said_{}"  # in `Point.metrics`: what the point's front says of it, by a metric that was measured anew
 FLOPS = "flop_share"  # in `Point.metrics`: the FLOPs of the UNet's calls as a share of stock's
+SPREAD = "spread"  # in `Point.metrics`: the standard deviation of the quality over the validation images
+SPREAD_MEANING = "Spread: standard deviation of the quality over images."
 UNKNOWN = "–"
 PLAIN_STEPS = "plain steps"
 PLAIN_STEPS_MEANING = (
@@ -55,7 +57,9 @@ def columns_of(
         Column("MB", _memory),
         Column("compression", lambda point: _compression(point, stock)),
         Column("FLOPs", lambda point: f"{point.metrics[FLOPS]:.1%}" if FLOPS in point.metrics else ""),
-        *(column for name in metrics for column in _of_metric(name)),
+        *_of_metric(metrics[0]),
+        Column(SPREAD, lambda point: f"{point.metrics[SPREAD]:.2g}" if SPREAD in point.metrics else ""),
+        *(column for name in metrics[1:] for column in _of_metric(name)),
         Column(
             PLAIN_STEPS if plain_by in (None, metrics[0]) else f"{PLAIN_STEPS} by {plain_by}",
             lambda point: _plain(point, points, stock, plain_by),

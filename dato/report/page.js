@@ -287,7 +287,8 @@
       el("th", { scope: "row" }, el("button", { type: "button", onclick: () => choose(state.run, p) },
         el("span", { class: p.kind === "front" ? "keep" : null }, `${p.knee ? "★ " : ""}${p.label}`), p.also ? ` (${p.also})` : null)),
       ...p.cells.map((text) => el("td", { class: "number" }, crossed(text))), el("td", {}, spark(p))));
-    at("points-plain").textContent = run().columns.includes(data.plain.heading) ? data.plain.meaning : "";
+    at("points-meanings").textContent =
+      Object.entries(data.meanings).flatMap(([name, text]) => run().columns.includes(name) ? text : []).join(" ");
     at("points").replaceChildren(table(heads, rows, `All points of ${run().name}, fastest first`));
   }
   function markRow() {

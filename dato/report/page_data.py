@@ -13,7 +13,15 @@ from dato.metrics import METRICS, label_of, shown
 from dato.metrics.base import Metric
 from dato.plain_steps import is_plain
 from dato.point import Point
-from dato.report.columns import PLAIN_STEPS, PLAIN_STEPS_MEANING, columns_of, metrics_of, plain_texts
+from dato.report.columns import (
+    PLAIN_STEPS,
+    PLAIN_STEPS_MEANING,
+    SPREAD,
+    SPREAD_MEANING,
+    columns_of,
+    metrics_of,
+    plain_texts,
+)
 from dato.report.schedule_text import forecast_of, mean_ratio
 from dato.report.usage import use_of_point, use_of_reference
 from dato.schedule import Schedule
@@ -35,7 +43,7 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
             {"name": name, "label": label_of(name), "lower": shown(name, 1) < 0, "digits": _digits(name)}
             for name in names
         ],
-        "plain": {"heading": PLAIN_STEPS, "meaning": PLAIN_STEPS_MEANING},
+        "meanings": {PLAIN_STEPS: PLAIN_STEPS_MEANING, SPREAD: SPREAD_MEANING},
         "runs": [_run(run, volume) for run, volume in zip(runs, _volumes(runs), strict=True)],
     }
 

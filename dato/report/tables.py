@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from rich import box
+from rich.console import Console, ConsoleOptions
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from dato.front import Front
 from dato.point import Point
-from dato.report.columns import PLAIN_STEPS, PLAIN_STEPS_MEANING, columns_of, metrics_of
+from dato.report.columns import PLAIN_STEPS, PLAIN_STEPS_MEANING, SPREAD, columns_of, metrics_of
 from dato.report.schedule_text import FULL, NOTHING, strip
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of a table that gives way to its neighbours: a narrow terminal shows its beginning."""
+
+    text: str
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(1, len(self.text))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        line = Text(self.text)
+        line.truncate(options.max_width, overflow="ellipsis")
+        yield line
 
 
 def front_table(front: Front) -> Table:
     """Return a table of the front, its references and stock, fastest first."""
     rows = list(_rows(front))
     columns = columns_of([point for _, _, point in rows], front.baseline, metrics_of(front))
+    columns = [column for column in columns if column.heading != SPREAD]  # there is no room for all
     table = Table(box=box.SIMPLE, header_style="bold", padding=(0, 1, 0, 0))
     table.title, table.title_justify = "The front (★ its knee); dim: what it was compared with", "left"
     table.caption_justify = "left"
@@ -29,9 +49,9 @@ def front_table(front: Front) -> Table:
     table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(column.heading, justify="right", no_wrap=True)
-    table.add_column("depth by call", no_wrap=True, overflow="ellipsis")  # a narrow terminal shows its beginning
+    table.add_column("depth by call")
     for style, name, point in rows:
-        table.add_row(name, *(column.text(point) for column in columns), strip(point.schedule), style=style)
+        table.add_row(name, *(column.text(point) for column in columns), _Line(strip(point.schedule)), style=style)
     return table
 
 

@@ -65,18 +65,19 @@ class GuidedCourse(Course):
             evolution = self._guide(advice, [*seeds, *advice.plans(self.problem.space, FINALISTS)], budget)
             points = self._validate(self._finalists(evolution), rules_to_validate)
             baseline, rounds = self.study.validated_stock(), self.prepared.preset.rounds if self.finished else 0
-            if rounds:
-                baseline, points = self._timed_again(baseline, points)
+            if rounds:  # rivals too: if only the front were timed again, its speed-ups would not compare with theirs
+                baseline, points, rounds = self._timed_again(baseline, points)
         self._warn(competing(points.values(), self.prepared.floor), baseline, points, rounds)
         return self._conclude(baseline, points, rounds)
 
-    def _timed_again(self, baseline: Point, points: dict[Schedule, Point]) -> tuple[Point, dict[Schedule, Point]]:
-        """Return stock's point and all points. Those of stock and of the front are timed side by side."""
-        front = competing(points.values(), self.prepared.floor)
-        stock, timed, _ = self._time_side_by_side(front)
+    def _timed_again(self, baseline: Point, points: dict[Schedule, Point]) -> tuple[Point, dict[Schedule, Point], int]:
+        """Return stock's point and all others, timed side by side, and how many rounds it took; 0 if it was stopped."""
+        stock, timed, rounds = self._time_side_by_side(list(points.values()))
+        if not rounds:
+            return baseline, points, 0
         measured = {name: stock.metrics[name] for name in ("unet_ms", "measured_ms")}
         baseline = replace(baseline, latency_ms=stock.latency_ms, metrics={**baseline.metrics, **measured})
-        return baseline, points | timed
+        return baseline, timed, rounds
 
     def _kinds_to_time(self) -> list[Schedule]:
         return [*super()._kinds_to_time(), *self._rules_for_speedups]

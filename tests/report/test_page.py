@@ -315,7 +315,7 @@ def test_plain_steps_of_the_chosen_point(run, written, visit):
         assert page.inner_text("[data-value=plain-steps]") == steps
         assert page.inner_text("[data-value=over-plain-steps]") == faster
         assert (steps if faster == "–" else f"{steps} ({faster})") in row.inner_text().split("\t")
-    assert "interpolated between those that were measured" in page.inner_text("#points-plain")
+    assert "interpolated between those that were measured" in page.inner_text("#points-meanings")
     page.get_by_role("button", name="25 steps", exact=True).click()
     assert page.inner_text("[data-value=plain-steps]") == page.inner_text("[data-value=over-plain-steps]") == "–"
     page.get_by_role("button", name="Stock", exact=True).click()
@@ -397,7 +397,7 @@ def test_a_run_of_its_front_alone(folder, visit):
     page = visit(folder / "bare.html")
     check_shown(page, "Point 0", front.points[0])
     assert page.is_hidden("#images") and page.is_hidden("#progress")
-    assert page.inner_text("[data-value=plain-steps]") == "–" and page.inner_text("#points-plain") == ""
+    assert page.inner_text("[data-value=plain-steps]") == "–" and page.inner_text("#points-meanings") == ""
     assert page.is_disabled("#left") and page.is_disabled("#right")
     assert "--strategy bare/pareto.json" in page.inner_text("#use")
 

@@ -1,6 +1,7 @@
 """A guided search from its start to a validated front, and a plan, on a tiny pipeline."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from conftest import PROMPTS
@@ -12,7 +13,8 @@ from dato import DatoError, load_front
 from dato.evaluation.evaluator import Evaluator
 from dato.evaluation.validation import OTHER_NOISE
 from dato.prediction.latency_table import LatencyTable
-from dato.search import plan, search_depth
+from dato.search import plan, search_depth, study
+from dato.search.candidate_timing import HOW
 from dato.search.journal import read_entries
 
 MANY = [*PROMPTS, "cat face", "green apple", "tulip on a black background"]
@@ -97,6 +99,27 @@ def test_a_search_that_was_cut_off_takes_the_same_decisions(searched, tmp_path, 
     entries = [(entry["depths"], entry["orders"], entry["quality"]) for entry in judged(folder)]
     assert [(entry["depths"], entry["orders"], entry["quality"]) for entry in judged(tmp_path / "run")] == entries
     assert again.conditions["prompts"] == front.conditions["prompts"]
+
+
+def test_rivals_are_timed_again_beside_the_front(searched, tmp_path, monkeypatch):
+    pipe, folder, front, _ = searched
+    shutil.copytree(folder, tmp_path / "run")
+    journal = tmp_path / "run" / "journal.jsonl"  # of a search that is to time again
+    journal.write_text(journal.read_text().replace(f'"{HOW["predicted"]}"', f'"{HOW["table"]}"'))
+    seen, original = [], study.retime
+
+    def slowly(evaluator, points, rounds, **options):
+        seen.append(set(points))
+        stock, timed = original(evaluator, points, rounds, **options)
+        return stock, [replace(point, latency_ms=2 * point.latency_ms) for point in timed]
+
+    monkeypatch.setattr("dato.search.study.retime", slowly)
+    again = search_depth(pipe, MANY, out=tmp_path / "run", **FAST | {"rounds": 1})
+    every = [*front.points, *front.references.values()]
+    assert len(seen) == 1 and {point.schedule for point in every} <= seen[0]
+    assert again.conditions["search"]["rounds"] == 1
+    for point in (*again.points, *again.references.values()):
+        assert point.latency_ms == 2 * point.metrics["measured_ms"]
 
 
 def test_too_few_prompts_and_wrong_ends_are_refused(make_pipe):
