@@ -319,7 +319,7 @@ def _table(rows: Sequence[Mapping[str, str]], images: int, ours: Collection[str]
     """Return the table for the terminal. It has no room for schedules, their ratios, and memory in a second form."""
     style = {"box": box.SIMPLE, "header_style": "bold", "padding": (0, 1, 0, 0)}
     table = Table(title=f"{images} prompts", title_justify="left", **style)
-    columns = [column for column in rows[0] if column not in ("pruned", "compression", "depth by call")]
+    columns = [column for column in rows[0] if column not in ("pruned", "total MB", "compression", "depth by call")]
     for column in columns:
         # If there is no room for everything, names are folded and numbers stay whole.
         if column == "method":

@@ -108,13 +108,18 @@ def stock_method(
     return Method(name, schedule, apply, steps=steps)
 
 
-def tomesd_method(ratio: float, whole: Schedule, *, steps: int | None = None) -> Method | None:
+def tomesd_method(
+    ratio: float, whole: Schedule, *, steps: int | None = None, max_downsample: int | None = None
+) -> Method | None:
     """Return ToMeSD (Bolya & Hoffman, CVPRW 2023), or None if its package is not installed.
 
     Args:
-        ratio: Share of tokens to merge, at the highest resolution that has attention.
+        ratio: Share of tokens to merge.
         whole: A schedule of whole calls, as many as are made.
         steps: As in `Method`.
+        max_downsample: Merge in blocks at a downsampling of at most this. None: at the highest resolution that has
+            attention. The package's own default merges nothing where attention begins at half the resolution, as in
+            SDXL.
     """
     try:
         import tomesd
@@ -126,8 +131,7 @@ def tomesd_method(ratio: float, whole: Schedule, *, steps: int | None = None) ->
 
     @contextlib.contextmanager
     def apply(pipe: DiffusionPipeline) -> Iterator[None]:
-        # Its default of 1 merges nothing where attention begins at half the resolution, as in SDXL.
-        tomesd.apply_patch(pipe, ratio=ratio, max_downsample=smallest_downsample(pipe.unet))
+        tomesd.apply_patch(pipe, ratio=ratio, max_downsample=max_downsample or smallest_downsample(pipe.unet))
         try:
             # It seeds itself from torch's global generator. A fixed state gives the same images every time.
             with torch.random.fork_rng():
@@ -136,7 +140,8 @@ def tomesd_method(ratio: float, whole: Schedule, *, steps: int | None = None) ->
         finally:
             tomesd.remove_patch(pipe)
 
-    return Method(f"ToMeSD {ratio:.0%}", whole, apply, version("tomesd"), steps, flops_known=False)
+    name = f"ToMeSD {ratio:.0%}" + ("" if max_downsample is None else f" to downsampling {max_downsample}")
+    return Method(name, whole, apply, version("tomesd"), steps, flops_known=False)
 
 
 def deepcache_method(interval: int, branch: int, calls: int, rungs: int, *, steps: int | None = None) -> Method | None:

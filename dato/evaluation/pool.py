@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
+from torch import nn
 
 from dato.evaluation.evaluator import Evaluator
 from dato.evaluation.judgement import Judgement
@@ -26,6 +27,7 @@ from dato.samplers import SAMPLERS, num_calls, sampler_name
 from dato.schedule import Schedule
 from dato.tokens.pruner import downsamplings
 from dato.utils.hardware import hardware
+from dato.utils.memory import weights_bytes
 
 T = TypeVar("T")
 
@@ -111,6 +113,7 @@ class Facts:
         size: Height and width of the images in pixels.
         downsamplings: The downsampling factors at which the UNet has attention.
         hardware: As in a front's conditions.
+        weights_bytes: What all weights and buffers of the pipeline take.
     """
 
     rungs: int
@@ -121,6 +124,7 @@ class Facts:
     size: tuple[int, int]
     downsamplings: tuple[int, ...]
     hardware: dict[str, Any] | str
+    weights_bytes: int = 0
 
     @property
     def steps_of(self) -> dict[int, int]:
@@ -140,6 +144,7 @@ def facts_of(evaluator: Evaluator) -> Facts:
         image_size(pipe, evaluator.sampling),
         downsamplings(pipe.unet),
         hardware(pipe.unet.device),
+        weights_bytes([part for part in pipe.components.values() if isinstance(part, nn.Module)]),
     )
 
 

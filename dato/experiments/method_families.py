@@ -129,7 +129,13 @@ FAMILIES: dict[str, tuple[str, Callable[[Facts], list[Method]]]] = {
     "aligned": ("ours, regular, aligned", lambda facts: regular(facts, 1, "aligned")),
     "order2": ("ours, regular, order 2", lambda facts: regular(facts, 2)),
 } | {
-    name: (name, lambda facts, ablation=ablation: _named(ablation(facts)))
+    name: (
+        name,
+        lambda facts, name=name, ablation=ablation: [
+            *_named(ablation(facts)),
+            *sito_ablations.tomesd_rows(name, facts),
+        ],
+    )
     for name, ablation in sito_ablations.ABLATIONS.items()
 }
 

@@ -23,7 +23,7 @@ from dato.experiments.speed import sample_shape
 from dato.front import Front
 from dato.point import Point
 from dato.prediction.flops import flop_share
-from dato.report.columns import FLOPS
+from dato.report.columns import FLOPS, TOTAL_MEMORY
 from dato.report.plots import quality_plot
 from dato.report.schedule_and_sample_pictures import image_grid
 from dato.report.tables import rows_of
@@ -286,5 +286,6 @@ def _point(method: Method, row: Row, facts: Facts, further: Mapping[str, float])
     metrics = row.metrics | {"unet_ms": row.unet_ms} | further
     if row.peak_bytes:
         metrics["peak_mb"] = row.peak_bytes / 2**20
+        metrics[TOTAL_MEMORY] = (row.peak_bytes + facts.weights_bytes) / 2**20
     steps, quality = facts.steps_of[len(method.schedule)], next(iter(row.metrics.values()))
     return Point(method.schedule, quality, row.latency_ms, row.speedup, metrics, steps)

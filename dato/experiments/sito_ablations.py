@@ -1,6 +1,8 @@
 """The ablations of the SiTo paper (Zhang et al., AAAI 2025), each a family of named schedules.
 
-All calls run the whole UNet with SiTo's settings, except for the one setting that is varied.
+All calls run the whole UNet with SiTo's settings, except for the one setting that is varied. Tables 2 and 3 are of
+SiTo-b, the figures of RATIO. ToMeSD is beside SiTo where the paper has it, if its package is installed. The paper's row
+"Origin" is stock, which every evaluation has.
 """
 
 from __future__ import annotations
@@ -9,13 +11,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from dato.evaluation.methods import Method, tomesd_method
 from dato.pruning import PAPER_PRUNING, PAPER_RATIOS
 from dato.schedule import Schedule
 
 if TYPE_CHECKING:
     from dato.evaluation.pool import Facts
 
-RATIO = 0.5  # in all ablations but the one of the ratio
+RATIO = 0.5  # of the figures, but for the one of the ratio
+TABLES_RATIO = PAPER_RATIOS["b"]  # of tables 2 and 3
 LAYERS = {
     "self-attention": (True, False, False),
     "cross-attention": (False, True, False),
@@ -45,12 +49,13 @@ def _whole(facts: Facts, ratio: float = RATIO, steps: int | None = None, **setti
 def layers(facts: Facts) -> dict[str, Schedule]:
     """Return table 2: which layers of a transformer block leave tokens out."""
     keys = ("self_attention", "cross_attention", "feed_forward")
-    return {f"pruned: {name}": _whole(facts, **dict(zip(keys, flags, strict=True))) for name, flags in LAYERS.items()}
+    flags_of = {name: dict(zip(keys, flags, strict=True)) for name, flags in LAYERS.items()}
+    return {f"pruned: {name}": _whole(facts, TABLES_RATIO, **flags) for name, flags in flags_of.items()}
 
 
 def base_tokens(facts: Facts) -> dict[str, Schedule]:
     """Return table 3: how base tokens are chosen, methods I to VI."""
-    return {f"base tokens {row}: {what}": _whole(facts, score=row) for row, what in BASE_TOKENS.items()}
+    return {f"base tokens {row}: {what}": _whole(facts, TABLES_RATIO, score=row) for row, what in BASE_TOKENS.items()}
 
 
 def reduction(facts: Facts) -> dict[str, Schedule]:
@@ -72,9 +77,7 @@ def fewer_steps(facts: Facts) -> dict[str, Schedule]:
     """Return figure 6: fewer steps, with and without pruning."""
     reference = facts.steps_of[facts.calls]
     schedules = {}
-    for steps in (round(share * reference) for share in STEPS):
-        if steps not in facts.calls_of:
-            continue  # the reference is too short for this share
+    for steps in _steps(facts):
         if steps != reference:
             schedules[f"{steps} steps"] = Schedule.full(facts.calls_of[steps], rungs=facts.rungs)
         schedules[f"{steps} steps, {RATIO:.0%} pruned"] = _whole(facts, steps=steps)
@@ -84,6 +87,30 @@ def fewer_steps(facts: Facts) -> dict[str, Schedule]:
 def deeper_blocks(facts: Facts) -> dict[str, Schedule]:
     """Return figure 7: blocks at lower resolutions prune, too."""
     return {f"pruned to downsampling {factor}": _whole(facts, max_downsample=factor) for factor in facts.downsamplings}
+
+
+def tomesd_rows(name: str, facts: Facts) -> list[Method]:
+    """Return what the paper has of ToMeSD beside an ablation: a row of table 3, curves of figures 6 and 7."""
+    whole = Schedule.full(facts.calls, rungs=facts.rungs)
+    if name == "base-tokens":
+        methods = [tomesd_method(TABLES_RATIO, whole)]
+    elif name == "sito-steps":
+        methods = [
+            tomesd_method(RATIO, Schedule.full(facts.calls_of[steps], rungs=facts.rungs), steps=steps)
+            for steps in _steps(facts)
+        ]
+        methods = [method and replace(method, name=f"{method.steps} steps, {method.name}") for method in methods]
+    elif name == "deeper-blocks":
+        methods = [tomesd_method(RATIO, whole, max_downsample=factor) for factor in facts.downsamplings]
+    else:
+        methods = []
+    return [method for method in methods if method is not None]
+
+
+def _steps(facts: Facts) -> list[int]:
+    """Return the numbers of steps of figure 6; those for which the reference is too short are left out."""
+    reference = facts.steps_of[facts.calls]
+    return [steps for steps in (round(share * reference) for share in STEPS) if steps in facts.calls_of]
 
 
 ABLATIONS: dict[str, Callable[[Facts], dict[str, Schedule]]] = {

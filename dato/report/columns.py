@@ -29,6 +29,7 @@ class Column:
 
 
 SAID = "said_{}"  # in `Point.metrics`: what the point's front says of it, by a metric that was measured anew
+TOTAL_MEMORY = "total_mb"  # in `Point.metrics`: the peak with the pipeline's weights, as SiTo's table 1 has it
 FLOPS = "flop_share"  # in `Point.metrics`: the FLOPs of the UNet's calls as a share of stock's
 SPREAD = "spread"  # in `Point.metrics`: the standard deviation of the quality over the validation images
 SPREAD_MEANING = "Spread: standard deviation of the quality over images."
@@ -55,6 +56,7 @@ def columns_of(
         Column("speed-up", lambda point: f"{point.speedup:.2f}x"),
         Column("ms", lambda point: f"{point.latency_ms:.{0 if point.latency_ms >= 10 else 2}f}"),
         Column("MB", _memory),
+        Column("total MB", lambda point: f"{point.metrics[TOTAL_MEMORY]:.0f}" if TOTAL_MEMORY in point.metrics else ""),
         Column("compression", lambda point: _compression(point, stock)),
         Column("FLOPs", lambda point: f"{point.metrics[FLOPS]:.1%}" if FLOPS in point.metrics else ""),
         *_of_metric(metrics[0]),

@@ -7,11 +7,12 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from dato.errors import DatoError
@@ -26,6 +27,12 @@ class Peak:
     """
 
     bytes: int = 0
+
+
+def weights_bytes(modules: Iterable[nn.Module]) -> int:
+    """Return the bytes of all parameters and buffers of these modules. What modules share counts once."""
+    tensors = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
+    return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
 
 
 @contextlib.contextmanager

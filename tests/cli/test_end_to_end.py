@@ -140,7 +140,7 @@ def test_4_a_loaded_front_runs_its_share_of_the_unet(pipe, folder):
     assert len(count) < resnets_run(pipe.unet, Schedule.full(6))
 
 
-def test_5_evaluate_on_held_out_prompts(run, folder, monkeypatch):
+def test_5_evaluate_on_held_out_prompts(run, folder, pipe, monkeypatch):
     monkeypatch.chdir(folder)
     methods = "steps,deepcache,dato,tomesd,sito,rules,order1"
     options = ("--methods", methods, "--plot", "plot.png", "--grid", "grid.png", "--out", "evaluation")
@@ -156,9 +156,16 @@ def test_5_evaluate_on_held_out_prompts(run, folder, monkeypatch):
     assert table["images"] == 2 and stock["metrics"]["psnr"] == 100 and stock["metrics"]["peak_mb"] > 1
     assert set(table["rows"]["depth-1 0"]["metrics"]) >= {"clip-score", "frechet", "psnr", "ssim"}
     lines = Path("evaluation/table.md").read_text().splitlines()
-    assert lines[0].startswith("| method | speed-up | ms | MB | compression | FLOPs | CLIP score | Fréchet distance |")
+    assert lines[0].startswith(
+        "| method | speed-up | ms | MB | total MB | compression | FLOPs | CLIP score | Fréchet distance |"
+    )
     assert " | PSNR (dB) | said (psnr) | " in lines[0] and " | plain steps by psnr | " in lines[0]
     assert len(lines) == 2 + len(table["rows"])
+
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    weights = sum(value.nbytes for part in parts for value in part.state_dict().values()) / 2**20
+    for row in table["rows"].values():
+        assert row["metrics"]["total_mb"] - row["metrics"]["peak_mb"] == pytest.approx(weights, rel=1e-3)
 
     # What each method computes, and what the front says beside what was measured.
     metrics = {name: row["metrics"] for name, row in table["rows"].items()}

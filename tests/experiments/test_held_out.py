@@ -207,7 +207,13 @@ def test_every_method_runs_and_a_name_means_one_thing(make_pipe):
     by_name = {method.name: method for method in every}
     assert all(by_name[method.name] == method for method in every) and len(ABLATIONS) == 6
     names = {method.name for method in families["sito-steps"]}
-    assert {"10 steps, 50% pruned", "2 steps", "2 steps, 50% pruned"} <= names
+    assert {"10 steps, 50% pruned", "2 steps", "2 steps, 50% pruned", "2 steps, ToMeSD 50%"} <= names
+    assert "ToMeSD 50% to downsampling 8" in {method.name for method in families["deeper-blocks"]}
+    # Tables 2 and 3 of the SiTo paper are of SiTo-b.
+    for table, count in (("layers", 6), ("base-tokens", 7)):
+        ours = [method for method in families[table] if method.version is None]
+        assert len(families[table]) == count and {r for m in ours for r in m.schedule.ratios} == {0.4}
+    assert families["base-tokens"][-1].name == "ToMeSD 40%"
     stock = evaluator.generate(stock_of(facts), RECIPE.prompts[:1], sampling).images
     seen = {}
     for method in every:
