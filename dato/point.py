@@ -110,8 +110,8 @@ def point_from_dict(name: str, data: Any, rungs: Any, pruning: Pruning) -> Point
         raise DatoError(f"front: {name}: {error}") from None
     if not isinstance(data["metrics"], dict):
         raise DatoError(f"front: {name}: metrics must be an object")
-    numbers = {key: data[key] for key in ("quality", "latency_ms", "speedup")} | data["metrics"]
-    for key, value in numbers.items():
+    numbers = [*((key, data[key]) for key in ("quality", "latency_ms", "speedup")), *data["metrics"].items()]
+    for key, value in numbers:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e300 < value < 1e300:
             raise DatoError(f"front: {name}: {key} must be a finite number, not {value!r}")
     if data["latency_ms"] <= 0 or data["speedup"] <= 0:

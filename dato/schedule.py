@@ -365,6 +365,9 @@ class Schedule:
             raise DatoError(f"schedule: unknown key {unknown[0]!r}")
         if "depths" not in data:
             raise DatoError('schedule: "depths" is missing')
+        for key in ("name", "source"):
+            if not isinstance(data.get(key, ""), str):
+                raise DatoError(f"schedule: {key} must be text, not {data[key]!r}")
         pruning = Pruning.from_dict(data.get("pruning", {}))
         rungs, forecast = data.get("rungs", SD_RUNGS), data.get("forecast", POLYNOMIAL.name)
         return cls(data["depths"], data.get("ratios"), data.get("orders", 0), rungs, pruning, forecast)
