@@ -1,6 +1,7 @@
 """`dato export`: one schedule of a front as a file that the schema takes; and what is refused."""
 
 import json
+import os
 from dataclasses import replace
 
 import jsonschema
@@ -104,7 +105,7 @@ def test_a_schedule_that_is_read_only_is_kept(export, tmp_path, monkeypatch):
     path = tmp_path / "schedule.json"
     path.write_text(Schedule.full(3).to_json())
     path.chmod(0o444)
-    monkeypatch.setattr("dato.cli.export.os.access", lambda *_: False)  # root may write everything
+    monkeypatch.setattr("os.access", lambda path, mode, **_: mode != os.W_OK)  # root may write everything
     code, printed, errors = export("emoji-sd-depth")
     assert code == 2 and printed == []
     assert errors == ["error: cannot write schedule.json: it is read-only; give another --out"]
