@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dato.pruning import Pruning
     from dato.samplers import num_calls, set_scheduler
     from dato.schedule import Schedule
+    from dato.schemas import front_schema, schedule_schema
     from dato.strategies import load_front
     from dato.unet import CompiledCalls, apply_patch, current_schedule, patched, remove_patch, rule
 
@@ -38,12 +39,14 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "apply_patch": "dato.unet",
         "current_schedule": "dato.unet",
         "emoji_sd": "dato.emoji_sd",
+        "front_schema": "dato.schemas",
         "load_front": "dato.strategies",
         "load_pipeline": "dato.generation",
         "num_calls": "dato.samplers",
         "patched": "dato.unet",
         "remove_patch": "dato.unet",
         "rule": "dato.unet",
+        "schedule_schema": "dato.schemas",
         "search": "dato.search",
         "set_scheduler": "dato.samplers",
         "tokens": "dato.tokens",

@@ -1,6 +1,7 @@
 """A front: the non-dominated schedules of one search, with what is needed to trust and repeat it.
 
-The JSON schema, version 1 (`Front.to_dict` writes it, `Front.from_dict` reads it strictly):
+The format, version 1 (`Front.to_dict` writes it, `Front.from_dict` reads it strictly). `dato.schemas` has it as a JSON
+Schema, which describes every key with its unit:
 
     format      "dato.front"
     version     1
@@ -223,7 +224,8 @@ class Front:
         check_has("conditions", data["conditions"], ("calls", "quality"))
         conditions = finite(data["conditions"])
         for key, kinds in _CONDITIONS.items():
-            if key in conditions and not isinstance(conditions[key], kinds):
+            # To Python true is a whole number. To JSON it is not.
+            if key in conditions and (isinstance(conditions[key], bool) or not isinstance(conditions[key], kinds)):
                 raise DatoError(f"front: conditions: {key} cannot be {data['conditions'][key]!r}")
         if not isinstance(data["front"], list) or not isinstance(data["references"], dict):
             raise DatoError('front: "front" must be a list of points and "references" an object of them')

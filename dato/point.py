@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dato.errors import DatoError
+from dato.hub.paths import without_paths
+from dato.metrics import label_of, text_of
 from dato.pruning import Pruning
 from dato.schedule import Schedule
+from dato.utils.files import dumps, write_atomic
 
 _KEYS = ("depths", "ratios", "orders", "quality", "latency_ms", "speedup", "metrics")
 _OPTIONAL_KEYS = ("forecast", "steps", "scheduler")
@@ -44,6 +48,44 @@ class Point:
     def kwargs(self) -> dict[str, Any]:
         """Return the arguments that the pipeline needs for this schedule: `pipe(prompt, **point.kwargs)`."""
         return {} if self.steps is None else {"num_inference_steps": self.steps}
+
+    @property
+    def summary(self) -> str:
+        """Return one sentence that says what the schedule is for and what was measured. It has no paths."""
+        known = without_paths(self.conditions)
+        steps = self.steps or known.get("steps") or "an unknown number of"
+        sampler = self.scheduler or known.get("scheduler_name") or known.get("scheduler") or "an unknown sampler"
+        metric = known.get("quality", "quality")
+        return (
+            f"{known.get('model', 'An unknown model')}, {steps} steps of {sampler}: {self.speedup:.2f} times as fast "
+            f"as the unchanged pipeline, {label_of(metric)} {text_of(metric, self.quality)}."
+        )
+
+    def export(self, path: str | Path, *, order: int | None = None) -> Schedule:
+        """Write the schedule alone as JSON, for programs that read one schedule and no front. Write it atomically.
+
+        The file says in `source` what `summary` says.
+
+        Args:
+            path: Where to write. A file that is there is replaced. The file's name becomes the schedule's.
+            order: The highest order that the reader can forecast, by polynomials (see `Schedule.with_order_at_most`).
+                The point's quality was measured with its own forecasts, so without them it is another. None: the
+                schedule is written as it is.
+
+        Returns:
+            The schedule that was written.
+
+        Raises:
+            DatoError: if `order` is not 0, 1 or 2, or the file cannot be written.
+        """
+        schedule = self.schedule if order is None else self.schedule.with_order_at_most(order)
+        source = self.summary
+        if schedule != self.schedule:
+            source += f" That was measured with other forecasts: here no order is above {order}, so quality differs."
+        data = schedule.to_dict()
+        head = {key: data.pop(key) for key in ("format", "version")}
+        write_atomic(path, dumps({**head, "name": Path(path).stem, "source": source, **data}) + "\n")
+        return schedule
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, without `rungs` and `pruning`: the front has them once for all points."""
@@ -110,8 +152,8 @@ def point_from_dict(name: str, data: Any, rungs: Any, pruning: Pruning) -> Point
         raise DatoError(f"front: {name}: {error}") from None
     if not isinstance(data["metrics"], dict):
         raise DatoError(f"front: {name}: metrics must be an object")
-    numbers = {key: data[key] for key in ("quality", "latency_ms", "speedup")} | data["metrics"]
-    for key, value in numbers.items():
+    numbers = [*((key, data[key]) for key in ("quality", "latency_ms", "speedup")), *data["metrics"].items()]
+    for key, value in numbers:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e300 < value < 1e300:
             raise DatoError(f"front: {name}: {key} must be a finite number, not {value!r}")
     if data["latency_ms"] <= 0 or data["speedup"] <= 0:

@@ -296,6 +296,22 @@ class Schedule:
         """Return the schedule with other prune ratios: one for each call, or one for all."""
         return replace(self, ratios=ratios)
 
+    def with_order_at_most(self, order: int) -> Schedule:
+        """Return the schedule for a reader that forecasts by polynomials of at most this degree; 0 means none at all.
+
+        Higher orders become this one, and a forecast by another rule becomes the polynomial.
+
+        Raises:
+            DatoError: if `order` is not 0, 1 or 2.
+
+        Example:
+            >>> Schedule([12, 1, 0], orders=[0, 1, 2], forecast="aligned").with_order_at_most(1).orders
+            (0, 1, 1)
+        """
+        if not _is_int(order) or order not in (0, 1, 2):
+            raise DatoError(f"schedule: `order` must be 0, 1 or 2, not {order!r}")
+        return replace(self, orders=tuple(min(o, order) for o in self.orders), forecast=POLYNOMIAL.name)
+
     def resampled(self, calls: int) -> Schedule:
         """Return the schedule stretched or squeezed to another number of calls.
 
@@ -365,6 +381,9 @@ class Schedule:
             raise DatoError(f"schedule: unknown key {unknown[0]!r}")
         if "depths" not in data:
             raise DatoError('schedule: "depths" is missing')
+        for key in ("name", "source"):
+            if not isinstance(data.get(key, ""), str):
+                raise DatoError(f"schedule: {key} must be text, not {data[key]!r}")
         pruning = Pruning.from_dict(data.get("pruning", {}))
         rungs, forecast = data.get("rungs", SD_RUNGS), data.get("forecast", POLYNOMIAL.name)
         return cls(data["depths"], data.get("ratios"), data.get("orders", 0), rungs, pruning, forecast)

@@ -21,7 +21,18 @@ from dato.search.options import DepthSearch
 
 PAGE = Path(__file__).parent.parent / "docs" / "options.md"
 SAME_IN_SITO = ("sx", "sy", "noise_alpha", "sim_beta")
-SCHEDULES = ("full", "uniform", "growing", "spread", "with_ratios", "resampled", "for_rungs", "to_json", "from_json")
+SCHEDULES = (
+    "full",
+    "uniform",
+    "growing",
+    "spread",
+    "with_ratios",
+    "with_order_at_most",
+    "resampled",
+    "for_rungs",
+    "to_json",
+    "from_json",
+)
 HEAD = """# Every option\n
 `python scripts/write_options.py` writes this page from the code: it says what `help()` and `--help` say. Explained:
 [get started](get-started.md), [how it works](how-it-works.md), [search your own model](search-your-own-model.md).\n"""

@@ -14,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several processes would wa
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import devices
+import jsonschema
 import pytest
 import torch
 import which_tests
@@ -86,6 +87,21 @@ def pytest_sessionfinish(session):
 
     page = written({cell: found.get(cell, "") for cell in cells()}, SAMPLERS)
     Path(file).write_text(page, encoding="utf-8")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fronts_follow_their_schema():
+    """Compare every front that a test writes with the JSON Schema."""
+    schema, to_dict = jsonschema.Draft202012Validator(dato.front_schema()), dato.Front.to_dict
+
+    def checked(front):
+        data = to_dict(front)
+        schema.validate(data)
+        return data
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dato.Front, "to_dict", checked)
+        yield
 
 
 @pytest.fixture(scope="session")

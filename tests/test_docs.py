@@ -23,6 +23,7 @@ FENCE = re.compile(r"(?P<mark><!-- not run: [^>]+ -->\n)?^```(?P<language>\w+)\n
 PUBLIC = {
     "dato.schedule": ["Schedule", "Schedule.uniform", "Schedule.growing", "Schedule.spread", "Schedule.resampled"],
     "dato.strategies": ["load_front"],
+    "dato.schemas": ["front_schema", "schedule_schema"],
     "dato.front": ["Front.knee", "Front.pick", "Front.plain_steps"],
     "dato.plain_steps": ["plain_steps"],
     "dato.evaluation.rules": ["rules", "whole_calls"],

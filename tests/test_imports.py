@@ -24,6 +24,7 @@ def loaded_by(code: str) -> set[str]:
         "import dato.strategies",
         "import dato.samplers; assert 'plms' in dato.samplers.SAMPLERS",
         "import dato.hub.card",
+        "import dato\nassert dato.front_schema() and dato.schedule_schema()",
         "from dato.hub import card_in, is_name",
         "from dato.front import Front\nfrom dato import load_front\nassert load_front('emoji-sd-depth').knee()",
         "from dato.generation import RANDOM_MODELS, usual_guidance\nassert usual_guidance(RANDOM_MODELS[0])",

@@ -23,6 +23,7 @@ class Commands(LazyGroup):
         "benchmark": ("dato.cli.benchmark:run_benchmark", "Measure how fast schedules run here."),
         "share": ("dato.cli.share:share", "Upload a front to the Hugging Face hub."),
         "show": ("dato.cli.show:show", "Print a front as a table."),
+        "export": ("dato.cli.export:export", "Write one schedule of a front for other programs."),
     }
 
 

@@ -64,6 +64,8 @@ def imported(*arguments, cwd=None, code=COMMAND):
         ("report", "--help"),
         ("show", "--help"),
         ("show", "emoji-sd-depth"),
+        ("export", "--help"),
+        ("export", "emoji-sd-depth", "--order", "0"),
         ("report", "emoji-sd-depth", "--out", "page.html"),
     ],
     ids=" ".join,
