@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +81,12 @@ def resolve_pruning(settings: Pruning, keywords: Mapping[str, Any]) -> Pruning:
     Raises:
         DatoError: if a name is not known.
     """
-    fields = {SITO_KEYWORDS.get(name, name): value for name, value in keywords.items()}
-    unknown = sorted(set(fields) - set(settings.to_dict()))
+    given = {SITO_KEYWORDS.get(name, name): value for name, value in keywords.items()}
+    known = [field.name for field in fields(settings)]
+    unknown = sorted(set(given) - set(known))
     if unknown:
-        names = ", ".join(settings.to_dict())
-        raise DatoError(f"apply_patch: unknown option {unknown[0]!r}; token pruning has {names}")
-    return replace(settings, **fields)
+        raise DatoError(f"apply_patch: unknown option {unknown[0]!r}; token pruning has {', '.join(known)}")
+    return replace(settings, **given)
 
 
 def resolve_control_nets(pipe: Any, controlnet: str | None) -> list[ControlNetModel]:
