@@ -12,7 +12,7 @@ from dato import _moved
 from dato.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from dato import emoji_sd
+    from dato import emoji_sd, sito
     from dato.errors import DatoError
     from dato.front import Front
     from dato.generation import load_pipeline
@@ -49,6 +49,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "schedule_schema": "dato.schemas",
         "search": "dato.search",
         "set_scheduler": "dato.samplers",
+        "sito": "dato.sito",
         "tokens": "dato.tokens",
         "unet": "dato.unet",
         **_moved.ATTRIBUTES,

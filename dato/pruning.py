@@ -52,11 +52,20 @@ SCORES = tuple(BASE_SCORES)
 SIMILARITIES = ("global", "local")
 RECOVERIES = ("base", "kept", "past")
 REDUCTIONS = ("prune", "merge")
+NOISES = ("absolute", "relative")
 
 
 @dataclass(frozen=True)
 class Pruning:
     """Settings of token pruning, everything but the ratio (SiTo, AAAI 2025; DaTo, 2025).
+
+    One default differs from the papers': `shared`. The blocks of a call share one choice of tokens, where in the papers
+    every block chooses anew. This saves choices (SD 1.x makes one a call instead of five). The images are nearer to
+    stock's at a ratio of 0.5 (33.6 dB, not shared 25.2), and farther from them at 0.7 (30.5 dB, not shared 33.4).
+    Two more choices are ours, and not the default: `similarity="local"` chooses tokens four times as fast, at 0.3 dB
+    more or less. `recover_from="past"` is nearest to stock (44.4 and 38.3 dB), and each layer that prunes keeps its
+    last two outputs in memory. docs/benchmarks.md has these numbers, of the embedded model. `dato.sito` has the
+    settings of SiTo's authors. DaTo's authors set `score="dato"`, `diff_gamma=0.1` and `align_cfg=True`.
 
     Attributes:
         score: How base tokens are chosen: "sito" (SimScore plus noise), "dato" (temporal difference of the
@@ -66,6 +75,10 @@ class Pruning:
         sx: Width of a patch in tokens; each patch gives one base token.
         sy: Height of a patch in tokens.
         noise_alpha: Weight of the Gaussian noise.
+        noise: What the weight is relative to. "absolute" (the papers): the noise is added as it is. Beside a SimScore,
+            which is a sum over all tokens, 0.1 of it changes nothing. "relative" (ours): in each patch the noise is
+            multiplied by the standard deviation of what is added to it, the SimScore or DaTo's difference with its
+            weight. If these are all equal, the noise alone decides.
         sim_beta: Weight of the SimScore.
         diff_gamma: Weight of DaTo's temporal difference.
         max_downsample: Prune in blocks at a downsampling of at most this; None: the smallest at which the model
@@ -118,6 +131,7 @@ class Pruning:
     shared: bool = True
     choose_every: int = 1
     seed: int = 0
+    noise: str = "absolute"
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -135,6 +149,7 @@ class Pruning:
         _one_of("recover_from", self.recover_from, RECOVERIES)
         _one_of("similarity", self.similarity, SIMILARITIES)
         _one_of("reduction", self.reduction, REDUCTIONS)
+        _one_of("noise", self.noise, NOISES)
         for name in ("sx", "sy", "max_downsample", "choose_every"):
             value = getattr(self, name)
             if value is None and name == "max_downsample":
@@ -169,8 +184,15 @@ class Pruning:
         return self.patch if self.base_score.by_patch else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all settings as plain JSON values."""
-        return dataclasses.asdict(self)
+        """Return all settings as plain JSON values.
+
+        `noise` is left out if it is "absolute": files from before it existed, and the names of files, which are hashes
+        of that text, stay valid.
+        """
+        settings = dataclasses.asdict(self)
+        if self.noise == NOISES[0]:
+            del settings["noise"]
+        return settings
 
     @classmethod
     def from_dict(cls, data: object) -> Pruning:

@@ -59,6 +59,9 @@ def _python() -> Iterator[str]:
     yield _table("argument | what", _section(dato.apply_patch).items())
     yield f"`with dato.patched(...)`: {_intro(dato.patched)}\n"
     yield f"`dato.remove_patch(pipe)`: {_intro(dato.remove_patch)}\n"
+    yield f"## `sito`\n\n`dato.sito.{_call('apply_patch', dato.sito.apply_patch)}`\n\n{_intro(dato.sito.apply_patch)}\n"
+    yield _table("argument | what", _section(dato.sito.apply_patch).items())
+    yield f"`dato.sito.remove_patch(model)`: {_intro(dato.sito.remove_patch)}\n"
     yield f"## `rule`\n\n`dato.{_call('rule', dato.rule)}`\n\n{_intro(dato.rule)} See [the rule](rule.md).\n"
     yield _table("argument | what", _section(dato.rule).items())
     sito = {ours: theirs for theirs, ours in SITO_KEYWORDS.items()} | {name: name for name in SAME_IN_SITO}

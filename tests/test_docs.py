@@ -31,6 +31,7 @@ PUBLIC = {
     "dato.unet.speedup_rule": ["rule"],
     "dato.pruning": ["Pruning"],
     "dato.samplers": ["set_scheduler"],
+    "dato.sito": ["apply_patch"],
     "dato.tokens.selection": ["select_tokens"],
 }
 

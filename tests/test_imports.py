@@ -18,7 +18,7 @@ def loaded_by(code: str) -> set[str]:
 @pytest.mark.parametrize(
     "code",
     [
-        "import dato",
+        "import dato; assert 'sito' in dato.__all__",
         "import dato.metrics; assert dato.metrics.label_of('psnr') == 'PSNR (dB)'",
         "import dato.front",
         "import dato.strategies",

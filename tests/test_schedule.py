@@ -111,6 +111,7 @@ def test_another_height_keeps_whole_calls_whole():
         (lambda: Pruning(self_attention=1), "self_attention must be true or false"),
         (lambda: Pruning(reduction="merge", recover_from="kept"), "merge"),
         (lambda: Pruning(reduction="merge", recover_from="past"), "merge"),
+        (lambda: Pruning(noise="loud"), "noise must be one of absolute, relative"),
         (lambda: Pruning(recover_from="future"), "recover_from must be one of base, kept, past"),
         (lambda: Pruning.from_dict({"patch": 2}), "unknown setting 'patch'"),
     ],
@@ -232,3 +233,11 @@ def test_spread_sorts_the_distances(calls, whole):
 def test_spread_refuses_what_cannot_be(options):
     with pytest.raises(DatoError, match="schedule: "):
         Schedule.spread(8, **options)
+
+
+def test_noise_is_written_only_if_it_is_not_the_papers():
+    """Old files, and the names of files that are hashes of their text, stay valid."""
+    assert "noise" not in Pruning().to_dict() and Pruning.from_dict(Pruning().to_dict()) == Pruning()
+    relative = Schedule([12], 0.5, pruning=Pruning(noise="relative"))
+    assert relative.to_dict()["pruning"]["noise"] == "relative"
+    assert Schedule.from_json(relative.to_json()) == relative != Schedule([12], 0.5)

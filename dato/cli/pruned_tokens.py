@@ -15,6 +15,9 @@ from dato.emoji_sd import EMBEDDED
 def pruned_tokens(
     prompt: opt.Prompt,
     ratio: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of the tokens to prune.")] = 0.5,
+    relative_noise: Annotated[
+        str | None, typer.Option(help="Weights of relative noise, with commas between them: one more setting each.")
+    ] = None,
     model: opt.Model = EMBEDDED,
     config: opt.Config = None,
     variant: opt.Variant = None,
@@ -30,14 +33,18 @@ def pruned_tokens(
 ) -> None:
     """Draw a heat map and a histogram of how often each token was pruned (figure 4 of the SiTo paper).
 
+    It also prints how many of a step's pruned tokens the next step prunes again (figure 1a).
+
     Every call runs the whole UNet. The first two rows are SiTo's base tokens with and without noise; each block chooses
-    its own tokens. The third row is dato's recovery from the past; tokens take turns.
+    its own tokens. Then comes a row for each weight of relative noise. The last row is dato's recovery from the past;
+    tokens take turns.
     """
     from dato.experiments.pruned_counts import compare_pruning, pruned_picture
     from dato.generation.pipelines import load_pipeline
     from dato.generation.sampling import Sampling
 
     quiet_libraries()
+    alphas = opt.numbers("--relative-noise", relative_noise, float) or ()
     where = opt.device_of(device)
     with err.status(f"Loading {model}"):
         kind = opt.dtype_of(dtype, where)
@@ -45,8 +52,9 @@ def pruned_tokens(
         pipe = load_pipeline(model, device=where, dtype=kind, **loading)
     sampling = Sampling(steps, guidance_scale, height, width, seed)
     with err.status("Generating"):
-        counts = compare_pruning(pipe, prompt, sampling, ratio)
+        counts = compare_pruning(pipe, prompt, sampling, ratio, alphas)
     pruned_picture(counts, out_file)
     for name, count in counts.items():
-        out.print(f"{name}: {count.never:.1%} of the tokens never pruned, {count.always:.1%} always", highlight=False)
+        shares = f"{count.never:.1%} of the tokens never pruned, {count.always:.1%} always"
+        out.print(f"{name}: {shares}; {count.again:.1%} pruned again by the next step", highlight=False)
     out.print(f"written to {out_file}", highlight=False, soft_wrap=True, markup=False)

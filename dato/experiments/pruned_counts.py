@@ -1,9 +1,14 @@
-"""How often each token was pruned: SiTo's figure 4, which shows why its base score has noise."""
+"""How often each token was pruned, and how many of a step's pruned tokens the next step prunes again.
+
+These are figures 4 and 1a of SiTo, which show why its base score has noise.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -30,10 +35,13 @@ class PrunedCounts:
         image: (3, H, W) in [0, 1], the generated image.
         share: (h, w) in [0, 1]. For each token, the share of all choices of tokens that pruned it. These are the
             choices of all calls and blocks at the highest resolution.
+        again: The share of pruned tokens that the next choice of the same block prunes again: the mean over these
+            blocks, and over all pairs of successive choices. NaN if there was only one.
     """
 
     image: Tensor
     share: Tensor
+    again: float
 
     @property
     def never(self) -> float:
@@ -46,27 +54,31 @@ class PrunedCounts:
         return (self.share == 1).float().mean().item()
 
 
-def compare_pruning(pipe: DiffusionPipeline, prompt: str, sampling: Sampling, ratio: float) -> dict[str, PrunedCounts]:
-    """Return the counts of whole calls with three settings of pruning, by name.
+def compare_pruning(
+    pipe: DiffusionPipeline, prompt: str, sampling: Sampling, ratio: float, alphas: Iterable[float] = ()
+) -> dict[str, PrunedCounts]:
+    """Return the counts of whole calls with several settings of pruning, by name.
 
-    They are SiTo's base tokens with and without noise, where every block chooses its own tokens, and dato's recovery
-    from the past, in which tokens take turns.
+    They are SiTo's base tokens with and without noise, where every block chooses its own tokens; the same with relative
+    noise of each weight; and dato's recovery from the past, in which tokens take turns.
 
     Args:
         pipe: The pipeline.
         prompt: What to draw.
         sampling: How images are generated.
         ratio: Share of the tokens to prune.
+        alphas: Weights of relative noise (`Pruning.noise`).
 
     Raises:
         DatoError: as `pruned_counts`.
     """
     whole = Schedule.full(num_calls(pipe, sampling.steps)).with_ratios(ratio)
-    limit = smallest_downsample(pipe.unet)
+    of_sito = replace(PAPER_PRUNING, score="VI", max_downsample=smallest_downsample(pipe.unet))
     settings = {
-        "with noise (VI)": replace(PAPER_PRUNING, score="VI", max_downsample=limit),
-        "without noise (V)": replace(PAPER_PRUNING, score="V", max_downsample=limit),
-        "recovered from the past": Pruning(recover_from="past", max_downsample=limit),
+        "with noise (VI)": of_sito,
+        "without noise (V)": replace(of_sito, score="V"),
+        **{f"relative noise {a:g}": replace(of_sito, noise="relative", noise_alpha=a) for a in alphas},
+        "recovered from the past": Pruning(recover_from="past", max_downsample=of_sito.max_downsample),
     }
     return {name: pruned_counts(pipe, prompt, sampling, whole, pruning) for name, pruning in settings.items()}
 
@@ -79,19 +91,25 @@ def pruned_counts(
     Raises:
         DatoError: if there are too few tokens for the ratio, or too few that may be pruned.
     """
-    choices: dict[int, list[Tensor]] = {}  # downsampling factor -> masks of pruned tokens
+    choices: dict[int, dict[int, list[Tensor]]] = {}  # downsampling -> number of the block -> masks of pruned tokens
 
-    def note(factor: int, grid: tuple[int, int], selection: TokenSelection) -> None:
+    def note(factor: int, number: int, grid: tuple[int, int], selection: TokenSelection) -> None:
         pruned = torch.zeros(grid[0] * grid[1])
         pruned[selection.pruned[-1].cpu()] = 1
-        choices.setdefault(factor, []).append(pruned.view(grid))
+        choices.setdefault(factor, {}).setdefault(number, []).append(pruned.view(grid))
 
     with patched(pipe, replace(schedule, pruning=pruning)) as running:
         patch_of(running).pruner.listener = note
         image = generate(running, [prompt], replace(sampling, batch_size=1)).images[0]
     if not choices:
         raise DatoError("nothing was pruned: the ratio is too low for so few tokens")
-    return PrunedCounts(image, torch.stack(choices[min(choices)]).mean(dim=0))
+    blocks = choices[min(choices)].values()
+    again = [(now * after).sum() / now.sum() for masks in blocks for now, after in pairwise(masks)]
+    return PrunedCounts(
+        image,
+        torch.stack([mask for masks in blocks for mask in masks]).mean(dim=0),
+        torch.stack(again).mean().item() if again else math.nan,
+    )
 
 
 def pruned_picture(counts: Mapping[str, PrunedCounts], path: str | Path) -> None:

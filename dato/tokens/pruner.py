@@ -53,14 +53,15 @@ class TokenPruner:
 
     Attributes:
         parts: Number of parts that guidance divides the batch into. None: it is found by comparing latents.
-        listener: Called with (downsampling, grid, selection) at every choice of tokens, if it is set.
+        listener: Called with (downsampling, number, grid, selection) at every choice of tokens, if it is set. The
+            number counts the transformer blocks at this downsampling from 0, and is 0 if they share a choice.
     """
 
     def __init__(self, unet: UNet2DConditionModel, pruning: Pruning) -> None:
         self._unet, self._pruning = unet, pruning
         self.parts: int | None = None
         self._parts = 0  # of the running generation; 0: not known yet
-        self.listener: Callable[[int, tuple[int, int], TokenSelection], None] | None = None
+        self.listener: Callable[[int, int, tuple[int, int], TokenSelection], None] | None = None
         self._transformers = _transformers(unet, pruning.max_downsample)
         self._hooks, self._pasts = self._make_hooks()
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -282,7 +283,7 @@ class TokenPruner:
             self._grid,
             k,
             patch=p.base_patch,
-            score=base_score(x, p, noise, difference),
+            score=base_score(x, p, noise, difference, self._grid),
             recover_from=p.recover_from,
             similarity=p.similarity,
             merge=p.reduction == "merge",
@@ -290,7 +291,7 @@ class TokenPruner:
             last=pasts[0].last,
         )
         if self.listener is not None:
-            self.listener(factor, self._grid, selection)
+            self.listener(factor, number, self._grid, selection)
         return selection
 
     def _shorten(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dato.pruning import BASE_SCORES, Pruning
@@ -28,20 +29,46 @@ class ScoreInputs:
         noise: (B, N), drawn from N(0, 1); None if the score's description says that it takes none.
         difference: (B, N), DaTo's D with its sign: how much the last two predictions differ at each token. None for
             scores that do not use it, and as long as there are no two predictions.
+        grid: (h, w) with h * w = N, for relative noise; else None will do.
     """
 
     x: Tensor
     noise: Tensor | None = None
     difference: Tensor | None = None
+    grid: tuple[int, int] | None = None
 
 
 ScoreFunction = Callable[[ScoreInputs, Pruning], Tensor]
 _FUNCTIONS: dict[str, ScoreFunction] = {}
 
 
-def base_score(x: Tensor, pruning: Pruning, noise: Tensor | None = None, difference: Tensor | None = None) -> Tensor:
+def base_score(
+    x: Tensor,
+    pruning: Pruning,
+    noise: Tensor | None = None,
+    difference: Tensor | None = None,
+    grid: tuple[int, int] | None = None,
+) -> Tensor:
     """Return the base score that `pruning` names, with its weights: (B, N) in float32. See `ScoreInputs`."""
-    return _FUNCTIONS[pruning.score](ScoreInputs(x, noise, difference), pruning)
+    return _FUNCTIONS[pruning.score](ScoreInputs(x, noise, difference, grid), pruning)
+
+
+def spread_in_patches(score: Tensor, grid: tuple[int, int], patch: tuple[int, int]) -> Tensor:
+    """Return the standard deviation of a score within each token's patch: (B, N) -> (B, N).
+
+    It is 1 where all scores of a patch are equal, and for tokens that lie in no whole patch.
+
+    Args:
+        score: (B, N).
+        grid: (h, w) with h * w = N.
+        patch: (sy, sx).
+    """
+    (h, w), (sy, sx) = grid, patch
+    tall, wide = h // sy * sy, w // sx * sx
+    patches = score.unflatten(1, grid)[:, :tall, :wide].unflatten(2, (-1, sx)).unflatten(1, (-1, sy))
+    spread = patches.std(dim=(2, 4), keepdim=True, correction=0).expand_as(patches).reshape(-1, tall, wide)
+    spread = F.pad(spread, (0, w - wide, 0, h - tall)).flatten(1)
+    return spread.masked_fill(spread == 0, 1)
 
 
 def computes(*names: str) -> Callable[[ScoreFunction], ScoreFunction]:
@@ -59,15 +86,21 @@ def computes(*names: str) -> Callable[[ScoreFunction], ScoreFunction]:
 
 @computes("sito", "VI")
 def _similarity_and_noise(tokens: ScoreInputs, pruning: Pruning) -> Tensor:
-    return pruning.sim_beta * similarity_score(tokens.x) + pruning.noise_alpha * tokens.noise
+    return _with_noise(pruning.sim_beta * similarity_score(tokens.x), tokens, pruning)
 
 
 @computes("dato")
 def _difference_and_noise(tokens: ScoreInputs, pruning: Pruning) -> Tensor:
-    score = pruning.noise_alpha * tokens.noise
     if tokens.difference is None:
-        return score
-    return score + pruning.diff_gamma * tokens.difference.float()
+        return pruning.noise_alpha * tokens.noise
+    return _with_noise(pruning.diff_gamma * tokens.difference.float(), tokens, pruning)
+
+
+def _with_noise(score: Tensor, tokens: ScoreInputs, pruning: Pruning) -> Tensor:
+    noise = tokens.noise
+    if pruning.noise == "relative":
+        noise = noise * spread_in_patches(score, tokens.grid, pruning.patch)
+    return score + pruning.noise_alpha * noise
 
 
 @computes("I")

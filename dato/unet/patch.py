@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ def apply_patch(
     *,
     speedup: float | None = None,
     quality: float | None = None,
-    prune_ratio: float | None = None,
+    prune_ratio: float | Sequence[float] | None = None,
     compile: bool | Mapping[str, Any] | CompiledCalls | None = None,
     controlnet: str | None = None,
     **pruning: Any,
@@ -38,11 +38,15 @@ def apply_patch(
             one; or user/name on the Hugging Face hub. A front gives its knee, unless `speedup` or `quality` chooses
             another point. A point is meant for its number of steps and its sampler (`Point.kwargs`,
             `Point.scheduler`). None, with `speedup`: a rule makes a schedule for each run (see `dato.rule`), for its
-            number of calls and its sampler. None, with `prune_ratio`: every call whole, with that ratio.
+            number of calls and its sampler. None, with `prune_ratio`: every call is whole and prunes, in a run
+            of any number of calls.
         speedup: Choose the front's point of best quality that is at least this many times as fast as stock. Without a
             schedule: how many times fewer FLOPs the UNet takes in a run, above 1.
         quality: Choose the front's fastest point of at least this quality.
-        prune_ratio: One ratio for all calls, instead of the schedule's ratios.
+        prune_ratio: One ratio for all calls, instead of the schedule's ratios; or a list with one for each call.
+            Without a schedule the list may also have one for each timestep of the sampler. Calls at the same timestep
+            share an entry: 50 entries serve the 51 calls of 50 PLMS steps, whose second and third call are at the same
+            timestep. A run of another length gets the list resampled.
         compile: True compiles each different call of the schedule with `torch.compile` when it is first run. A mapping
             holds keyword arguments of `torch.compile`, such as {"mode": "reduce-overhead"}. What was compiled is
             dropped with the patch, but a `dato.CompiledCalls` of this UNet can be used again. None: compile if the
@@ -129,7 +133,8 @@ def current_schedule(pipe_or_unet: Any) -> Schedule | None:
     """Return the schedule that a pipeline is patched with; None if it is the stock one.
 
     If a rule makes the schedules (`apply_patch(pipe, speedup=2.5)`), it is the one of the last run. Before the first
-    run it is the one that a run of the pipeline's default number of steps will have.
+    run it is the one that a run of the pipeline's default number of steps will have. With `prune_ratio` and no schedule
+    it is the one of the last run, too. Before the first run it has a call for each ratio that was given.
     """
     patch = patch_of(pipe_or_unet)
     return None if patch is None else patch.schedule

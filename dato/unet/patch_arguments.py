@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from dato.strategies import load_strategy
 from dato.unet.compiled import CompiledCalls
 from dato.unet.controlnet import control_nets
 from dato.unet.ladder import Ladder
-from dato.unet.run_schedule import GivenSchedule, RunSchedule
+from dato.unet.run_schedule import GivenSchedule, RunSchedule, WholeCalls
 from dato.unet.speedup_rule import RuleSchedule
 
 
@@ -27,7 +27,7 @@ def resolve_schedules(
     schedule: Schedule | Point | Front | str | Path | None,
     speedup: float | None,
     quality: float | None,
-    prune_ratio: float | None,
+    prune_ratio: float | Sequence[float] | None,
     pruning: Mapping[str, Any],
 ) -> tuple[Point | None, RunSchedule]:
     """Return what gives each run its schedule, and the point of a front that it comes from, if it does.
@@ -40,6 +40,10 @@ def resolve_schedules(
         if quality is not None or prune_ratio is not None or pruning:
             raise DatoError("speedup= alone makes a schedule by a rule; with it, quality= and pruning need a schedule")
         return None, RuleSchedule(unet, speedup)
+    if schedule is None and prune_ratio is not None:
+        if quality is not None:
+            raise DatoError("quality= chooses a point of a front, and none is given")
+        return None, WholeCalls(prune_ratio, resolve_pruning(Pruning(), pruning), rungs)
     point, chosen = _resolve_schedule(schedule, speedup, quality, prune_ratio)
     chosen = replace(chosen, pruning=resolve_pruning(chosen.pruning, pruning)).for_rungs(rungs)
     return point, GivenSchedule(chosen)
@@ -49,16 +53,15 @@ def _resolve_schedule(
     schedule: Schedule | Point | Front | str | Path | None,
     speedup: float | None,
     quality: float | None,
-    prune_ratio: float | None,
+    prune_ratio: float | Sequence[float] | None,
 ) -> tuple[Point | None, Schedule]:
     """Return the schedule, and the point of a front that it comes from, if it does."""
     point = None
     if schedule is None:
-        if prune_ratio is None:
-            raise DatoError(
-                "apply_patch needs a schedule (or a front, a path, a name), or speedup=..., or prune_ratio=..."
-            )
-        schedule = Schedule.full(1)
+        raise DatoError(
+            "apply_patch needs a schedule or a front (an object, a path or a name), or `speedup=2.5` (a rule makes the "
+            "schedule), or `prune_ratio=0.5` (every call is whole and prunes)"
+        )
     if isinstance(schedule, (str, Path)):
         schedule = load_strategy(schedule)
     if isinstance(schedule, Front):
@@ -78,12 +81,12 @@ def resolve_pruning(settings: Pruning, keywords: Mapping[str, Any]) -> Pruning:
     Raises:
         DatoError: if a name is not known.
     """
-    fields = {SITO_KEYWORDS.get(name, name): value for name, value in keywords.items()}
-    unknown = sorted(set(fields) - set(settings.to_dict()))
+    given = {SITO_KEYWORDS.get(name, name): value for name, value in keywords.items()}
+    known = [field.name for field in fields(settings)]
+    unknown = sorted(set(given) - set(known))
     if unknown:
-        names = ", ".join(settings.to_dict())
-        raise DatoError(f"apply_patch: unknown option {unknown[0]!r}; token pruning has {names}")
-    return replace(settings, **fields)
+        raise DatoError(f"apply_patch: unknown option {unknown[0]!r}; token pruning has {', '.join(known)}")
+    return replace(settings, **given)
 
 
 def resolve_control_nets(pipe: Any, controlnet: str | None) -> list[ControlNetModel]:

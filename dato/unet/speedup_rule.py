@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from numbers import Real
@@ -27,6 +27,7 @@ from dato.samplers import SAMPLERS, num_calls
 from dato.schedule import Schedule, even_parts
 from dato.unet.depth_shares import depth_share
 from dato.unet.ladder import Ladder
+from dato.unet.run_schedule import UNKNOWN_LENGTH
 from dato.unet.targets import latent_size, unet_of
 
 
@@ -104,7 +105,6 @@ _MANY = 7  # whole calls, from which on the shorter distances come first
 _SHORT = 2.75  # calls from one whole call to the next, up to which depth 1 is worth its price
 _SHORT_WITH_NOISE = 8.0  # the same for samplers that add noise
 _DEFAULT_STEPS = 50  # of most of diffusers' pipelines
-_UNKNOWN_LENGTH = 1000  # calls; more than any run makes
 
 
 def rule(
@@ -165,7 +165,7 @@ class RuleSchedule:
         DatoError: if the speed-up is not above 1.
     """
 
-    length = _UNKNOWN_LENGTH
+    length = UNKNOWN_LENGTH
 
     def __init__(self, unet: UNet2DConditionModel, speedup: float) -> None:
         self._unet, self._speedup = unet, checked_speedup(speedup)
@@ -181,13 +181,13 @@ class RuleSchedule:
         return _schedule(self._unet, calls, self._speedup, _run_of(pipe), _own_size(self._unet))
 
     def of_run(
-        self, pipe: Any, total: int | None, first: int, size: tuple[int, int], *, quiet: bool = False
+        self, pipe: Any, times: Sequence[float] | None, first: int, size: tuple[int, int], *, quiet: bool = False
     ) -> Schedule:
         """Return the schedule of a run. The calls before the first one are whole."""
-        if total is None:
+        if times is None:
             self._last = _endless(self._unet, self._speedup, size)
             return self._last
-        calls = total - first
+        calls = len(times) - first
         self._last = _schedule(self._unet, calls, self._speedup, _run_of(pipe), size)
         if self._last.depths.count(self._last.rungs) * self._speedup > calls and calls not in self._warned:
             self._warned.add(calls)
@@ -233,10 +233,10 @@ def _whole_and_depth(
 
 def _endless(unet: UNet2DConditionModel, speedup: float, size: tuple[int, int]) -> Schedule:
     """Return the schedule of a run whose number of calls is not known. It suits every sampler."""
-    whole, depth = _whole_and_depth(unet, _UNKNOWN_LENGTH, speedup, Run(NOISY, None), size)
+    whole, depth = _whole_and_depth(unet, UNKNOWN_LENGTH, speedup, Run(NOISY, None), size)
     whole = max(1, whole)
-    positions = (math.ceil(i * _UNKNOWN_LENGTH / whole) for i in range(whole))
-    return _with_whole_calls(_UNKNOWN_LENGTH, positions, depth, 0, len(Ladder(unet)))
+    positions = (math.ceil(i * UNKNOWN_LENGTH / whole) for i in range(whole))
+    return _with_whole_calls(UNKNOWN_LENGTH, positions, depth, 0, len(Ladder(unet)))
 
 
 def _affordable(calls: int, speedup: float, share: float = 0.0) -> int:

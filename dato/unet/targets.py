@@ -15,6 +15,11 @@ SUPPORTED = (
     "InstructPix2Pix, LCM); transformers and video are not"
 )
 
+_COMPVIS = (
+    "models of CompVis' code (ldm) are not supported yet; load the same checkpoint into diffusers, with "
+    "`dato.load_pipeline(FILE)` or `StableDiffusionPipeline.from_single_file(FILE)`"
+)
+
 
 def unet_of(pipe_or_unet: Any) -> tuple[UNet2DConditionModel, Any]:
     """Return the UNet, and the pipeline around it if there is one.
@@ -29,6 +34,8 @@ def unet_of(pipe_or_unet: Any) -> tuple[UNet2DConditionModel, Any]:
     if isinstance(unet, UNet2DConditionModel):
         return unet, pipe_or_unet
     name = type(pipe_or_unet).__name__
+    if _is_of_compvis(pipe_or_unet):
+        raise DatoError(f"cannot patch {name}: {_COMPVIS}")
     part = next((p for p in (unet, *(getattr(pipe_or_unet, n, None) for n in ("transformer", "prior"))) if p), None)
     what = name if part is None else f"a {name} with a {type(_inner(part)).__name__}"
     raise DatoError(f"cannot patch {what}: {SUPPORTED}")
@@ -91,6 +98,12 @@ def guidance_parts(pipe: Any) -> int | None:
         return None
     parts = 3 if "InstructPix2Pix" in type(pipe).__name__ else 2
     return (parts if guided else 1) + bool(getattr(pipe, "do_perturbed_attention_guidance", False))
+
+
+def _is_of_compvis(model: Any) -> bool:
+    """Return whether this is a `LatentDiffusion`, the wrapper within it, or the `UNetModel` within that."""
+    wrapper = getattr(model, "model", model)
+    return hasattr(getattr(wrapper, "diffusion_model", model), "input_blocks")
 
 
 def _inner(module: Any) -> Any:

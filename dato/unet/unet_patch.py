@@ -198,7 +198,7 @@ class Patch:
         pipe, size = self._owner if generation.owned or generation.listed is None else None, tuple(sample.shape[-2:])
         # If the schedule is of a front, the comparison below says more.
         quiet = self._point is not None
-        schedule = self._schedules.of_run(pipe, generation.total, generation.index, size, quiet=quiet)
+        schedule = self._schedules.of_run(pipe, generation.times, generation.index, size, quiet=quiet)
         refuse_rivals(self.unet, pruning=self.pruner is not None)
         if min(schedule.depths) < len(self.ladder):
             refuse_readers(self.unet)

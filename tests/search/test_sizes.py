@@ -54,7 +54,7 @@ def test_a_search_of_a_wide_model_gives_a_front_that_is_used(wide, tmp_path):
 
 
 def test_the_rule_serves_a_wide_model(wide):
-    assert dato.rule(wide, 20, 2.5) == RuleSchedule(wide.unet, 2.5).of_run(wide, 20, 0, tuple(WIDE))
+    assert dato.rule(wide, 20, 2.5) == RuleSchedule(wide.unet, 2.5).of_run(wide, range(20), 0, tuple(WIDE))
     dato.apply_patch(wide, speedup=2.0)
     assert draw(wide, 6).shape == (1, 4, *WIDE)
 

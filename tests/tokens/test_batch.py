@@ -65,7 +65,7 @@ def bases(unet, x, text, **pruning):
     """The base tokens (B, M) of one call."""
     dato.apply_patch(unet, prune_ratio=0.5, score="IV", **pruning)
     chosen = []
-    unet._dato_patch.pruner.listener = lambda factor, grid, selection: chosen.append(selection.base)
+    unet._dato_patch.pruner.listener = lambda factor, number, grid, selection: chosen.append(selection.base)
     with torch.no_grad():
         unet(x, 500, text)
     return chosen[0]

@@ -74,7 +74,7 @@ def test_a_mask_of_self_attention_hides_the_same_tokens():
     attention.register_forward_pre_hook(lambda m, args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True)
     mask = put((torch.rand(2, 256, generator=torch.Generator().manual_seed(1)) > 0.3).float())
     pruner, chosen = unet._dato_patch.pruner, []
-    pruner.listener = lambda factor, grid, selection: chosen.append(selection.kept)
+    pruner.listener = lambda factor, number, grid, selection: chosen.append(selection.kept)
     with torch.no_grad():
         masked = unet(x, 500, text, attention_mask=mask).sample
         assert not torch.equal(masked, unet(x, 500, text).sample)

@@ -11,7 +11,7 @@ from devices import randn
 import dato
 from dato.pruning import BASE_SCORES, SCORES, BaseScore, Pruning
 from dato.tokens import scores
-from dato.tokens.scores import base_score
+from dato.tokens.scores import base_score, spread_in_patches
 from dato.tokens.selection import select_tokens
 from dato.tokens.similarity import similarity_score
 
@@ -41,6 +41,52 @@ def test_base_scores_are_those_of_the_papers():
     assert torch.allclose(score(dato_score), 0.1 * noise)
     assert torch.allclose(score(dato_score, difference), 0.1 * noise + 5 * difference)
     assert [row for row in SCORES if table_3(row).base_score.noise] == ["sito", "dato", "II", "IV", "VI"]
+
+
+@pytest.mark.parametrize(("grid", "patch"), [((4, 6), (2, 2)), ((5, 7), (2, 3)), ((6, 5), (3, 1))])
+def test_the_spread_is_that_of_each_patch(grid, patch):
+    (h, w), (sy, sx) = grid, patch
+    score = randn(2, h * w) * 100
+    score[0].view(h, w)[:sy, :sx] = 7.0  # one patch whose scores are equal
+    spread = spread_in_patches(score, grid, patch).view(2, h, w)
+    for b in range(2):
+        for i in range(h):
+            for j in range(w):
+                top, left = i // sy * sy, j // sx * sx
+                whole = top + sy <= h and left + sx <= w
+                values = score[b].view(h, w)[top : top + sy, left : left + sx].cpu().numpy()
+                expected = values.std() if whole and values.std() else 1.0
+                assert spread[b, i, j].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_relative_noise_is_scaled_by_the_spread():
+    x, noise, difference, grid = randn(2, 64, 6), randn(2, 64), randn(2, 64) * 1e-3, (8, 8)
+    options = {"noise": "relative", "noise_alpha": 0.5, "sx": 4}
+    sim = 2 * similarity_score(x)
+    expected = sim + 0.5 * noise * spread_in_patches(sim, grid, (2, 4))
+    assert torch.allclose(base_score(x, Pruning(sim_beta=2.0, **options), noise, None, grid), expected)
+    pruning = Pruning(score="dato", diff_gamma=5.0, **options)
+    expected = 5 * difference + 0.5 * noise * spread_in_patches(5 * difference, grid, (2, 4))
+    assert torch.allclose(base_score(x, pruning, noise, difference, grid), expected, atol=1e-8)
+    assert torch.equal(base_score(x, pruning, noise, None, grid), 0.5 * noise)  # there is no difference yet
+    # Nothing but noise: it decides alone.
+    assert torch.equal(base_score(x, Pruning(sim_beta=0.0, **options), noise, None, grid), 0.5 * noise)
+
+
+def test_relative_noise_changes_choices_where_the_papers_does_not():
+    x = randn(1, 1024, 8) * 0.5 + 3.0  # tokens are alike, so a SimScore is nearly 1,024
+    noise, grid = randn(1, 1024), (32, 32)
+
+    def base(**options):
+        return select_tokens(x, grid, 512, score=base_score(x, Pruning(**options), noise, None, grid)).base
+
+    without = base(score="V")
+    assert (base(noise_alpha=0.1) == without).float().mean() > 0.9
+    changed = [(base(noise="relative", noise_alpha=alpha) != without).float().mean() for alpha in (0, 0.1, 1, 1000)]
+    assert changed[0] == 0 < changed[1] < 0.15 < changed[2] < 0.7 and changed[3] == pytest.approx(0.75, abs=0.1)
+    # The scale is the score's own: the same weight does the same to scores that are a hundred times as large.
+    larger = base(noise="relative", noise_alpha=1.0, sim_beta=100.0)
+    assert torch.equal(larger, base(noise="relative", noise_alpha=1.0))
 
 
 @pytest.mark.parametrize(

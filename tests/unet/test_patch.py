@@ -72,6 +72,7 @@ def test_every_option_of_pruning_runs_and_is_repeatable(make_pipe):
         {"align_cfg": True, "shared": False},
         {"shared": False},
         {"noise_alpha": 100.0},
+        {"noise": "relative", "noise_alpha": 1.0},
         {"noise_alpha": 100.0, "seed": 1},
     ]:
         dato.apply_patch(pipe, prune_ratio=0.5, **options)

@@ -251,7 +251,7 @@ def test_tokens_of_other_images_are_left_alone_without_guidance():
     pipe, kwargs = tiny("SD 1.x")
     dato.apply_patch(pipe, prune_ratio=0.5, align_cfg=True)
     chosen = []
-    pipe.unet._dato_patch.pruner.listener = lambda factor, grid, selection: chosen.append(selection.base)
+    pipe.unet._dato_patch.pruner.listener = lambda factor, number, grid, selection: chosen.append(selection.base)
     sample(pipe, {**kwargs, "guidance_scale": 1.0, "num_images_per_prompt": 2}, 1)
     assert not any(torch.equal(*base) for base in chosen)
 
@@ -273,7 +273,7 @@ def test_a_picture_that_guides_is_a_third_part_of_the_batch():
     pipe, kwargs = tiny("InstructPix2Pix")
     dato.apply_patch(pipe, prune_ratio=0.5, align_cfg=True)
     chosen = []
-    pipe.unet._dato_patch.pruner.listener = lambda factor, grid, selection: chosen.append(selection.base)
+    pipe.unet._dato_patch.pruner.listener = lambda factor, number, grid, selection: chosen.append(selection.base)
     sample(pipe, {**kwargs, "image": picture(), "num_images_per_prompt": 2}, 2)
     for base in chosen:
         first, second, third = base.chunk(3)
