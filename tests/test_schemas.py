@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import jsonschema
@@ -213,7 +213,7 @@ def test_the_two_schemas_define_the_same():
 
 def test_the_schema_has_the_settings_and_names_of_the_code():
     settings = SCHEMAS["schedule"]["$defs"]["pruning"]["properties"]
-    assert {name: setting["default"] for name, setting in settings.items()} == Pruning().to_dict()
+    assert {name: setting["default"] for name, setting in settings.items()} == asdict(Pruning())
     assert list(settings) == [field.name for field in fields(Pruning)]
     names = {"score": SCORES, "recover_from": RECOVERIES, "similarity": SIMILARITIES, "reduction": REDUCTIONS}
     assert {name: tuple(settings[name]["enum"]) for name in names} == names
