@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import shlex
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -160,6 +161,34 @@ def numbers(option: str, text: str | None, kind: type) -> list | None:
         raise DatoError(f"{option} {text!r}: give numbers with commas between them") from None
 
 
+def settings(option: str, texts: Sequence[str] | None) -> dict[str, bool | int | float | str | None] | None:
+    """Return settings that the user typed as KEY=VALUE, by key; None if there are none.
+
+    Raises:
+        DatoError: if a text has no key, or a key comes twice.
+    """
+    read: dict[str, bool | int | float | str | None] = {}
+    for text in texts or ():
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not (key and equals):
+            raise DatoError(f"{option} {text!r}: give KEY=VALUE, as in diff_gamma=0.1")
+        if key in read:
+            raise DatoError(f"{option}: {key} is given twice")
+        read[key] = _value(value)
+    return read or None
+
+
+def _value(text: str) -> bool | int | float | str | None:
+    """Return what a text means: true, false, none, a number, or itself."""
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
 def whole_numbers(option: str, text: str | None) -> tuple[int, ...] | None:
     """Return the whole numbers of a comma-separated list, each once, ascending. Raise DatoError if one is negative."""
     values = numbers(option, text, int)
@@ -180,11 +209,13 @@ def parameters_of(options: type, shown: Mapping[str, str] | None = None) -> list
     for field in fields(options):
         about = field.metadata
         default = (shown or {}).get(field.name, about["shown"])
+        repeated = is_mapping(hints[field.name])
         option = typer.Option(
-            help=with_flags(about["help"], flags),
+            help=with_flags(about["help"], flags) + (" May be repeated." if repeated else ""),
             min=about["least"],
             show_default=True if default is None else with_flags(default, flags),
             callback=given_place if about["place"] else None,
+            metavar="KEY=VALUE" if repeated else None,
         )
         kind = Annotated[_typed(hints[field.name]), option]
         parameters.append(
@@ -194,11 +225,16 @@ def parameters_of(options: type, shown: Mapping[str, str] | None = None) -> list
 
 
 def _typed(hint: Any) -> Any:
-    """Return the type of what the user types: lists and places are text."""
+    """Return the type of what the user types: lists and places are text, settings several texts."""
     kinds = set(typing.get_args(hint)) or {hint}
     if kinds <= {int, float, str, type(None)}:
         return hint
-    return str | None
+    return list[str] | None if is_mapping(hint) else str | None
+
+
+def is_mapping(hint: Any) -> bool:
+    """Tell whether an option holds settings by name. The user types each as KEY=VALUE."""
+    return any(typing.get_origin(kind) is Mapping for kind in typing.get_args(hint))
 
 
 SCRIPTS = {

@@ -86,7 +86,8 @@ def _search_calls(
     if where.model != EMBEDDED and where.prompts is None:
         raise DatoError(f"give --prompts FILE for {where.model}: the prompts that are built in are {EMBEDDED}'s")
     preset = options.settings(where.images)
-    if options.guidance_scale is None and where.model != EMBEDDED:
+    as_preset = where.model == EMBEDDED or preset.for_all_models
+    if options.guidance_scale is None and not as_preset:
         preset = replace(preset, guidance_scale=guidance_of(where.model))
     available = read_prompts(where.prompts)
     asked = where.images is not None or getattr(options, "validation", None) is not None
@@ -100,7 +101,7 @@ def _search_calls(
     split = {"seed": options.seed, "order": where.prompts_order}
     prompts, validation = split_prompts(available, preset.images, preset.validation, **split)
     device = opt.device_of(where.device, elsewhere=where.ray_address is not None)
-    scheduler = options.scheduler or (preset.scheduler if where.model == EMBEDDED else None)
+    scheduler = options.scheduler or (preset.scheduler if as_preset else None)
     dtype = opt.dtype_name(where.dtype, device)
     subject = Subject(where.model, str(device), dtype, scheduler, where.config, where.variant)
     preset = replace(preset, images=len(prompts), validation=len(validation))

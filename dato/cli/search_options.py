@@ -25,7 +25,7 @@ _PASSING = ("out", "resume", "workers", "ray_address", "quiet", "as_json")
 # In a command's help these come before the options of the search.
 _FIRST = ("depths", "model", "config", "variant", "prompts", "prompts_order", "images")
 # Defaults that commands have and functions do not.
-_SHOWN = {"scheduler": "the model's own; on emoji-sd dpm++2m, with --preset paper its own"}
+_SHOWN = {"scheduler": "the model's own; on emoji-sd dpm++2m; with --preset paper plms"}
 # What searches of earlier versions did, where their journals do not say it.
 _BEFORE = {"preset": "quick", "prompts_order": "given"}
 
@@ -173,7 +173,10 @@ def _parsed(options: type[S], values: Mapping[str, Any]) -> S:
     parsed = {}
     for name, hint in annotations(options).items():
         kind = _numbers(hint)
-        parsed[name] = values[name] if kind is None else opt.numbers(flag_of(name), values[name], kind)
+        if opt.is_mapping(hint):
+            parsed[name] = opt.settings(flag_of(name), values[name])
+        else:
+            parsed[name] = values[name] if kind is None else opt.numbers(flag_of(name), values[name], kind)
     return options(**parsed)
 
 

@@ -14,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from dato.errors import DatoError
 from dato.evaluation.evaluator import Evaluator
 from dato.evaluation.judgement import Judgement
 from dato.evaluation.racing import Rival
@@ -21,7 +22,7 @@ from dato.evaluation.stock import Stock
 from dato.evaluation.validation import OTHER_NOISE, validation_evaluator
 from dato.generation.pipelines import load_pipeline
 from dato.generation.sampling import Sampling, image_size
-from dato.metrics import Setup, load_metric
+from dato.metrics import Metric, Setup, load_metric
 from dato.prediction.latency_table import LatencyTable
 from dato.samplers import SAMPLERS, num_calls, sampler_name
 from dato.schedule import Schedule
@@ -51,6 +52,7 @@ class Recipe:
         config: As in `load_pipeline`.
         variant: As in `load_pipeline`.
         validation: Prompts of the finalists' validation, which no candidate is judged by before.
+        instead: What an error adds if the objective cannot be loaded: how to do without it. Empty: nothing.
 
     Raises:
         DatoError: if the seed of an image is too large.
@@ -70,6 +72,7 @@ class Recipe:
     config: str | None = None
     variant: str | None = None
     validation: tuple[str, ...] = ()
+    instead: str = ""
 
     def __post_init__(self) -> None:
         # Before anything is generated. Else a search would fail at its end, in its validation.
@@ -84,8 +87,7 @@ class Recipe:
 
     def evaluator_of(self, pipe: DiffusionPipeline) -> Evaluator:
         """Load the metrics, and make an evaluator of them and of a pipeline that is already loaded."""
-        setup = self.setup.on(torch.device(self.device))
-        metrics = [load_metric(name, setup) for name in self.metrics]
+        metrics = self._load_metrics()
         evaluator = Evaluator(
             pipe,
             self.prompts,
@@ -98,6 +100,15 @@ class Recipe:
         if self.validation:
             evaluator.validation = validation_evaluator(evaluator, self.validation)
         return evaluator
+
+    def _load_metrics(self) -> list[Metric]:
+        setup = self.setup.on(torch.device(self.device))
+        objective, *others = self.metrics
+        try:
+            first = load_metric(objective, setup)
+        except DatoError as error:
+            raise DatoError(f"{error}; {self.instead}" if self.instead else str(error)) from None
+        return [first, *(load_metric(name, setup) for name in others)]
 
 
 @dataclass(frozen=True)

@@ -213,6 +213,7 @@ class Course:
             "images": len(self.study.stock.images) + sum(judgement.images for judgement in judged.values()),
             **({} if not self.study.validated_images else {"validation_images": self.study.validated_images}),
             "failures": dict(self._failures()),
+            **({} if self.prepared.kind == "depth" else {"pruning": self.problem.pruning.to_dict()}),
         }
         return Front(
             competing(timed.values(), self.prepared.floor),

@@ -47,8 +47,9 @@ def search_depth(
 ) -> Front:
     """Search cache-depth schedules: how many steps, and for each UNet call how deep to run; quality against latency.
 
-    The pipeline is used as it is, with its LoRA, ControlNet and sampler. Afterwards it is as it was before, except that
-    a schedule of `dato.apply_patch` is removed. Ctrl-C stops at once. What was judged is in the journal.
+    The pipeline is used as it is, with its LoRA, ControlNet and sampler. Only the preset paper gives it a sampler,
+    PLMS. Afterwards it is as it was before, except that a schedule of `dato.apply_patch` is removed. Ctrl-C stops at
+    once. What was judged is in the journal.
 
     Args:
         pipe: A pipeline with a `UNet2DConditionModel`, on its device.
@@ -159,15 +160,16 @@ def _search_calls(
     progress: SearchProgress | bool | None,
     pipe_kwargs: Mapping[str, Any] | None,
 ) -> Front:
-    subject = subject_of(pipe, options.scheduler, pipe_kwargs)
     preset = options.settings()
+    scheduler = options.scheduler or (preset.scheduler if preset.for_all_models else None)
+    subject = subject_of(pipe, scheduler, pipe_kwargs)
     if preset.validation:
         most = max(preset.images, len(_checked(prompts)) - preset.validation)
         prompts, validation = split_prompts(prompts, most, preset.validation, seed=options.seed)
     else:
         prompts, validation = _checked(prompts), []
     preset = replace(preset, images=len(prompts), validation=len(validation))
-    if options.guidance_scale is None and subject.model != EMBEDDED:
+    if options.guidance_scale is None and subject.model != EMBEDDED and not preset.for_all_models:
         preset = replace(preset, guidance_scale=guidance_of_width(pipe.unet.config.cross_attention_dim))
     return _search(pipe, prepare_calls(options, subject, preset, prompts, validation), out, progress)
 

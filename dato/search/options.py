@@ -24,10 +24,11 @@ from dato.pruning import SCORES, Pruning
 from dato.samplers import SAMPLERS
 from dato.schedule import FORECASTS
 from dato.search.candidate_timing import MODES
-from dato.search.presets import DEPTH_PRESETS, GUIDED, RATIO_PRESETS, Preset
+from dato.search.presets import DEPTH_PRESETS, GUIDED, PAPERS_PRUNING, RATIO_PRESETS, Preset
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound="type[SearchOptions]")
+PRUNING_SETTINGS = tuple(field.name for field in fields(Pruning))
 
 
 def option(
@@ -91,12 +92,14 @@ class CallOptions(SearchOptions):
     reference_steps: int | None = option(
         None, "The reference is stock with this number of steps.", least=1, shown="the largest of `steps`"
     )
-    scheduler: str | None = option(None, f"Sampler: {', '.join(SAMPLERS)}.", shown="the model's own")
+    scheduler: str | None = option(
+        None, f"Sampler: {', '.join(SAMPLERS)}.", shown="the model's own; with `preset` paper plms"
+    )
     guidance_scale: float | None = option(
         None,
         "Classifier-free guidance; 1 is off.",
         least=1,
-        shown="emoji-sd: the preset's; else the papers', 7.5 and of SD 2.x 9",
+        shown="emoji-sd: the preset's; else the papers', 7.5 and of SD 2.x 9; with `preset` paper 7.5",
     )
     height: int | None = option(None, "Image height in pixels.", least=16, shown="the model's own")
     width: int | None = option(None, "Image width in pixels.", least=16, shown="the model's own")
@@ -123,42 +126,77 @@ class PruningOptions(SearchOptions):
     """Which tokens calls may leave out."""
 
     ratios: Sequence[float] | None = option(None, "Ratios to choose from, as in 0,0.3,0.5,0.7.", shown="the preset's")
-    score: str = option("sito", f"Base score of token pruning: {', '.join(SCORES)}.")
+    score: str | None = option(
+        None, f"Base score of token pruning: {', '.join(SCORES)}.", shown="sito; with `preset` paper dato"
+    )
     recover_from: str | None = option(
         None,
         "What a pruned token gets: base, kept (token's output), past (its own).",
         shown="past; with `preset` paper base",
     )
     max_downsample: int | None = option(None, "Prune at a downsampling of at most this.", least=1, shown="the smallest")
+    pruning: Mapping[str, Any] | Pruning | None = option(
+        None,
+        f"Settings of token pruning, as in diff_gamma=0.1: {', '.join(PRUNING_SETTINGS)}.",
+        shown="the preset's",
+    )
 
-    def pruning(self, guidance_scale: float) -> Pruning:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = self.pruning.to_dict() if isinstance(self.pruning, Pruning) else self.pruning
+        if not isinstance(given, Mapping | None):
+            raise DatoError("`pruning`: give settings by name, as in {'diff_gamma': 0.1}")
+        for name in given or ():
+            if name not in PRUNING_SETTINGS:
+                raise DatoError(f"`pruning`: unknown setting {name!r}; known are {', '.join(PRUNING_SETTINGS)}")
+            if self._named.get(name) is not None:
+                raise DatoError(f"`{name}` is given twice: leave it out, or leave it out of `pruning`")
+        object.__setattr__(self, "pruning", None if given is None else dict(given))
+
+    @property
+    def _named(self) -> dict[str, Any]:
+        """The settings of token pruning that have an option of their own."""
+        return {name: getattr(self, name) for name in ("score", "recover_from", "max_downsample")}
+
+    def token_pruning(self, guidance_scale: float) -> Pruning:
         """Return the settings of token pruning that belong to the ratios.
 
-        In the papers every block chooses its own tokens, and a pruned token gets another one's output.
+        With the preset paper they are DaTo's (`PAPERS_PRUNING`). What is given replaces single settings.
+
+        Raises:
+            DatoError: if a setting is not valid, or they do not go together.
         """
-        papers = self.preset == "paper"
-        score = Pruning(score=self.score).base_score
-        return Pruning(
-            score=self.score,
-            max_downsample=self.max_downsample,
-            shared=not papers,
-            recover_from=self.recover_from or ("base" if papers else "past"),
-            # Local similarity gives nearly the same tokens in less time. It needs a score that chooses by patch.
-            similarity="global" if papers or not score.by_patch else "local",
-            # A score that is mostly random would choose differently in the two halves of guidance.
-            align_cfg=not papers and score.align_cfg and guidance_scale > 1,
-        )
+        given = {name: value for name, value in self._named.items() if value is not None} | (self.pruning or {})
+        guided = guidance_scale > 1
+        if given.get("align_cfg") and not guided:
+            raise DatoError(f"align_cfg aligns the halves of guidance, and guidance {guidance_scale:g} has none")
+        if self.preset == "paper":
+            start = PAPERS_PRUNING.to_dict() | {"align_cfg": guided}
+        else:
+            score = Pruning(score=given.get("score", "sito")).base_score
+            start = {
+                "recover_from": "past",
+                # Local similarity gives nearly the same tokens in less time. It needs a score that chooses by patch.
+                "similarity": "local" if score.by_patch else "global",
+                # A score that is mostly random would choose differently in the two halves of guidance.
+                "align_cfg": score.align_cfg and guided,
+            }
+        return Pruning.from_dict(start | given)
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgingOptions(SearchOptions):
     """How candidates are judged and varied."""
 
-    quality: str = option(
-        "psnr", f"Objective beside latency: {', '.join(METRICS)}. All that need no extra file are recorded."
+    quality: str | None = option(
+        None,
+        f"Objective beside latency: {', '.join(METRICS)}. All that need no extra file are recorded.",
+        shown="psnr; with `preset` paper image-reward",
     )
     min_quality: float | None = option(
-        None, "Constraint: the objective must be at least this (a distance, as frechet: at most)."
+        None,
+        "Constraint: the objective must be at least this (a distance, as frechet: at most).",
+        shown="none; with `preset` paper and its metric 0",
     )
     batch_size: int | None = option(
         None,
@@ -201,7 +239,10 @@ class JudgingOptions(SearchOptions):
 
     def _changed(self, preset: Preset, *names: str, **changes: Any) -> Preset:
         """Return the preset with the values of these fields that the options give."""
-        changes |= {name: getattr(self, name) for name in ("pop_size", "generations", "race", "rounds", *names)}
+        if self.quality not in (None, preset.quality):
+            preset = dataclasses.replace(preset, min_quality=None)  # the preset's is one of its own metric
+        always = "quality", "min_quality", "pop_size", "generations", "race", "rounds"
+        changes |= {name: getattr(self, name) for name in (*always, *names)}
         return dataclasses.replace(preset, **{key: value for key, value in changes.items() if value is not None})
 
 
@@ -289,7 +330,9 @@ class JointSearch(MetricOptions, JudgingOptions, PruningOptions, CallOptions):
 class RatioSearch(MetricOptions, JudgingOptions, PruningOptions, FrontOptions):
     """Options of a search of prune ratios on top of a front."""
 
-    quality: str | None = option(None, "Objective beside latency.", shown="the front's")
+    quality: str | None = option(
+        None, "Objective beside latency.", shown="the front's; with `preset` paper image-reward"
+    )
     batch_size: int | None = option(None, "Images per generation.", least=1, shown="the front's")
 
     def settings(self, images: int | None = None) -> Preset:

@@ -24,7 +24,10 @@ from dato.search.problem import Bases, SearchProblem, call_problem, ratio_proble
 from dato.search.user_choices import floor_of, pick_point
 
 # Settings of the preset that a front's conditions hold outside of its entry on the search.
-_ELSEWHERE = ("batch_size", "steps", "orders", "forecast", "scheduler", "guidance_scale", "depths", "ratios", "rounds")
+_ELSEWHERE = (
+    *("batch_size", "steps", "orders", "forecast", "scheduler", "guidance_scale", "depths", "ratios", "rounds"),
+    *("for_all_models", "quality"),
+)
 # Settings that only a search by generations has, and those that only a guided one has.
 _BY_GENERATIONS = ("pop_size", "generations", "crossover", "mutation", "from_uniform", "advised")
 _GUIDED = ("minutes", "speedups", "validation", "model_images", "order_by_call")
@@ -78,7 +81,7 @@ class PreparedSearch:
     @property
     def floor(self) -> float | None:
         """The least quality that counts, as `Point.quality` has it."""
-        return floor_of(self.recipe.metrics[0], self.options.min_quality)
+        return floor_of(self.recipe.metrics[0], self.preset.min_quality)
 
     def conditions(self, facts: Facts, problem: SearchProblem) -> dict[str, Any]:
         """Return what is needed to trust and repeat the search, except what the search itself finds out."""
@@ -87,7 +90,7 @@ class PreparedSearch:
         settings = {name: value for name, value in asdict(self.preset).items() if name not in elsewhere}
         if "speedups" in settings:
             settings["speedups"] = list(settings["speedups"])  # as JSON gives it back
-        asked = {"kind": self.kind, "min_quality": self.options.min_quality, "seed": self.options.seed}
+        asked = {"kind": self.kind, "seed": self.options.seed}
         return {
             "model": recipe.model,
             **loading_conditions(recipe.config, recipe.variant),
@@ -149,7 +152,7 @@ def prepare_calls(
         validation: One image each, for the finalists only.
     """
     joint = isinstance(options, JointSearch)
-    pruning = options.pruning(preset.guidance_scale) if joint else None
+    pruning = options.token_pruning(preset.guidance_scale) if joint else None
     sampling = Sampling(
         options.reference_steps or max(preset.steps),
         preset.guidance_scale,
@@ -161,7 +164,7 @@ def prepare_calls(
     )
     problem = partial(call_problem, preset=preset, name=options.preset, pruning=pruning)
     prepared = _prepared(
-        "joint" if joint else "depth", options, subject, preset, prompts, sampling, options.quality, problem
+        "joint" if joint else "depth", options, subject, preset, prompts, sampling, preset.quality, problem
     )
     return replace(prepared, recipe=replace(prepared.recipe, validation=tuple(validation)))
 
@@ -204,7 +207,7 @@ def prepare_ratios(
     Raises:
         DatoError: if there are no ratios to choose from.
     """
-    pruning = options.pruning(preset.guidance_scale)
+    pruning = options.token_pruning(preset.guidance_scale)
     space = bases.space(preset.ratios, pruning)
     sampling = Sampling(
         bases.reference,
@@ -216,7 +219,7 @@ def prepare_ratios(
         subject.pipe_kwargs,
     )
     problem = partial(ratio_problem, bases=bases, space=space, name=options.preset, pruning=pruning)
-    quality = options.quality or conditions["quality"]
+    quality = preset.quality or conditions["quality"]
     return _prepared("ratio", options, subject, preset, prompts, sampling, quality, problem, conditions)
 
 
@@ -237,6 +240,8 @@ def _prepared(
     timing = mode_of(options.latency, subject.device)
     # Fidelity needs no files. For a model other than the embedded one, CLIP is loaded only if the user names one.
     recorded = ["psnr", "ssim"] + (["clip-score"] if subject.model == EMBEDDED or "clip" in files else [])
+    by_preset = "" if options.quality or not preset.quality else f"`preset` {options.preset} takes {quality}; "
+    free = [name for name in recorded if name != quality and not (name == "clip-score" and "clip" in files)]
     recipe = Recipe(
         subject.model,
         subject.device,
@@ -251,5 +256,6 @@ def _prepared(
         timing == "measured",
         subject.config,
         subject.variant,
+        instead=f"{by_preset}`quality` {' or '.join(free)} needs no file",
     )
     return PreparedSearch(kind, options, preset, recipe, problem, timing, files)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from dato.pruning import PAPER_RATIOS, Pruning
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -14,7 +16,10 @@ class Preset:
         orders: Orders of forecasts to choose from.
         forecast: What orders above 0 mean (see `Schedule`).
         scheduler: The sampler, for the embedded model; None: the model's own.
-        guidance_scale: Classifier-free guidance.
+        guidance_scale: Classifier-free guidance, for the embedded model.
+        for_all_models: Whether other models than the embedded one get this sampler and guidance, too.
+        quality: The objective beside latency; None: that of the front that the search builds on.
+        min_quality: The least quality that counts, as the metric is written; None: any.
         images: Prompts, one image each.
         race: Number of images after which a surely dominated candidate gets no more; None or 0: all candidates get all.
         pop_size: Individuals of a generation; the first one takes in all seeds.
@@ -23,7 +28,7 @@ class Preset:
         mutation: Probability and eta of polynomial mutation, rounded; None: `EditMutation`.
         depths: Depths to choose from, besides the whole UNet.
         ratios: Prune ratios to choose from; those of a search of depths alone are none.
-        from_uniform: Begin from uniform schedules and variations; else as the paper does.
+        from_uniform: Begin from uniform schedules and variations; else as DaTo does (`papers_initial` of a space).
         advised: Measure the sensitivity model, begin from its plans, and let it rank offspring.
         minutes: What a guided search takes (`dato.search.guided`); None: a search by generations.
         speedups: The lowest and the highest speed-up that a guided search looks at.
@@ -49,6 +54,9 @@ class Preset:
     ratios: tuple[float, ...]
     from_uniform: bool
     advised: bool
+    for_all_models: bool = False
+    quality: str | None = "psnr"
+    min_quality: float | None = None
     minutes: float | None = None
     speedups: tuple[float, float] = (2.0, 16.0)
     validation: int = 0
@@ -84,6 +92,8 @@ FAST = Preset(
     batch_size=6,
 )
 
+# "paper" is DaTo's search: the settings of the authors' scripts, search_depth.py and search_ratio.py. Both have the
+# constraint that ImageReward is not negative.
 DEPTH_PRESETS = {
     "fast": FAST,
     "thorough": replace(
@@ -119,8 +129,11 @@ DEPTH_PRESETS = {
         steps=(50,),
         orders=(0,),
         forecast="polynomial",
-        scheduler=None,
+        scheduler="plms",
         guidance_scale=7.5,
+        for_all_models=True,
+        quality="image-reward",
+        min_quality=0.0,
         images=32,
         race=None,
         pop_size=15,
@@ -135,10 +148,17 @@ DEPTH_PRESETS = {
 }
 
 
-# A search of ratios takes depths, steps, orders and sampler from the front. A joint search takes `ratios` from here.
+# A search of ratios takes depths, steps, orders, sampler and guidance from the front.
+# A joint search takes `ratios` from here.
 RATIO_PRESETS = {
     "quick": replace(
-        DEPTH_PRESETS["quick"], images=4, pop_size=16, generations=5, ratios=(0, 0.3, 0.5, 0.7), advised=False
+        DEPTH_PRESETS["quick"],
+        quality=None,
+        images=4,
+        pop_size=16,
+        generations=5,
+        ratios=(0, 0.3, 0.5, 0.7),
+        advised=False,
     ),
     "paper": replace(
         DEPTH_PRESETS["paper"],
@@ -147,7 +167,10 @@ RATIO_PRESETS = {
         generations=100,
         crossover=(0.7, 7),
         mutation=(0.4, 15),
-        ratios=(0.3, 0.4, 0.5, 0.6, 0.7),
+        ratios=tuple(PAPER_RATIOS.values()),
     ),
 }
+# Settings of token pruning with the preset paper. The authors' script spells `diff_gamma` diff_gema.
+# A pruned token gets the output of a base token, as in the paper. In the authors' code it is that of any kept token.
+PAPERS_PRUNING = Pruning(score="dato", diff_gamma=0.1, noise_alpha=0.1, align_cfg=True, shared=False)
 GUIDED = tuple(name for name, preset in DEPTH_PRESETS.items() if preset.minutes is not None)

@@ -16,7 +16,7 @@ from dato.pruning import Pruning
 from dato.schedule import Schedule
 from dato.search.nsga2 import Space
 from dato.search.presets import Preset
-from dato.search.spaces import DepthSpace, RatioSpace
+from dato.search.spaces import PAPERS_WHOLE_CALLS, DepthSpace, RatioSpace
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def call_problem(facts: Facts, preset: Preset, name: str, pruning: Pruning | Non
         "orders": list(preset.orders),
         "forecast": preset.forecast,
         "steps": list(preset.steps),
+        **({} if preset.from_uniform else {"initial_whole_calls": list(PAPERS_WHOLE_CALLS)}),
     }
     rivals = _with_pruning(all_baselines(facts.steps_of, facts.calls, facts.rungs), meant)
     return SearchProblem(space, rivals, space.also_pruned(regular), meant, settings)

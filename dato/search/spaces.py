@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle, pairwise
 
 import numpy as np
 
@@ -13,6 +13,10 @@ from dato.forecast_rule import RULES
 from dato.pruning import Pruning
 from dato.schedule import Schedule
 from dato.search.operators import splice
+
+# In DaTo's first generation at most so many calls are whole in the first three, next four and last three tenths of a
+# schedule, beside the first call. The authors' script gives 1, 2 and 1, but draws the first two below that bound.
+PAPERS_WHOLE_CALLS = (0, 1, 1)
 
 
 class DepthSpace:
@@ -191,17 +195,17 @@ class DepthSpace:
     def papers_initial(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Return the genes (count, n) of a first generation as in DaTo's search, which has few whole calls.
 
-        Beside the first call at most 1, 2 and 1 are whole in the first three, next four and last three tenths of the
-        calls. The others are shallow, at random.
+        `PAPERS_WHOLE_CALLS` says how many there are at most. The other calls are shallow, at random.
         """
+        shallow = sum(depth < self.rungs for depth, _, _ in self.entries)
         whole, population = len(self.entries) - 1, np.zeros((count, len(self.upper)), dtype=int)
         for x in population:
             x[: self.heads] = rng.integers(0, self.upper[: self.heads] + 1)
             n = self.active(x)
             genes = x[self.heads : self.heads + n]
-            genes[:] = rng.integers(0, whole, size=n)
-            stretches = [(0, round(0.3 * n), 1), (round(0.3 * n), round(0.7 * n), 2), (round(0.7 * n), n, 1)]
-            for start, stop, most in stretches:
+            genes[:] = rng.integers(0, shallow, size=n)
+            places = pairwise((0, round(0.3 * n), round(0.7 * n), n))
+            for (start, stop), most in zip(places, PAPERS_WHOLE_CALLS, strict=True):
                 chosen = min(stop - start, rng.integers(0, most + 1))
                 genes[rng.choice(np.arange(start, stop), size=chosen, replace=False)] = whole
         return population
@@ -243,7 +247,7 @@ class RatioSpace:
         schedules = []
         for base in self.bases:
             for pair in pairs:
-                turns = itertools.cycle(pair)  # only calls that run alternate: calls of depth 0 prune nothing
+                turns = cycle(pair)  # only calls that run alternate: calls of depth 0 prune nothing
                 schedules.append(base.with_ratios([next(turns) if depth else 0.0 for depth in base.depths]))
         return schedules
 

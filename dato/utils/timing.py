@@ -33,18 +33,22 @@ class Stopwatch:
 
     def read(self) -> list[float]:
         """Return the milliseconds of each stretch since the last reading."""
+        self._wait()
         marks, self._marks = self._marks, []
         return [self._between(*mark) for mark in marks]
 
     def span(self) -> float:
         """Return the milliseconds from the start of the first stretch that is not read to the end of the last."""
+        self._wait()
         return self._between(self._marks[0][0], self._marks[-1][1])
 
+    def _wait(self) -> None:
+        """Wait until the GPU has done the work of all stretches. The last event is the last one to be reached."""
+        if self._cuda and self._marks:
+            self._marks[-1][1].synchronize()
+
     def _between(self, begin: object, end: object) -> float:
-        if not self._cuda:
-            return 1000 * (end - begin)
-        end.synchronize()
-        return begin.elapsed_time(end)
+        return begin.elapsed_time(end) if self._cuda else 1000 * (end - begin)
 
     def _mark(self) -> object:
         if not self._cuda:

@@ -225,6 +225,7 @@ def test_commands_take_a_variant_and_remember_it(copy, run, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     Path("prompts.txt").write_text("\n".join(PROMPTS[:2]))
     tiny = ("--preset", "paper", "--steps", 3, "--images", 1, "--pop-size", 2, "--generations", 1, "--rounds", 0)
+    tiny = (*tiny, "--quality", "psnr")
     size = ("--height", 32, "--width", 32, "--depths", "0,1", "--latency", "measured", "--dtype", "float32")
     search = ("search/search_depth.py", "--model", folder, "--prompts", "prompts.txt", *tiny, *size, "--out", "run")
     code, _, errors = run(*search)

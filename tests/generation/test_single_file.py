@@ -377,6 +377,7 @@ def test_commands_take_files_and_remember_them(sd15, layout, run, tmp_path, monk
     capsys.readouterr()  # what saving it printed
     model = ("--model", "model.safetensors")
     tiny = ("--preset", "paper", "--steps", 3, "--images", 1, "--pop-size", 2, "--generations", 1, "--rounds", 0)
+    tiny = (*tiny, "--quality", "psnr")
     search = (*model, *tiny, "--latency", "measured", "--prompts", "prompts.txt", "--out", tmp_path / "run", "--quiet")
     code, _, errors = run("search/search_depth.py", *search)
     assert code == 2 and re.fullmatch(r"error: cannot fetch the configuration .* give --config .*\n", errors)
