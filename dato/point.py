@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,17 +117,25 @@ def non_dominated(points: Iterable[Point]) -> tuple[Point, ...]:
 def competing(points: Iterable[Point], floor: float | None) -> tuple[Point, ...]:
     """Return the non-dominated points among those of at least the quality `floor` that are faster than stock.
 
-    If no point reaches the floor, the floor is ignored. If no point is faster than stock, that is ignored, too. Of
-    points that are about equally fast (`SAME_LATENCY`) only the best one is kept.
+    If no point reaches the floor, the floor is ignored. If no point is faster than stock, that is ignored, too.
     """
     points = list(points)
     good = [point for point in points if floor is None or point.quality >= floor] or points
     # Timing is noisy. A point that is slower than stock has no use, whatever its quality.
-    front: list[Point] = []
-    for point in reversed(non_dominated([point for point in good if point.speedup > 1] or good)):
-        if not front or point.latency_ms * (1 + SAME_LATENCY) < front[-1].latency_ms:
-            front.append(point)
-    return tuple(reversed(front))
+    return non_dominated([point for point in good if point.speedup > 1] or good)
+
+
+def without_equals(front: Sequence[Point]) -> tuple[Point, ...]:
+    """Return the points of a front, but of those that are about equally fast (`SAME_LATENCY`) only the best one.
+
+    Args:
+        front: As `non_dominated` returns it.
+    """
+    kept: list[Point] = []
+    for point in reversed(front):
+        if not kept or point.latency_ms * (1 + SAME_LATENCY) < kept[-1].latency_ms:
+            kept.append(point)
+    return tuple(reversed(kept))
 
 
 def point_from_dict(name: str, data: Any, rungs: Any, pruning: Pruning) -> Point:

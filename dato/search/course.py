@@ -11,7 +11,7 @@ from dato.errors import DatoError
 from dato.evaluation.evaluator import precision_errors
 from dato.front import Front
 from dato.metrics import shown
-from dato.point import Point, competing
+from dato.point import Point, competing, without_equals
 from dato.prediction.latency_table import LatencyTable, is_stock
 from dato.schedule import Schedule
 from dato.search.adviser import Advice
@@ -216,7 +216,7 @@ class Course:
             **({} if self.prepared.kind == "depth" else {"pruning": self.problem.pruning.to_dict()}),
         }
         return Front(
-            competing(timed.values(), self.prepared.floor),
+            without_equals(competing(timed.values(), self.prepared.floor)),
             replace(baseline, schedule=replace(baseline.schedule, pruning=self.problem.pruning)),
             {name: timed[s] for name, s in self._named().items() if s in timed},
             self.conditions,

@@ -21,7 +21,7 @@ from dato.evaluation.evaluator import Evaluator
 from dato.evaluation.rules import rule_name, rules
 from dato.evaluation.validation import RACE
 from dato.front import Front
-from dato.point import Point, competing
+from dato.point import Point, competing, without_equals
 from dato.prediction.latency_table import LatencyTable, is_stock
 from dato.schedule import Schedule
 from dato.search.adviser import Advice
@@ -177,7 +177,7 @@ class GuidedCourse(Course):
         they cost too much, the slow ones that are closest to their neighbours are left out first.
         """
         stock_ms = self.study.stock.point.latency_ms
-        front = self._competing(self.searched if self.finished else self.study.judged)
+        front = without_equals(self._competing(self.searched if self.finished else self.study.judged))
         chosen = [(point.latency_ms, point.schedule) for point in front]
         if self.finished:
             chosen += evolution.untried()
