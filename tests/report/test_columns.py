@@ -75,7 +75,7 @@ def test_plain_steps_are_in_every_table():
     points = {"ours": point, **FRONT.references, "ToMeSD": tomesd, "stock": FRONT.baseline}
     rows = {row["method"]: row for row in rows_of(points, FRONT.baseline, ["psnr"])}
     assert rows["ours"]["plain steps"] == cell and rows["20 steps"]["plain steps"] == rows["stock"]["plain steps"] == ""
-    assert rows["ToMeSD"]["plain steps"] == "7 (0.2x)"
+    assert rows["ToMeSD"]["plain steps"] == "10 (0.3x)"
 
 
 @pytest.mark.parametrize(
