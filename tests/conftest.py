@@ -31,6 +31,8 @@ from dato.prediction.latency_measure import measure_table
 
 logging.getLogger("torch.__trace").propagate = False  # pytest would keep every line of what torch.compile does
 ROOT = Path(__file__).parent.parent
+# A front that was shipped once. Tests that say what is in a front use it, so that another shipped one changes nothing.
+FRONT_FILE = ROOT / "tests" / "data" / "front.json"
 # A search of seconds.
 SMALL = (
     "--preset",

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from conftest import FRONT_FILE
 
 import dato
 from dato import Front, Point, Schedule
@@ -104,15 +105,15 @@ def test_any_metric_of_which_higher_is_better():
 
 
 def test_points_of_a_front_know_their_steps_and_sampler():
-    front = dato.load_front("emoji-sd-depth")
-    point = front.pick(speedup=8)
+    front = dato.load_front(FRONT_FILE)
+    point = front.pick(speedup=7)
     result = front.plain_steps(point)
-    assert 15 < result.steps < 20 < front.conditions["steps"] and result.bound == ""
-    assert front.references["20 steps"].quality > point.quality > front.references["15 steps"].quality
-    # Without the reference of 20 steps, those of 25 are the next.
-    fewer = {name: p for name, p in front.references.items() if name != "20 steps"}
+    assert 15 < result.steps < 18 < front.conditions["steps"] and result.bound == ""
+    assert front.references["18 steps"].quality > point.quality > front.references["15 steps"].quality
+    # Without the reference of 18 steps, those of 20 are the next.
+    fewer = {name: p for name, p in front.references.items() if name != "18 steps"}
     other = replace(front, references=fewer).plain_steps(point)
-    assert other.steps != result.steps and 15 < other.steps < 25
+    assert other.steps != result.steps and 15 < other.steps < 20
     # This front's points leave their steps to its conditions, and no reference is stock with fewer steps.
     assert dato.load_front("emoji-sd-plms20-depth").plain_steps(front.points[5]) is None
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import jsonschema
 import pytest
-from conftest import call
+from conftest import FRONT_FILE, call
 
 import dato
 from dato import DatoError, Point, Schedule
@@ -34,10 +34,8 @@ def written(path):
 
 
 def test_a_point_for_readers_that_cannot_forecast(export, tmp_path):
-    code, printed, errors = export(
-        "emoji-sd-depth", "--pick", "speedup=3", "--order", 0, "--out", "deep/few-steps.json"
-    )
-    point = dato.load_front("emoji-sd-depth").pick(speedup=3)
+    code, printed, errors = export(FRONT_FILE, "--pick", "speedup=3", "--order", 0, "--out", "deep/few-steps.json")
+    point = dato.load_front(FRONT_FILE).pick(speedup=3)
     assert code == 0 and errors == [] and 1 in point.schedule.orders and point.schedule.forecast == "aligned"
     summary = "emoji-sd, 50 steps of dpm++2m: 3.10 times as fast as the unchanged pipeline, PSNR (dB) 63.87."
     assert printed == [summary, LINE.format(0), "written to deep/few-steps.json"]
@@ -50,7 +48,7 @@ def test_a_point_for_readers_that_cannot_forecast(export, tmp_path):
 
 
 def test_a_point_for_readers_that_know_the_line(export, tmp_path):
-    code, printed, _ = export("emoji-sd-depth", "--pick", "speedup=3", "--order", 1)
+    code, printed, _ = export(FRONT_FILE, "--pick", "speedup=3", "--order", 1)
     assert code == 0 and LINE.format(1) in printed  # the point is aligned
     data = written(tmp_path / "schedule.json")
     assert set(data["orders"]) == {1} and "forecast" not in data

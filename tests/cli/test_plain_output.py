@@ -8,6 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from conftest import FRONT_FILE
 
 from dato import DatoError
 from dato.cli.options import prompt_text
@@ -26,13 +27,13 @@ def dato(*arguments, **settings):
 
 @pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "cp1252"}, {"PYTHONIOENCODING": "ascii"}, NO_UTF_8])
 def test_a_front_is_shown_in_every_encoding(settings):
-    done = dato("show", "emoji-sd-depth", **settings)
+    done = dato("show", str(FRONT_FILE), **settings)
     assert done.returncode == 0 and not done.stderr
     encoding = settings.get("PYTHONIOENCODING", "ascii")
     nothing = "·" if encoding == "cp1252" else "."  # cp1252 has this one
     printed = done.stdout.decode(encoding)
     assert "The front (* its knee)" in printed and "Depth: # whole UNet" in printed and f"{nothing} nothing" in printed
-    whole = dato("show", "emoji-sd-depth", PYTHONIOENCODING="utf-8").stdout.decode()
+    whole = dato("show", str(FRONT_FILE), PYTHONIOENCODING="utf-8").stdout.decode()
     assert whole.count("█") > 100
     # Every call is there, in its place.
     assert printed.count("#") == whole.count("█")

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from conftest import FRONT_FILE
 from rich.console import Console
 
 import dato
@@ -15,7 +16,7 @@ from dato.report.page_data import page_data
 from dato.report.tables import front_table, rows_of
 from dato.search.run_folder import Run
 
-FRONT = dato.load_front("emoji-sd-depth")
+FRONT = dato.load_front(FRONT_FILE)
 
 
 def with_memory(front):
@@ -61,21 +62,21 @@ def test_a_column_is_in_every_table():
 def test_plain_steps_are_in_every_table():
     point, plain = FRONT.pick(speedup=7), FRONT.plain_steps(FRONT.pick(speedup=7))
     cell = f"{plain.steps:.0f} ({plain.speedup:.1f}x)"
-    assert cell == "21 (3.6x)"
+    assert cell == "16 (2.6x)"
     text = printed(front_table(FRONT))
-    assert cell in text and " <5  " in text and ">40 (>2.2x)" in text and "Plain steps: how many" in text
+    assert cell in text and " <5  " in text and ">40 (>2.3x)" in text and "Plain steps: how many" in text
     run = page_data([Run("run", FRONT)])["runs"][0]
     shown = run["points"][FRONT.points.index(point)]
     assert dict(zip(run["columns"], shown["cells"], strict=True))["plain steps"] == cell
-    assert shown["plain"] == ("21", "3.6x") and run["points"][0]["plain"] == ("<5", "")
+    assert shown["plain"] == ("16", "2.6x") and run["points"][0]["plain"] == ("<5", "")
     # Uniform schedules have them too, plain steps none of themselves.
     cells = {p["label"]: p["cells"][run["columns"].index("plain steps")] for p in [*run["references"], run["stock"]]}
-    assert cells["N=5 d=0"] == "19 (2.0x)" and cells["20 steps"] == cells["Stock"] == ""
+    assert cells["N=5 d=0"] == "16 (1.7x)" and cells["20 steps"] == cells["Stock"] == ""
     tomesd = replace(FRONT.baseline, quality=30.0, speedup=1.1)  # whole calls, but not the unchanged pipeline
     points = {"ours": point, **FRONT.references, "ToMeSD": tomesd, "stock": FRONT.baseline}
     rows = {row["method"]: row for row in rows_of(points, FRONT.baseline, ["psnr"])}
     assert rows["ours"]["plain steps"] == cell and rows["20 steps"]["plain steps"] == rows["stock"]["plain steps"] == ""
-    assert rows["ToMeSD"]["plain steps"] == "10 (0.3x)"
+    assert rows["ToMeSD"]["plain steps"] == "7 (0.2x)"
 
 
 @pytest.mark.parametrize(
@@ -101,8 +102,8 @@ def test_plain_steps_by_another_metric_say_so():
     other = {row["method"]: row for row in rows_of(points, FRONT.baseline, ["psnr", "ssim"], "ssim")}
     assert "plain steps" not in other["ours"]
     ssim = FRONT.pick(speedup=7).metrics["ssim"]
-    assert FRONT.references["15 steps"].metrics["ssim"] < ssim < FRONT.references["20 steps"].metrics["ssim"]
-    assert 15 <= int(other["ours"]["plain steps by ssim"].split()[0]) <= 20
+    assert FRONT.references["15 steps"].metrics["ssim"] < ssim < FRONT.references["18 steps"].metrics["ssim"]
+    assert 15 <= int(other["ours"]["plain steps by ssim"].split()[0]) <= 18
 
 
 def test_without_plain_steps_to_compare_with_there_is_a_dash_or_no_column():
@@ -110,12 +111,12 @@ def test_without_plain_steps_to_compare_with_there_is_a_dash_or_no_column():
     assert "plain steps" not in headings(front) and "Plain steps" not in printed(front_table(front))
     assert page_data([Run("run", front)])["runs"][0]["points"][0]["plain"] is None
     # One point has another sampler than the references.
-    other = replace(FRONT, points=(replace(FRONT.points[5], scheduler="euler"), *FRONT.points[6:]))
+    other = replace(FRONT, points=(replace(FRONT.points[9], scheduler="euler"), *FRONT.points[10:]))
     rows = rows_of(
         {f"{i}": p for i, p in enumerate(other.points)} | dict(other.references), other.baseline, metrics_of(other)
     )
     cells = {row["method"]: row["plain steps"] for row in rows}
-    assert cells["0"] == "–" and cells["1"] == "21 (3.6x)"
+    assert cells["0"] == "–" and cells["1"] == "17 (2.4x)"
 
 
 def test_what_an_evaluation_adds():

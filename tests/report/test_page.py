@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from conftest import FRONT_FILE
 from PIL import Image
 
 import dato
@@ -39,8 +40,8 @@ def strip(colour: str, kind: str = "PNG", images: int = 4) -> bytes:
 
 
 def make_run(name: str = "depth-1", slower: float = 1.0, **conditions) -> Run:
-    """A run around a shipped front, with a history in which candidate 3 failed."""
-    front = dato.load_front("emoji-sd-depth")
+    """A run around a front, with a history in which candidate 3 failed."""
+    front = dato.load_front(FRONT_FILE)
     points = [
         replace(p, latency_ms=p.latency_ms * slower, speedup=p.speedup / slower, quality=p.quality + slower - 1)
         for p in front.points
