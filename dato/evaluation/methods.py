@@ -6,7 +6,7 @@ To add another package's method, write a function like `tomesd_method` that retu
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -80,6 +80,11 @@ def schedule_method(
     from dato.unet.patch import patched  # here, because the names of the methods are read without torch
 
     return Method(name, schedule, partial(patched, schedule=schedule, compile=compiled or False), steps=steps)
+
+
+def named_methods(schedules: Mapping[str, Schedule]) -> list[Method]:
+    """Return the methods that run these schedules with dato, each under its name."""
+    return [schedule_method(schedule, name) for name, schedule in schedules.items()]
 
 
 def stock_method(

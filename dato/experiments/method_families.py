@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dato.errors import DatoError
 from dato.evaluation import baselines
-from dato.evaluation.methods import Method, schedule_method, tomesd_method
+from dato.evaluation.methods import Method, named_methods, schedule_method, tomesd_method
 from dato.evaluation.rules import whole_calls
 from dato.experiments import sito_ablations
 from dato.front import Front
@@ -33,30 +33,30 @@ FEWEST_WHOLE = 4  # of rules; fewer only if four are more than half of all calls
 SHARES = ((2, 1.0), (3, 1.0), (2, 0.5), (3, 0.5), (2, 0.3), (2, 0.2), (2, 0.16))  # (interval, share of the steps)
 
 
-def _named(schedules: Mapping[str, Schedule]) -> list[Method]:
-    return [schedule_method(schedule, name) for name, schedule in schedules.items()]
-
-
 def fewer_steps(facts: Facts) -> list[Method]:
     """Return stock with fewer steps."""
-    return _named(baselines.stock(facts.steps_of, facts.calls, facts.rungs))
+    return named_methods(baselines.stock(facts.steps_of, facts.calls, facts.rungs))
 
 
 def deepcache(facts: Facts) -> list[Method]:
     """Return uniform schedules, DeepCache's (Ma et al., CVPR 2024)."""
     uniform = baselines.uniform(facts.calls, facts.rungs)
-    return _named({f"DeepCache {name}": schedule for name, schedule in uniform.items()})
+    return named_methods({f"DeepCache {name}": schedule for name, schedule in uniform.items()})
 
 
 def dato_vector(facts: Facts) -> list[Method]:
     """Return the vector in the DaTo authors' code."""
-    return _named({"DaTo's vector": load_strategy("dato-published").resampled(facts.calls).for_rungs(facts.rungs)})
+    return named_methods(
+        {"DaTo's vector": load_strategy("dato-published").resampled(facts.calls).for_rungs(facts.rungs)}
+    )
 
 
 def sito(facts: Facts) -> list[Method]:
     """Return SiTo a to e (table 1): every call whole and pruned, each block with its own choice of tokens."""
     whole = replace(Schedule.full(facts.calls, rungs=facts.rungs), pruning=PAPER_PRUNING)
-    return _named({f"SiTo-{letter} {ratio:.0%}": whole.with_ratios(ratio) for letter, ratio in PAPER_RATIOS.items()})
+    return named_methods(
+        {f"SiTo-{letter} {ratio:.0%}": whole.with_ratios(ratio) for letter, ratio in PAPER_RATIOS.items()}
+    )
 
 
 def tomesd(facts: Facts) -> list[Method]:
@@ -73,7 +73,7 @@ def tomesd(facts: Facts) -> list[Method]:
 
 def spectrum(facts: Facts) -> list[Method]:
     """Return Spectrum (Han et al., CVPR 2026)."""
-    return _named(baselines.spectrum(facts.calls, facts.rungs))
+    return named_methods(baselines.spectrum(facts.calls, facts.rungs))
 
 
 def regular(facts: Facts, order: int, forecast: str = "polynomial") -> list[Method]:
@@ -112,7 +112,7 @@ def rules(facts: Facts) -> list[Method]:
         if interval < calls and rungs > 1:
             ordinal = {2: "2nd", 3: "3rd"}.get(interval, f"{interval}th")
             schedules[f"rule: every {ordinal} of {calls} whole"] = Schedule.uniform(calls, interval, 1, 1, rungs=rungs)
-    return _named(schedules)
+    return named_methods(schedules)
 
 
 # Name on the command line -> (title, function that lists the methods).
@@ -128,16 +128,7 @@ FAMILIES: dict[str, tuple[str, Callable[[Facts], list[Method]]]] = {
     "order1": ("ours, regular, order 1", lambda facts: regular(facts, 1)),
     "aligned": ("ours, regular, aligned", lambda facts: regular(facts, 1, "aligned")),
     "order2": ("ours, regular, order 2", lambda facts: regular(facts, 2)),
-} | {
-    name: (
-        name,
-        lambda facts, name=name, ablation=ablation: [
-            *_named(ablation(facts)),
-            *sito_ablations.tomesd_rows(name, facts),
-        ],
-    )
-    for name, ablation in sito_ablations.ABLATIONS.items()
-}
+} | {name: (name, ablation) for name, ablation in sito_ablations.ABLATIONS.items()}
 
 
 def check_families(names: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The ablations of the SiTo paper (Zhang et al., AAAI 2025), each a family of named schedules.
+"""The ablations of the SiTo paper (Zhang et al., AAAI 2025), each a family of methods.
 
 All calls run the whole UNet with SiTo's settings, except for the one setting that is varied. Tables 2 and 3 are of
 SiTo-b, the figures of RATIO. ToMeSD is beside SiTo where the paper has it, if its package is installed. The paper's row
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dato.evaluation.methods import Method, tomesd_method
+from dato.evaluation.methods import Method, named_methods, tomesd_method
 from dato.pruning import PAPER_PRUNING, PAPER_RATIOS
 from dato.schedule import Schedule
 
@@ -40,80 +40,74 @@ PATCHES = ((1, 2), (2, 2), (2, 4), (4, 4), (8, 8))
 STEPS = (1.0, 0.5, 0.4, 0.3, 0.2)  # shares of the reference's
 
 
-def _whole(facts: Facts, ratio: float = RATIO, steps: int | None = None, **settings: Any) -> Schedule:
+def _stock(facts: Facts, steps: int | None = None) -> Schedule:
     calls = facts.calls if steps is None else facts.calls_of[steps]
-    pruning = replace(PAPER_PRUNING, **settings)
-    return replace(Schedule.full(calls, rungs=facts.rungs), pruning=pruning).with_ratios(ratio)
+    return Schedule.full(calls, rungs=facts.rungs)
 
 
-def layers(facts: Facts) -> dict[str, Schedule]:
-    """Return table 2: which layers of a transformer block leave tokens out."""
-    keys = ("self_attention", "cross_attention", "feed_forward")
-    flags_of = {name: dict(zip(keys, flags, strict=True)) for name, flags in LAYERS.items()}
-    return {f"pruned: {name}": _whole(facts, TABLES_RATIO, **flags) for name, flags in flags_of.items()}
+def _whole(facts: Facts, ratio: float = RATIO, steps: int | None = None, **settings: Any) -> Schedule:
+    return replace(_stock(facts, steps), pruning=replace(PAPER_PRUNING, **settings)).with_ratios(ratio)
 
 
-def base_tokens(facts: Facts) -> dict[str, Schedule]:
-    """Return table 3: how base tokens are chosen, methods I to VI."""
-    return {f"base tokens {row}: {what}": _whole(facts, TABLES_RATIO, score=row) for row, what in BASE_TOKENS.items()}
-
-
-def reduction(facts: Facts) -> dict[str, Schedule]:
-    """Return figure 5a: tokens pruned, or merged into their base tokens."""
-    return {
-        f"{name} {ratio:.0%}": _whole(facts, ratio, reduction=name)
-        for name in ("prune", "merge")
-        for ratio in PAPER_RATIOS.values()
-    }
-
-
-def patch_size(facts: Facts) -> dict[str, Schedule]:
-    """Return figure 5b: the size of the patches that give one base token each. Larger ones leave fewer base tokens."""
-    # With patches of two tokens half of all tokens are base tokens, so no more than half can be pruned.
-    return {f"patch {sy} x {sx}": _whole(facts, RATIO, sy=sy, sx=sx) for sy, sx in PATCHES}
-
-
-def fewer_steps(facts: Facts) -> dict[str, Schedule]:
-    """Return figure 6: fewer steps, with and without pruning."""
-    reference = facts.steps_of[facts.calls]
-    schedules = {}
-    for steps in _steps(facts):
-        if steps != reference:
-            schedules[f"{steps} steps"] = Schedule.full(facts.calls_of[steps], rungs=facts.rungs)
-        schedules[f"{steps} steps, {RATIO:.0%} pruned"] = _whole(facts, steps=steps)
-    return schedules
-
-
-def deeper_blocks(facts: Facts) -> dict[str, Schedule]:
-    """Return figure 7: blocks at lower resolutions prune, too."""
-    return {f"pruned to downsampling {factor}": _whole(facts, max_downsample=factor) for factor in facts.downsamplings}
-
-
-def tomesd_rows(name: str, facts: Facts) -> list[Method]:
-    """Return what the paper has of ToMeSD beside an ablation: a row of table 3, curves of figures 6 and 7."""
-    whole = Schedule.full(facts.calls, rungs=facts.rungs)
-    if name == "base-tokens":
-        methods = [tomesd_method(TABLES_RATIO, whole)]
-    elif name == "sito-steps":
-        methods = [
-            tomesd_method(RATIO, Schedule.full(facts.calls_of[steps], rungs=facts.rungs), steps=steps)
-            for steps in _steps(facts)
-        ]
-        methods = [method and replace(method, name=f"{method.steps} steps, {method.name}") for method in methods]
-    elif name == "deeper-blocks":
-        methods = [tomesd_method(RATIO, whole, max_downsample=factor) for factor in facts.downsamplings]
-    else:
-        methods = []
+def _installed(*methods: Method | None) -> list[Method]:
     return [method for method in methods if method is not None]
 
 
-def _steps(facts: Facts) -> list[int]:
-    """Return the numbers of steps of figure 6; those for which the reference is too short are left out."""
+def layers(facts: Facts) -> list[Method]:
+    """Return table 2: which layers of a transformer block leave tokens out."""
+    keys = ("self_attention", "cross_attention", "feed_forward")
+    flags_of = {name: dict(zip(keys, flags, strict=True)) for name, flags in LAYERS.items()}
+    return named_methods({f"pruned: {name}": _whole(facts, TABLES_RATIO, **flags) for name, flags in flags_of.items()})
+
+
+def base_tokens(facts: Facts) -> list[Method]:
+    """Return table 3: how base tokens are chosen, methods I to VI, and ToMeSD."""
+    ours = {f"base tokens {row}: {what}": _whole(facts, TABLES_RATIO, score=row) for row, what in BASE_TOKENS.items()}
+    return named_methods(ours) + _installed(tomesd_method(TABLES_RATIO, _stock(facts)))
+
+
+def reduction(facts: Facts) -> list[Method]:
+    """Return figure 5a: tokens pruned, or merged into their base tokens."""
+    return named_methods(
+        {
+            f"{name} {ratio:.0%}": _whole(facts, ratio, reduction=name)
+            for name in ("prune", "merge")
+            for ratio in PAPER_RATIOS.values()
+        }
+    )
+
+
+def patch_size(facts: Facts) -> list[Method]:
+    """Return figure 5b: the size of the patches that give one base token each. Larger ones leave fewer base tokens."""
+    # With patches of two tokens half of all tokens are base tokens, so no more than half can be pruned.
+    return named_methods({f"patch {sy} x {sx}": _whole(facts, RATIO, sy=sy, sx=sx) for sy, sx in PATCHES})
+
+
+def fewer_steps(facts: Facts) -> list[Method]:
+    """Return figure 6: fewer steps, with and without pruning, and with ToMeSD."""
     reference = facts.steps_of[facts.calls]
-    return [steps for steps in (round(share * reference) for share in STEPS) if steps in facts.calls_of]
+    # The reference may be too short for some shares.
+    every = [steps for steps in (round(share * reference) for share in STEPS) if steps in facts.calls_of]
+    schedules = {}
+    for steps in every:
+        if steps != reference:
+            schedules[f"{steps} steps"] = _stock(facts, steps)
+        schedules[f"{steps} steps, {RATIO:.0%} pruned"] = _whole(facts, steps=steps)
+    theirs = _installed(*(tomesd_method(RATIO, _stock(facts, steps), steps=steps) for steps in every))
+    return named_methods(schedules) + [
+        replace(method, name=f"{method.steps} steps, {method.name}") for method in theirs
+    ]
 
 
-ABLATIONS: dict[str, Callable[[Facts], dict[str, Schedule]]] = {
+def deeper_blocks(facts: Facts) -> list[Method]:
+    """Return figure 7: blocks at lower resolutions prune, too, and merge with ToMeSD."""
+    factors = facts.downsamplings
+    ours = {f"pruned to downsampling {factor}": _whole(facts, max_downsample=factor) for factor in factors}
+    theirs = (tomesd_method(RATIO, _stock(facts), max_downsample=factor) for factor in factors)
+    return named_methods(ours) + _installed(*theirs)
+
+
+ABLATIONS: dict[str, Callable[[Facts], list[Method]]] = {
     "layers": layers,
     "base-tokens": base_tokens,
     "reduction": reduction,
