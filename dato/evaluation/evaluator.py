@@ -175,8 +175,17 @@ class Evaluator:
             worst = next(name for name, value in point.metrics.items() if not math.isfinite(value))
             return failed(method.schedule, f"{worst} is no number", len(result.images))
         if expected is not None:
-            point = replace(point, quality=expected)
+            point = self._expected(point, expected)
         return Judgement(point, tuple(trial.values), len(result.images), sample=sample_of(result.images))
+
+    def _expected(self, point: Point, quality: float) -> Point:
+        """Return the point of a candidate that was given up, with the expected quality.
+
+        Other metrics are left out: means of its first images do not compare with means of all.
+        """
+        left_out = {metric.name for metric in self.metrics}
+        metrics = {name: value for name, value in point.metrics.items() if name not in left_out}
+        return replace(point, quality=quality, metrics={self.metrics[0].name: quality, **metrics})
 
     def _spans(self, rivals: Sequence[Rival]) -> list[tuple[int, int]]:
         """Return the ranges of prompts to generate one after the other: several if the candidate races, else one."""

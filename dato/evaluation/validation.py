@@ -55,8 +55,8 @@ def validated(evaluator: Evaluator, stock: Point, schedule: Schedule, rivals: Se
             images, and its quality is the expected one.
 
     Returns:
-        The judgement. Metrics of its point also hold `spread`, the standard deviation of the quality over images, and
-        `table_ms`, the latency that the search's table predicts.
+        The judgement. Metrics of its point also hold `spread`, the standard deviation of the quality over images if it
+        got all, and `table_ms`, the latency that the search's table predicts.
     """
     validation = evaluator.validation
     validation.latency = evaluator.latency
@@ -65,7 +65,7 @@ def validated(evaluator: Evaluator, stock: Point, schedule: Schedule, rivals: Se
     if judgement.failure is not None:
         return judgement
     metrics = _with_table(evaluator, schedule, judgement.point.metrics)
-    if len(judgement.per_image) > 1:
+    if 1 < len(judgement.per_image) == len(validation.prompts):
         metrics["spread"] = statistics.stdev(judgement.per_image)
     return replace(judgement, point=replace(judgement.point, metrics=metrics))
 

@@ -30,7 +30,7 @@ from dato.search.guided import Evolution, Trials, evenly, guided_search, per_oct
 from dato.unet.speedup_rule import rule
 
 START = 28.0  # seconds that a search takes before this course begins and after it ends: loading, the page
-FINALISTS = 14  # points of the front that are validated, if they are spaced evenly; more if most of them are fast
+PLANS = 14  # schedules by the planner that the evolution begins from
 SPEEDUPS_TO_AN_OCTAVE = 1  # for which the rule's own schedule (`dato.rule`) is validated
 RULES_TO_AN_OCTAVE = 1  # further rules that are validated, those of best predicted quality
 SEEDS_TO_AN_OCTAVE = 12  # rules that the evolution begins from
@@ -62,7 +62,7 @@ class GuidedCourse(Course):
         seeds = [*rules_to_validate, *self._best_rules(guesses, SEEDS_TO_AN_OCTAVE)]
         budget = self.study.budget(lambda: self._budget(time.monotonic() - began, table, rules_to_validate))
         with self.progress.running():
-            evolution = self._guide(advice, [*seeds, *advice.plans(self.problem.space, FINALISTS)], budget)
+            evolution = self._guide(advice, [*seeds, *advice.plans(self.problem.space, PLANS)], budget)
             points = self._validate(self._finalists(evolution), rules_to_validate)
             baseline, rounds = self.study.validated_stock(), self.prepared.preset.rounds if self.finished else 0
             if rounds:  # rivals too: if only the front were timed again, its speed-ups would not compare with theirs
@@ -131,14 +131,15 @@ class GuidedCourse(Course):
             needed = (seconds + START + (validation + least) * stock_ms / 1000) / 60
             self.progress.note(
                 f"warning: {self.prepared.preset.minutes:g} minutes are too few here; the search will take about "
-                f"{needed:.0f}. Give more `minutes`, or fewer `images` and `validation` prompts."
+                f"{needed:.1f}. Give more `minutes`, or fewer `images` and `validation` prompts."
             )
         return max(candidates, least)
 
     @property
     def _cost_of_finalists(self) -> float:
         """What one image of each finalist costs, in images of stock, if their speed-ups are spaced evenly."""
-        return sum(1 / speedup for speedup in evenly(self.prepared.preset.speedups, FINALISTS)[:-1])
+        preset = self.prepared.preset
+        return sum(1 / speedup for speedup in evenly(preset.speedups, preset.finalists)[:-1])
 
     def _references(self) -> list[Schedule]:
         """Return the baselines that are about as fast as the front, and stock with fewer steps if it is slower."""

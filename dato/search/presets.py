@@ -33,6 +33,7 @@ class Preset:
         minutes: What a guided search takes (`dato.search.guided`); None: a search by generations.
         speedups: The lowest and the highest speed-up that a guided search looks at.
         validation: Prompts that finalists are validated by; no candidate is judged by them before.
+        finalists: Points of the front that are validated, if they are spaced evenly; more if most of them are fast.
         model_images: Images that the sensitivity model is measured with.
         order_by_call: Each call has its own order of forecast; else a schedule has one.
         rounds: How often the front and stock are timed again in the end, in turn.
@@ -60,6 +61,7 @@ class Preset:
     minutes: float | None = None
     speedups: tuple[float, float] = (2.0, 16.0)
     validation: int = 0
+    finalists: int = 14
     model_images: int = 1
     order_by_call: bool = False
     rounds: int = 2
@@ -105,6 +107,7 @@ DEPTH_PRESETS = {
         depths=(0, 1, 2, 3),
         minutes=40.0,
         validation=30,
+        finalists=24,
         model_images=8,
         rounds=2,
     ),

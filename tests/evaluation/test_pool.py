@@ -111,6 +111,10 @@ def test_a_race_spares_images_of_who_is_beaten(here):
     [beaten] = racing.judge([SCHEDULES[1]], [best])
     assert beaten.images == 1 and len(beaten.per_image) == 1
     assert beaten.point.quality == pytest.approx(own.point.quality, abs=1e-4)  # the rival's, less what it is worse by
+    # A table shows what compares with the others: no mean over the first images.
+    assert beaten.point.metrics[racing.evaluator.metrics[0].name] == beaten.point.quality
+    assert not {m.name for m in racing.evaluator.metrics[1:]} & set(beaten.point.metrics)
+    assert {m.name for m in racing.evaluator.metrics} <= set(own.point.metrics)
     [whole] = racing.judge([SCHEDULES[1]], [replace(best, latency_ms=1e9)])  # nobody who is faster
     assert whole.images == 2 and whole.per_image == pytest.approx(own.per_image)
     assert racing.evaluator.images == 3
