@@ -69,6 +69,7 @@ def peak_memory(device: torch.device | str) -> Iterator[Peak]:
                 yield peak
         finally:
             peak.bytes = _highest(recorder)
+            recorder.profiler = None  # of all its records; it is in a cycle, which Python may keep for long
     else:
         raise DatoError(f"peak memory is measured on a CPU or a CUDA GPU, not on {device.type}")
 

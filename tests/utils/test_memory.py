@@ -1,11 +1,13 @@
 """Peak memory of known allocations; also on a GPU, if there is one."""
 
+import gc
 import weakref
 
 import pytest
 import torch
 
 import dato
+from dato.utils import memory
 from dato.utils.memory import peak_memory, survive_out_of_memory
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -112,3 +114,21 @@ def test_other_errors_are_not_survived():
     for error in (RuntimeError("a bug"), ValueError("out of memory")):
         with pytest.raises(type(error), match=str(error)), survive_out_of_memory("cpu"):
             raise error
+
+
+def test_what_was_recorded_is_freed_at_once(monkeypatch):
+    """A generation's records take hundreds of megabytes, and an evaluation makes dozens in a row."""
+    made, original = [], memory.profile
+
+    def profile(**settings):
+        made.append(original(**settings))
+        return made[-1]
+
+    monkeypatch.setattr(memory, "profile", profile)
+    gc.disable()  # as if Python did not look for cycles for long
+    try:
+        with peak_memory("cpu"):
+            records = weakref.ref(made[0].profiler)
+        assert records() is None
+    finally:
+        gc.enable()
