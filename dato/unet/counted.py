@@ -11,8 +11,9 @@ timestep at each call, for each image of the batch. So this is how calls are tol
 
 A run that was broken off may be followed by one that begins at a lower timestep. Then the first call of the new run
 looks like the next one of the old run. It is noticed by the timestep, which makes a leap, or by the latents, which have
-not come from those before. Such a call forgets what was cached, so it runs whole. If this guess is wrong, one call too
-many runs whole.
+not come from those before. Such a call forgets what was cached, so it runs whole. If this guess is wrong, a call too
+many runs whole. Samplers that draw new noise at each step make a leap at each step. So after two leaps in a row, a
+third one counts as nothing.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from dato.unet.current_call import value_of
 from dato.unet.generation import Generation, Lane
 
 _LEAP = 2.5  # times the widest distance of timesteps so far, and one more
-_FAR = 1.0  # mean square of the latents' move, of their own mean square, if nothing is known of the moves before
-_FARTHER = 4.0  # times the farthest move so far
-_NEAR = 0.3  # a move that is never a leap
+_FAR = 0.5  # 1 minus the cosine of the latents before and after a leap, at least
+_FARTHER = 2.0  # the same, times the farthest turn of the run so far
+_IN_A_ROW = 2  # leaps
 
 
 class CountedGeneration(Generation):
@@ -74,7 +75,7 @@ class CountedGeneration(Generation):
         self.index, self.time = index, time
         lane = self._lane(index, sample, text, new_lane)
         if moves and not first and lane.index >= 0 and not lane.cache.empty and _leaps(lane, sample):
-            lane.clear()
+            lane.forget()
         lane.enter(index, sample, text)
         return lane
 
@@ -87,11 +88,15 @@ class CountedGeneration(Generation):
 
     def _forget(self) -> None:
         for lane in self.lanes:
-            lane.cache.clear()
+            lane.forget()
 
 
 def _leaps(lane: Lane, sample: Tensor) -> bool:
-    """Return whether latents have not come from those of the lane's last call, and remember how far they are."""
-    move, before = lane.distance(sample, relative=True), lane.farthest
-    lane.farthest = move if before is None else max(move, before)
-    return move > _NEAR and move > (_FAR if before is None else _FARTHER * before)
+    """Return whether latents have not come from those of the lane's last call, and remember how far they turned."""
+    turn = lane.turn(sample)
+    far = turn > max(_FAR, _FARTHER * lane.farthest)
+    lane.leaps = lane.leaps + 1 if far else 0
+    if 0 < lane.leaps <= _IN_A_ROW:
+        return True
+    lane.farthest = max(turn, lane.farthest)
+    return False

@@ -59,7 +59,7 @@ def foreign_forward(module: nn.Module, before: Any) -> Callable[..., Any] | None
 
 
 def is_own(forward: Any, module: nn.Module) -> bool:
-    """Return whether a forward is the one that a module's class has in diffusers or CompVis' code, or inherits there."""
+    """Return whether a forward is the one of a module's class, or of one it inherits, in diffusers or CompVis' code."""
     if isinstance(forward, partial):
         return False
     function = getattr(forward, "__func__", forward)

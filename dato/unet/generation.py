@@ -35,13 +35,15 @@ class Lane:
 
     Attributes:
         index: The index of its last call; -1 before the first one.
-        farthest: How far its latents have moved from one call to the next, at most; None if that is not known.
+        farthest: How far its latents have turned from one call to the next, at most.
+        leaps: How many of its last turns were too far.
         pruning: The state of token pruning; None before the first call.
     """
 
     def __init__(self, cache: Cache) -> None:
         self.cache, self.index = cache, -1
-        self.farthest: float | None = None
+        self.farthest = 0.0
+        self.leaps = 0
         self.pruning: Any = None
         self._kind: tuple | None = None
         self._text: tuple[_Known, ...] | None = None
@@ -63,19 +65,29 @@ class Lane:
             return False
         return all(one.equals(tensor) for one, tensor in zip(known, text, strict=True))
 
-    def distance(self, sample: Tensor, *, relative: bool = False) -> float:
-        """Return the mean square difference of a call's latents from those of the lane's last call.
+    def distance(self, sample: Tensor) -> float:
+        """Return the mean square difference of a call's latents from those of the lane's last call."""
+        return float((sample.detach().float() - self._sample.float()).square().mean())
 
-        If it is relative, it is a share of the mean square of the last call's latents.
+    def turn(self, sample: Tensor) -> float:
+        """Return how far a call's latents have turned from those of the lane's last call: 1 minus the cosine.
+
+        Values that are the same do not count: inpainting has channels that never change.
         """
-        before = self._sample.float()
-        square = (sample.detach().float() - before).square().mean()
-        return float(square / before.square().mean() if relative else square)
+        now, before = sample.detach().float(), self._sample.float()
+        changed = now != before
+        now, before = now * changed, before * changed
+        return float(1 - (now * before).sum() / (now.norm() * before.norm()).clamp_min(1e-12)) if changed.any() else 0.0
+
+    def forget(self) -> None:
+        """Forget what past calls computed."""
+        self.cache.clear()
+        self.pruning = None
 
     def clear(self) -> None:
         """Free what the lane keeps."""
-        self.cache.clear()
-        self.index, self.farthest, self.pruning = -1, None, None
+        self.forget()
+        self.index, self.farthest, self.leaps = -1, 0.0, 0
         self._kind = self._text = self._sample = None
 
 

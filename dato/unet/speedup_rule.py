@@ -113,7 +113,8 @@ def rule(
     """Return the rule's schedule, which `apply_patch(pipe, speedup=...)` runs.
 
     Args:
-        pipe_or_unet: A diffusers pipeline with a `UNet2DConditionModel`, or such a UNet.
+        pipe_or_unet: A diffusers pipeline with a `UNet2DConditionModel`, a model of CompVis' code, or the UNet of one
+            of them.
         calls: UNet calls of one generation (see `num_calls`).
         speedup: How many times fewer FLOPs the UNet takes than in `calls` whole calls, above 1. If the calls are too
             few for it, the schedule has two whole calls, and is slower.
