@@ -23,7 +23,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from dato.unet.current_call import value_of
-from dato.unet.generation import Generation, Lane
+from dato.unet.generation import Generation
+from dato.unet.lane import Lane
 
 _LEAP = 2.5  # times the widest distance of timesteps so far, and one more
 _FAR = 0.5  # 1 minus the cosine of the latents before and after a leap, at least
