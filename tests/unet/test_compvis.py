@@ -1,5 +1,6 @@
 """CompVis' `UNetModel`: the same weights and schedule give what they give in diffusers; whole calls are stock's."""
 
+import copy
 from functools import cache
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from which_tests import thorough
 import dato
 from dato import DatoError, Schedule, sito
 from dato.tokens.places import places_of
+from dato.unet import compvis_unet as compvis_unet_module
 from dato.unet.cache import Cache
 from dato.unet.depth_shares import depth_share
 from dato.unet.kinds import adapter_of
@@ -198,6 +200,55 @@ def test_the_unet_is_found_where_models_hold_it(where):
     assert dato.apply_patch(model, Schedule.full(7)) is model
     assert dato.current_schedule(model) == Schedule.full(7) == dato.current_schedule(unet)
     assert dato.remove_patch(model) is model and dato.current_schedule(unet) is None
+
+
+class LayerByLayer(compvis_unet_module.CompVisUNet):
+    """An adapter as of a program that runs the layers of a block by itself, and passes more to them."""
+
+    takes = compvis_unet_module.CompVisUNet.takes | {"seen"}
+
+    def embed(self, sample, timestep, encoder_hidden_states=None, y=None, seen=None):
+        begun = super().embed(sample, timestep, encoder_hidden_states, y)
+        return LayersForward(self, sample, begun.emb, encoder_hidden_states, seen)
+
+
+class LayersForward(compvis_unet_module.Forward):
+    def __init__(self, model, sample, emb, text, seen):
+        super().__init__(model, sample, emb, text)
+        self.seen = seen
+
+    def run(self, block, way, index, h, size=None):
+        self.seen.append((way, index))
+        for layer in block:
+            if hasattr(layer, "emb_layers"):
+                h = layer(h, self.emb)
+            else:
+                h = layer(h, self.text) if hasattr(layer, "transformer_blocks") else layer(h)
+        assert size is None or h.shape[2:] == size[2:]
+        return h
+
+
+def test_blocks_may_be_run_in_another_way():
+    unet, seen = pair("sd")[0], []
+    ladder, cache, (x, text) = Ladder(LayerByLayer(unet)), Cache(), compvis_inputs()
+    time = torch.tensor([500, 500], device=device())
+    stock = unet(x, time, context=text)
+    assert torch.equal(ladder.run(12, cache, x, time, text, seen=seen), stock)
+    expected = [("input", i) for i in range(12)] + [("middle", 0)] + [("output", i) for i in range(12)]
+    assert seen == expected
+    seen.clear()
+    assert torch.equal(ladder.run(2, cache, x, time, text, seen=seen), stock)
+    assert seen == [("input", 0), ("input", 1), ("output", 10), ("output", 11)]
+
+
+def test_a_copy_of_a_patched_unet_is_patched_too():
+    unet, _ = pair("sd")
+    stock = compvis_run(unet)
+    dato.apply_patch(unet, Schedule.uniform(7, 3, 1), prune_ratio=0.5)
+    ours, copied = compvis_run(unet), copy.deepcopy(unet)
+    dato.remove_patch(unet)
+    assert all(torch.equal(a, b) for a, b in zip(compvis_run(copied), ours, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(compvis_run(dato.remove_patch(copied)), stock, strict=True))
 
 
 def test_a_unet_with_classes():
