@@ -1,7 +1,6 @@
 """CompVis' `UNetModel`: the same weights and schedule give what they give in diffusers; whole calls are stock's."""
 
 import copy
-from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -34,19 +33,23 @@ DEPTHS += thorough(*((kind, d) for kind, rungs in RUNGS.items() for d in range(r
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 
 
-@cache
+_pairs = {}
+
+
 def pair(kind):
     """A UNet of CompVis' code, and diffusers' with the same weights."""
-    unet = compvis_unet(kind)
-    return unet, diffusers_twin(unet, kind)
+    if kind not in _pairs:
+        unet = compvis_unet(kind)
+        _pairs[kind] = unet, diffusers_twin(unet, kind)
+    return _pairs[kind]
 
 
 @pytest.fixture(autouse=True)
 def _no_grad():
     with torch.no_grad():
         yield
-    for kind in RUNGS:
-        for unet in pair(kind):
+    for unets in _pairs.values():
+        for unet in unets:
             dato.remove_patch(unet)
 
 
