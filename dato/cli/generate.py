@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dato.cli import options as opt
-from dato.cli.console import err, out, quiet_libraries
+from dato.cli.console import err, out
+from dato.cli.front_run import load_for
 from dato.errors import DatoError
 from dato.front import Front
 from dato.point import Point
@@ -19,6 +20,7 @@ from dato.report.schedule_text import strip
 from dato.schedule import Schedule
 from dato.search.user_choices import pick_point
 from dato.strategies import load_strategy
+from dato.utils.hardware import hardware
 from dato.utils.names import file_name
 
 if TYPE_CHECKING:
@@ -29,8 +31,17 @@ if TYPE_CHECKING:
 
 def generate_image(
     prompt: opt.Prompt,
-    strategy: Annotated[str, typer.Option(help=f"A front or schedule: {opt.STRATEGY}.")],
+    strategy: Annotated[
+        str | None, typer.Option(help=f"A front or schedule: {opt.STRATEGY}.", show_default="none: give --speedup")
+    ] = None,
     pick: Annotated[str, typer.Option(help="Which point of a front: knee, speedup=NUMBER or quality=NUMBER.")] = "knee",
+    speedup: Annotated[
+        float | None,
+        typer.Option(
+            help="Without a front: how many times fewer FLOPs the UNet takes. A rule makes the schedule.",
+            show_default="none: give --strategy",
+        ),
+    ] = None,
     model: opt.Model = None,
     config: opt.Config = None,
     variant: opt.Variant = None,
@@ -54,39 +65,50 @@ def generate_image(
     Model, steps, sampler, guidance and size are those of the front, unless given. If a schedule has its own number of
     steps, stock runs the steps of the front's reference.
     """
-    from dato.generation.guidance import usual_guidance
-    from dato.generation.pipelines import load_pipeline
-    from dato.generation.sampling import Sampling
-    from dato.utils.hardware import hardware
-
-    quiet_libraries()
-    loaded = load_strategy(strategy)
-    if not isinstance(loaded, Front) and pick != "knee":
-        raise DatoError(f"--pick {pick}: {strategy} is one schedule, there is nothing to pick")
-    chosen = pick_point(loaded, pick) if isinstance(loaded, Front) else loaded
-    conditions = loaded.conditions if isinstance(loaded, Front) else {}
+    loaded = None if strategy is None else load_strategy(strategy)
+    chosen = _chosen(loaded, strategy, pick, speedup)
     _make(out_folder)
-    where = opt.device_of(device)
-    name, loading, of_model = opt.model_of(model, config, variant, conditions)
-    with err.status(f"Loading {name}"):
-        kind = opt.dtype_of(dtype, where, conditions.get("dtype", "auto"))
-        sampler = scheduler or conditions.get("scheduler_name")
-        pipe = load_pipeline(name, device=where, dtype=kind, scheduler=sampler, **loading)
-    stock = Sampling(
-        steps or conditions.get("steps", 50),
-        guidance_scale or conditions.get("guidance_scale") or usual_guidance(name),
-        height or of_model.get("height"),
-        width or of_model.get("width"),
-        seed,
-        batch_size=1,
+    run = load_for(
+        loaded,
+        model=model,
+        config=config,
+        variant=variant,
+        steps=steps,
+        scheduler=scheduler,
+        guidance_scale=guidance_scale,
+        height=height,
+        width=width,
+        device=device,
+        dtype=dtype,
+        seed=seed,
     )
     own_steps = chosen.steps if isinstance(chosen, Point) else None
-    samplings = {"stock": stock, "dato": replace(stock, steps=steps or own_steps or stock.steps)}
+    samplings = {"stock": run.stock, "dato": replace(run.stock, steps=steps or own_steps or run.stock.steps)}
     with err.status("Generating"):
-        results = _in_turn(pipe, prompt, chosen, samplings, repeats)
-    out.print(f"{hardware(where)}; median of {repeats}", highlight=False)
+        results, schedule = _in_turn(run.pipe, prompt, chosen, samplings, repeats)
+    out.print(f"{hardware(run.device)}; median of {repeats}", highlight=False)
     _tell(results, samplings, out_folder, f"{file_name(prompt)}-{seed}")
-    out.print(f" calls: {strip(chosen.schedule if isinstance(chosen, Point) else chosen)}", highlight=False)
+    out.print(f" calls: {strip(schedule)}", highlight=False)
+
+
+def _chosen(
+    loaded: Front | Schedule | None, name: str | None, pick: str, speedup: float | None
+) -> Point | Schedule | float:
+    """Return what runs: a point of the front, the schedule, or the speed-up of the rule."""
+    if (loaded is None) == (speedup is None):
+        raise DatoError(
+            "give either --strategy, a front or schedule, or --speedup, for which a rule makes the schedule (a point "
+            "of a front is chosen by --pick speedup=NUMBER)"
+        )
+    if isinstance(loaded, Front):
+        return pick_point(loaded, pick)
+    if pick != "knee":
+        raise DatoError(f"--pick {pick}: {name or 'the rule'} is one schedule, there is nothing to pick")
+    if loaded is not None:
+        return loaded
+    from dato.unet.speedup_rule import checked_speedup
+
+    return checked_speedup(speedup)
 
 
 def _make(folder: Path) -> None:
@@ -97,20 +119,29 @@ def _make(folder: Path) -> None:
 
 
 def _in_turn(
-    pipe: DiffusionPipeline, prompt: str, chosen: Point | Schedule, samplings: Mapping[str, Sampling], repeats: int
-) -> dict[str, list[Generated]]:
-    """Generate with stock and with the schedule in turn, and return what each repeat gave. The first round warms up."""
-    from dato.generation.sampling import generate
-    from dato.unet.patch import apply_patch, remove_patch
+    pipe: DiffusionPipeline,
+    prompt: str,
+    chosen: Point | Schedule | float,
+    samplings: Mapping[str, Sampling],
+    repeats: int,
+) -> tuple[dict[str, list[Generated]], Schedule]:
+    """Generate with stock and with the schedule in turn. The first round warms up.
 
+    Returns:
+        What each repeat gave, and the schedule that ran.
+    """
+    from dato.generation.sampling import generate
+    from dato.unet.patch import apply_patch, current_schedule, remove_patch
+
+    patch = {"speedup": chosen} if isinstance(chosen, float) else {"schedule": chosen}
     results: dict[str, list[Generated]] = {name: [] for name in samplings}
     for repeat in range(repeats + 1):
         for name, sampling in samplings.items():
-            remove_patch(pipe) if name == "stock" else apply_patch(pipe, chosen)
+            remove_patch(pipe) if name == "stock" else apply_patch(pipe, **patch)
             result = generate(pipe, [prompt], sampling)
             if repeat:
                 results[name].append(result)
-    return results
+    return results, current_schedule(pipe)
 
 
 def _tell(results: Mapping[str, list[Generated]], samplings: Mapping[str, Sampling], folder: Path, stem: str) -> None:

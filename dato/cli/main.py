@@ -15,6 +15,7 @@ class Commands(LazyGroup):
 
     lazy: ClassVar = {
         "generate": ("dato.cli.generate:generate_image", "Generate an image with a schedule, and time it."),
+        "demo": ("dato.cli.demo:demo", "Open a page to try a front with your prompts."),
         "plan": ("dato.cli.plan:plan_schedule", "Plan one schedule of a given speed-up, in a minute."),
         "report": ("dato.cli.report:report", "Write a run's page: the front, its schedules and images."),
         "evaluate": ("dato.cli.evaluate:evaluate", "Judge schedules on held-out prompts, beside other methods."),

@@ -1,6 +1,7 @@
 // The page's behaviour: charts, and one chosen point that the rest of the page describes. Data is shown as text only.
 (() => {
   "use strict";
+  const { el, copyText, scheduleWords, scheduleStrip, scheduleKey } = datoParts;
   const data = JSON.parse(document.getElementById("data").textContent);
   const runs = data.runs, several = runs.length > 1;
   const at = (id) => document.getElementById(id);
@@ -34,16 +35,6 @@
   const nice = (name) => ({ unet_ms: "UNet's calls (ms)", measured_ms: "measured (ms)", table_ms: "by the table (ms)" })[name]
     || name.replace(/_/g, " ");
 
-  function el(tag, attributes, ...children) {
-    const node = tag === "svg" || tag === "path" ? document.createElementNS("http://www.w3.org/2000/svg", tag)
-      : document.createElement(tag);
-    for (const [key, v] of Object.entries(attributes || {})) {
-      if (key === "onclick") node.addEventListener("click", v);
-      else if (v != null) node.setAttribute(key, v);
-    }
-    node.append(...children.filter((child) => child != null));
-    return node;
-  }
   const marker = (r) => el("svg", { class: "marker", viewBox: "0 0 16 16", "aria-hidden": "true" },
     el("path", { d: OUTLINES[shapeOf(r)], style: `fill:var(--run-${r % 6})` }));
   const table = (heads, rows, caption) => el("table", {},
@@ -198,31 +189,11 @@
   }
 
   function drawSchedule() {
-    const p = state.point, calls = p.depths.length;
-    const counts = new Map();
-    p.depths.forEach((d) => counts.set(d, (counts.get(d) || 0) + 1));
-    const kinds = [...counts].sort((a, b) => b[0] - a[0]).map(([d, n]) =>
-      d === p.rungs ? `${n} run the whole UNet` : d === 0 ? `${n} run nothing` : `${n} run to depth ${d}`);
+    const p = state.point;
     at("schedule-heading").textContent = `Schedule · ${p.label}`;
-    const words = `${calls} ${calls === 1 ? "call" : "calls"}: ${kinds.join(", ")}.`
-      + (p.order ? ` Cached values are forecast with order ${p.order}.`
-        : counts.size > 1 ? " Cached values are used as they are." : "")
-      + (p.ratios ? ` Attention leaves out ${(100 * p.ratio).toFixed(0)}% of the tokens on average.` : "");
-    at("schedule-words").textContent = words;
-    at("schedule-strip").replaceChildren(el("div", { class: "calls", role: "img", "aria-label": words },
-      ...p.depths.map((d, i) => {
-        const part = d < p.rungs, ratio = p.ratios && d ? p.ratios[i] : 0, order = p.orders && part ? p.orders[i] : 0;
-        const title = `call ${i + 1}: ${d === p.rungs ? "whole UNet" : d ? `depth ${d}` : "nothing runs"}`
-          + (order ? `, order ${order}` : "") + (ratio ? `, ratio ${ratio}` : "");
-        return el("div", { class: part ? "call" : "call whole", title },
-          el("div", { class: "box" }, el("div", { class: "fill", style: `height:${100 * d / p.rungs}%` },
-            ratio ? el("span", { class: "left-out", style: `width:${100 * ratio}%` }) : null)),
-          el("b", {}, d ? String(d) : "·"),
-          p.orders ? el("i", {}, part ? `o${p.orders[i]}` : " ") : null,
-          p.ratios ? el("i", {}, d ? String(ratio).replace(/^0\./, ".") : " ") : null);
-      })));
-    at("schedule-key").textContent = `One column a call, in order. The height and the number show the depth. ${p.rungs} is the whole UNet. · runs nothing and uses the previous prediction again.`
-      + (p.orders ? " o shows the order of the forecast." : "") + (p.ratios ? " The hatching and the last line show the share of tokens left out." : "");
+    at("schedule-words").textContent = scheduleWords(p);
+    at("schedule-strip").replaceChildren(scheduleStrip(p));
+    at("schedule-key").textContent = scheduleKey(p);
     const vectors = [["depths", p.depths], ["orders", p.orders], ["ratios", p.ratios]].filter(([, v]) => v);
     at("schedule-vectors").replaceChildren(...vectors.flatMap(([name, v]) => [el("dt", {}, name), el("dd", {}, v.join(" "))]));
   }
@@ -244,22 +215,7 @@
       el("ol", { class: "prompts", style: "margin-top:4px" }, ...prompts.map((text) => el("li", {}, text))));
   }
 
-  async function copy(text, button) {
-    let done = true;
-    try { await navigator.clipboard.writeText(text); } catch {
-      // Some browsers deny the clipboard to a page from a file. There the old command works.
-      const area = el("textarea", { class: "unseen", "aria-hidden": "true" });
-      area.value = text;
-      document.body.append(area);
-      area.select();
-      done = document.execCommand("copy");
-      area.remove();
-      button.focus();
-    }
-    button.textContent = done ? "Copied" : "Select and copy it";
-    at("live").textContent = button.textContent;
-    setTimeout(() => { button.textContent = "Copy"; }, 1600);
-  }
+  const copy = (text, button) => copyText(text, button, (said) => { at("live").textContent = said; });
 
   function drawUse() {
     const p = state.point;

@@ -3,7 +3,8 @@
 The file holds all it needs (plotly.js, data, images). It loads nothing from the network and works from a folder.
 Whatever comes from a run (prompts, names, settings) is stored as JSON and is shown as text, never as markup.
 
-What the page shows comes from `dato.report.page_data`. How it looks and behaves is in page.html, page.css and page.js.
+What the page shows comes from `dato.report.page_data`. How it looks and behaves is in page.html, page.css and page.js,
+and in parts.js and schedule.css, which the demo uses too.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def write_page(runs: Sequence[Run], path: str | Path) -> None:
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise DatoError(f"a page needs runs of different names, not {', '.join(names)}")
-    style, script = (_HERE / "page.css").read_text("utf-8"), (_HERE / "page.js").read_text("utf-8")
+    style, script = _text("schedule.css") + _text("page.css"), _text("parts.js") + _text("page.js")
     plotly = get_plotlyjs()
     parts = {
         "title": html.escape(", ".join(names)),
@@ -54,9 +55,12 @@ def write_page(runs: Sequence[Run], path: str | Path) -> None:
         "plotly": plotly,
         "script": script,
     }
-    template = (_HERE / "page.html").read_text("utf-8")
     # All placeholders are replaced in one pass, so a placeholder in the data stays text.
-    write_atomic(path, re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template))
+    write_atomic(path, re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _text("page.html")))
+
+
+def _text(name: str) -> str:
+    return (_HERE / name).read_text("utf-8")
 
 
 def _embedded(data: Any) -> str:

@@ -48,6 +48,19 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
+def schedule_data(schedule: Schedule) -> dict[str, Any]:
+    """Return what parts.js draws of a schedule. Ratios and orders are None if all of them are 0."""
+    return {
+        "rungs": schedule.rungs,
+        "depths": list(schedule.depths),
+        "ratios": list(schedule.ratios) if any(schedule.ratios) else None,
+        "orders": list(schedule.orders) if any(schedule.orders) else None,
+        "order": forecast_of(schedule),
+        "ratio": mean_ratio(schedule),
+        "forecast": schedule.forecast,
+    }
+
+
 def _run(run: Run, volume: dict[str, Any] | None) -> dict[str, Any]:
     front = run.front
     on_front = {point.schedule for point in front.points}
@@ -104,13 +117,7 @@ def _point(run: Run, point: Point) -> dict[str, Any]:
         "cells": [column.text(point) for column in _columns(front)],
         "steps": point.steps or front.conditions.get("steps"),
         "scheduler": point.scheduler or front.conditions.get("scheduler_name") or front.conditions.get("scheduler"),
-        "rungs": schedule.rungs,
-        "depths": list(schedule.depths),
-        "ratios": list(schedule.ratios) if any(schedule.ratios) else None,
-        "orders": list(schedule.orders) if any(schedule.orders) else None,
-        "order": forecast_of(schedule),
-        "ratio": mean_ratio(schedule),
-        "forecast": schedule.forecast,
+        **schedule_data(schedule),
         "sample": _sample(run, schedule),
     }
 

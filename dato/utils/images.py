@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from dato.errors import DatoError
@@ -46,8 +48,15 @@ def picture(image: Tensor) -> Image.Image:
     return Image.fromarray(in_8_bits(image).permute(1, 2, 0).contiguous().numpy())
 
 
-def png(image: Tensor) -> bytes:
-    """Return an image (3, H, W) in [0, 1] as the bytes of a PNG file."""
-    data = io.BytesIO()
-    picture(image).save(data, "png")
+def png(image: Tensor, texts: Mapping[str, str] | None = None) -> bytes:
+    """Return an image (3, H, W) in [0, 1] as the bytes of a PNG file.
+
+    Args:
+        image: The image.
+        texts: What the file says of itself, by keyword; as UTF-8 (iTXt).
+    """
+    said, data = PngInfo(), io.BytesIO()
+    for keyword, text in (texts or {}).items():
+        said.add_itxt(keyword, text)
+    picture(image).save(data, "png", pnginfo=said)
     return data.getvalue()
