@@ -56,6 +56,7 @@ def imported(*arguments, cwd=None, code=COMMAND):
         ("search", "ratio", "--help"),
         ("search", "joint", "--help"),
         ("generate", "--help"),
+        ("demo", "--help"),
         ("evaluate", "--help"),
         ("benchmark", "--help"),
         ("generalise", "--help"),
