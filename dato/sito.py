@@ -16,8 +16,8 @@ from typing import TypeVar
 
 from dato.errors import DatoError
 from dato.pruning import PAPER_PRUNING
-from dato.tokens.pruner import smallest_downsample
 from dato.unet import patch
+from dato.unet.kinds import adapter_of
 from dato.unet.targets import unet_of
 
 T = TypeVar("T")
@@ -41,7 +41,8 @@ def apply_patch(
     pipeline's random numbers stay as they are.
 
     Args:
-        model: A diffusers pipeline with a `UNet2DConditionModel`, or such a UNet.
+        model: A diffusers pipeline with a `UNet2DConditionModel`, or such a UNet; or a model of CompVis' code, as
+            `LatentDiffusion`, or its `UNetModel`.
         prune_ratio: The share of tokens to prune, the same in all calls. A list has one for each timestep of the
             sampler, or one for each call. Calls at the same timestep share an entry: 50 entries serve the 51 calls of
             50 PLMS steps, whose second and third call are at the same timestep. A run of another length gets the list
@@ -82,7 +83,9 @@ def apply_patch(
         noise_alpha=noise_alpha,
         sim_beta=sim_beta,
     )
-    first = smallest_downsample(unet_of(model)[0])
+    first = min(adapter_of(unet_of(model)[0]).places.downsamplings, default=None)
+    if first is None:
+        raise DatoError("this UNet has no transformer blocks, so it has no tokens to prune")
     if max_downsample_ratio < first:
         raise DatoError(
             f"`max_downsample_ratio`={max_downsample_ratio} prunes nothing here: this UNet's attention begins at a "

@@ -17,7 +17,8 @@ from dato.cli.console import main, out
 from dato.errors import DatoError
 from dato.generation.pipelines import load_pipeline
 from dato.generation.random_models import RANDOM_MODELS, random_pipeline
-from dato.unet.ladder import Ladder, Rung
+from dato.unet.diffusers_unet import Rung
+from dato.unet.ladder import Ladder
 from dato.utils.files import write_atomic
 
 LEFT, RIGHT, WIDTH, HEIGHT = 1.55, 6.35, 2.75, 0.46  # centres of the two columns; a box

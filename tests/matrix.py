@@ -22,7 +22,8 @@ Offloading is tested from a CPU to a CPU. A UNet that the user compiled is teste
 (`tests/unet/test_targets.py` really compiles). There "equal" means equal to rounding, because the weights of
 convolutions have another layout.
 
-dato refuses everything that is no `UNet2DConditionModel`, or has other blocks than Stable Diffusion's, with one line:
+Models of CompVis' code are on [another page](other-code.md#compvis-code). dato refuses everything that has neither a
+`UNet2DConditionModel` nor CompVis' `UNetModel`, or has other blocks than Stable Diffusion's, with one line:
 transformers such as SD 3 and Flux, video and motion UNets, DeepFloyd IF, Kandinsky.
 """
 

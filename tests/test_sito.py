@@ -203,19 +203,20 @@ def test_a_unet_without_attention_at_the_highest_resolution_needs_a_higher_ratio
     assert dato.current_schedule(sito.apply_patch(unet, max_downsample_ratio=2)).pruning.max_downsample == 2
 
 
-def test_models_of_compvis_are_refused_by_name():
-    class UNetModel(torch.nn.Module):
+def test_other_models_of_compvis_are_refused_by_name():
+    class EncoderUNetModel(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.input_blocks, self.output_blocks = torch.nn.ModuleList(), torch.nn.ModuleList()
+            self.input_blocks = torch.nn.ModuleList()
 
     class LatentDiffusion(SimpleNamespace):
         pass
 
-    wrapper = SimpleNamespace(diffusion_model=UNetModel())
-    for model, name in ((LatentDiffusion(model=wrapper), "LatentDiffusion"), (UNetModel(), "UNetModel")):
+    wrapper = SimpleNamespace(diffusion_model=EncoderUNetModel())
+    whole, unet = "a LatentDiffusion with a EncoderUNetModel", "EncoderUNetModel"
+    for model, name in ((LatentDiffusion(model=wrapper), whole), (EncoderUNetModel(), unet)):
         for function in (sito.apply_patch, sito.remove_patch, dato.apply_patch):
-            with pytest.raises(DatoError, match=f"cannot patch {name}: models of CompVis' code .* not supported yet"):
+            with pytest.raises(DatoError, match=f"cannot patch {name}: of CompVis' code, supported are"):
                 function(model)
 
 

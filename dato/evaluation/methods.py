@@ -132,7 +132,7 @@ def tomesd_method(
         return None
     import torch
 
-    from dato.tokens.pruner import smallest_downsample
+    from dato.tokens.places import smallest_downsample
 
     @contextlib.contextmanager
     def apply(pipe: DiffusionPipeline) -> Iterator[None]:

@@ -26,7 +26,7 @@ from dato.metrics import Metric, Setup, load_metric
 from dato.prediction.latency_table import LatencyTable
 from dato.samplers import SAMPLERS, num_calls, sampler_name
 from dato.schedule import Schedule
-from dato.tokens.pruner import downsamplings
+from dato.tokens.places import downsamplings
 from dato.utils.hardware import hardware
 from dato.utils.memory import weights_bytes
 

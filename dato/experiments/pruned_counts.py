@@ -21,7 +21,7 @@ from dato.generation.sampling import Sampling, generate
 from dato.pruning import PAPER_PRUNING, Pruning
 from dato.samplers import num_calls
 from dato.schedule import Schedule
-from dato.tokens.pruner import smallest_downsample
+from dato.tokens.places import smallest_downsample
 from dato.tokens.selection import TokenSelection
 from dato.unet.patch import patch_of, patched
 from dato.utils.files import save_figure

@@ -14,14 +14,13 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from diffusers import Transformer2DModel, UNet2DConditionModel
 from diffusers.image_processor import IPAdapterMaskProcessor
-from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from dato.pruning import Pruning
+from dato.tokens.places import Places, places_of
 from dato.tokens.recovery import TokenPast
 from dato.tokens.scores import base_score
 from dato.tokens.selection import TokenSelection, select_tokens
@@ -50,6 +49,7 @@ class TokenPruner:
     Args:
         unet: The UNet. `attach` puts hooks on its transformer blocks, `detach` takes them off.
         pruning: What to prune and how.
+        places: Where the UNet has tokens. None: it is a UNet of diffusers.
 
     Attributes:
         parts: Number of parts that guidance divides the batch into. None: it is found by comparing latents.
@@ -57,12 +57,12 @@ class TokenPruner:
             number counts the transformer blocks at this downsampling from 0, and is 0 if they share a choice.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, pruning: Pruning) -> None:
-        self._unet, self._pruning = unet, pruning
+    def __init__(self, unet: nn.Module, pruning: Pruning, places: Places | None = None) -> None:
+        self._places, self._pruning = places_of(unet) if places is None else places, pruning
         self.parts: int | None = None
         self._parts = 0  # of the running generation; 0: not known yet
         self.listener: Callable[[int, int, tuple[int, int], TokenSelection], None] | None = None
-        self._transformers = _transformers(unet, pruning.max_downsample)
+        self._transformers = self._places.within(pruning.max_downsample)
         self._hooks, self._pasts = self._make_hooks()
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._generator: torch.Generator | None = None
@@ -175,7 +175,7 @@ class TokenPruner:
             return 1  # nothing depends on it
         if sample.is_meta or isinstance(sample, FakeTensor):
             return 1  # there is nothing to compare
-        latents = sample[:, : self._unet.config.out_channels]
+        latents = sample[:, : self._places.channels]
         for parts in (3, 2):
             if batch % parts == 0:
                 first, *others = latents.chunk(parts)
@@ -223,7 +223,7 @@ class TokenPruner:
         for past in self._pasts:
             past.copy_state()
 
-    def _layers(self, block: BasicTransformerBlock) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+    def _layers(self, block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None]]:
         """Yield the layers to prune around, each with its norm if the norm comes right before it."""
         p = self._pruning
         layers = [
@@ -231,23 +231,19 @@ class TokenPruner:
             (p.cross_attention, "attn2", "norm2"),
             (p.feed_forward, "ff", "norm3"),
         ]
-        plain = block.norm_type == "layer_norm" and block.pos_embed is None and block._chunk_size is None
+        # Only diffusers' blocks have norms of other types, embeddings after the norm, and chunks.
+        kind, embed, chunk = (getattr(block, name, None) for name in ("norm_type", "pos_embed", "_chunk_size"))
+        plain = kind in (None, "layer_norm") and embed is None and chunk is None
         for on, name, norm in layers:
             if on and (layer := getattr(block, name, None)) is not None:
                 yield layer, getattr(block, norm) if plain else None
 
     def _grids(self, sample: Tensor) -> Iterator[tuple[int, tuple[int, int]]]:
         """Yield each downsampling at which tokens are pruned, with the grid of tokens there."""
-        factor, (h, w) = 1, sample.shape[-2:]
-        wanted = {f for f, _ in self._transformers}
-        if factor in wanted:
-            yield factor, (h, w)
-        for block in self._unet.down_blocks:
-            for downsampler in block.downsamplers or ():
-                factor *= 2
-                h, w = ((size + (1 if downsampler.padding else 0)) // 2 for size in (h, w))
-                if factor in wanted:
-                    yield factor, (h, w)
+        wanted = {factor for factor, _ in self._transformers}
+        for factor, grid in self._places.grids(tuple(sample.shape[-2:])):
+            if factor in wanted:
+                yield factor, grid
 
     # The hooks.
 
@@ -337,36 +333,3 @@ def _shortened(masks: Tensor | None, selection: TokenSelection) -> Tensor | None
     whole = (IPAdapterMaskProcessor.downsample(mask, batch, n, 1) for mask in masks.unbind(1))
     short = (selection.shorten(mask.to(selection.source.device)) for mask in whole)
     return torch.stack([mask.transpose(1, 2) for mask in short], dim=1)
-
-
-def smallest_downsample(unet: UNet2DConditionModel) -> int:
-    """Return the smallest downsampling at which the UNet has attention: 1 in SD 1.x and 2.x, 2 in SDXL."""
-    return downsamplings(unet)[0]
-
-
-def downsamplings(unet: UNet2DConditionModel) -> tuple[int, ...]:
-    """Return the downsamplings at which the UNet has attention, ascending: 1, 2, 4, 8 in SD 1.x and 2.x."""
-    return tuple(sorted({factor for factor, _ in _transformers(unet, math.inf)}))
-
-
-def _transformers(unet: UNet2DConditionModel, max_downsample: float | None) -> list[tuple[int, Transformer2DModel]]:
-    """Return (downsampling, transformer) for each transformer at a downsampling of at most `max_downsample`.
-
-    None: the smallest downsampling that has a transformer.
-    """
-    transformers: list[tuple[int, Transformer2DModel]] = []
-    factor = 1
-
-    def visit(block: nn.Module) -> None:
-        transformers.extend((factor, m) for m in block.modules() if isinstance(m, Transformer2DModel))
-
-    for block in unet.down_blocks:
-        visit(block)
-        factor *= 2 ** len(getattr(block, "downsamplers", None) or ())
-    if unet.mid_block is not None:
-        visit(unet.mid_block)
-    for block in unet.up_blocks:
-        visit(block)
-        factor //= 2 ** len(getattr(block, "upsamplers", None) or ())
-    limit = min((f for f, _ in transformers), default=1) if max_downsample is None else max_downsample
-    return [(f, transformer) for f, transformer in transformers if f <= limit]

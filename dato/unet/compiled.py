@@ -14,7 +14,6 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from dato.call import LAST, place_read
@@ -50,7 +49,7 @@ class CompiledCalls:
         DatoError: if it is no UNet that can be patched, or runs on a CPU and there is no C++ compiler.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, **options: Any) -> None:
+    def __init__(self, unet: nn.Module, **options: Any) -> None:
         unet = unet_of(unet)[0]  # without a wrapper
         self.unet, self._options = unet, {"dynamic": False, "fullgraph": True} | options
         inductor = options.get("options") or {}
@@ -66,7 +65,8 @@ class CompiledCalls:
         self._moved: list[nn.Parameter] = []
         self._numbers = count()
         offloaded = hasattr(unet, "_hf_hook")  # the weights are stored on the CPU and run on another device
-        if unet.device.type == "cpu" and not offloaded and options.get("backend", "inductor") == "inductor":
+        device = unet.device if hasattr(unet, "device") else next(unet.parameters()).device
+        if device.type == "cpu" and not offloaded and options.get("backend", "inductor") == "inductor":
             _need_compiler()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class CompiledCalls:
     def pruner(self, pruning: Pruning) -> TokenPruner:
         """Return the pruner of these settings. Compiled calls hold its hooks, so all patches share one."""
         if pruning not in self._pruners:
-            self._pruners[pruning] = TokenPruner(self.unet, pruning)
+            self._pruners[pruning] = TokenPruner(self.unet, pruning, self._ladder.model.places)
         return self._pruners[pruning]
 
     def attach(self) -> None:
@@ -109,7 +109,7 @@ class CompiledCalls:
             cache: It is read, and gets what this call computes.
             sample: (B, C, H, W) noisy latents.
             timestep: The timestep.
-            **arguments: Other arguments of `UNet2DConditionModel.forward`.
+            **arguments: Other arguments of the UNet's forward.
 
         Returns:
             (B, C_out, H, W), the prediction.
@@ -121,7 +121,8 @@ class CompiledCalls:
         if past is not None and past.skips:
             past = past._replace(step=torch.full((), past.step, device=sample.device))
         arguments = {name: value for name, value in arguments.items() if value is not None}
-        shapes = sample.shape, sample.dtype, arguments["encoder_hidden_states"].shape, *arguments
+        text = arguments.get("encoder_hidden_states")
+        shapes = sample.shape, sample.dtype, getattr(text, "shape", None), *arguments
         key = (depth, variant, cache.last_feature, 0 if past is None else len(past.values), *shapes)
         if key not in self._compiled:
             self._compiled[key] = self._compile(depth, cache.last_feature)

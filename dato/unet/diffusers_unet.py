@@ -5,23 +5,41 @@ The ladder needs no more than these steps: see `dato.unet.ladder`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.unets import unet_2d_blocks
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.utils.torch_utils import apply_freeu
 from torch import Tensor, nn
 
 from dato.errors import DatoError
+from dato.tokens.places import Places, places_of
+from dato.unet import adapter
 from dato.unet.foreign import carried
+from dato.unet.lora_scale import lora_scale
 from dato.unet.offload import enter
 
 DOWN_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D")
 UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
 _KINDS = tuple(getattr(unet_2d_blocks, name) for name in DOWN_BLOCKS + UP_BLOCKS)
+_ARGUMENTS = tuple(inspect.signature(UNet2DConditionModel.forward).parameters)[1:]
+_TEXT_TOKENS = 77  # of the text in a call whose FLOPs are counted
+# Conditions besides the text. They take hardly any FLOPs, so they are not counted.
+_CONDITIONS = (
+    "addition_embed_type",
+    "class_embed_type",
+    "encoder_hid_dim",
+    "encoder_hid_dim_type",
+    "num_class_embeds",
+    "time_cond_proj_dim",
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +69,7 @@ class Rung:
     adapter: int | None
 
 
-class DiffusersUNet:
+class DiffusersUNet(adapter.Adapter):
     """The steps of a `UNet2DConditionModel`.
 
     Args:
@@ -65,10 +83,69 @@ class DiffusersUNet:
         DatoError: if the UNet has blocks that cannot be cut into rungs.
     """
 
+    takes = frozenset(_ARGUMENTS)
+
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self.unet = unet
         self.rungs = _rungs(unet)
         self.blocks = _blocks(unet, self.rungs)
+
+    @staticmethod
+    def fits(unet: Any) -> bool:
+        """Return whether it is a `UNet2DConditionModel`."""
+        return isinstance(unet, UNet2DConditionModel)
+
+    def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[Tensor], Any]]:
+        """Return the arguments by name, and a function that makes the forward's result of a prediction."""
+        arguments = dict(zip(_ARGUMENTS, args, strict=False), **kwargs)
+        if arguments.pop("return_dict", True):
+            return arguments, lambda prediction: UNet2DConditionOutput(sample=prediction)
+        return arguments, lambda prediction: (prediction,)
+
+    def prediction_of(self, result: Any) -> Tensor:
+        """Return the prediction in what the forward returned."""
+        return result[0] if isinstance(result, tuple) else result.sample
+
+    def ends(self, index: int) -> tuple[nn.Module, nn.Module]:
+        """Return the last module of a rung on the way down, and on the way up."""
+        rung = self.rungs[index]
+        return rung.down_attention or rung.down, rung.upsampler or rung.up_attention or rung.up
+
+    def skip_made(self, index: int, made: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """Return a rung's skip connection: what its module made, with the residuals of adapters and ControlNets."""
+        control, adapters = _residuals_of(arguments)
+        number = self.rungs[index].adapter
+        if number is not None and number < len(adapters):
+            made = made + adapters[number]
+        return made if control is None else made + control[index]
+
+    def during_call(self, arguments: dict[str, Any]) -> AbstractContextManager[Any]:
+        """Return what scales the LoRA layers in a call."""
+        return lora_scale(self.unet, arguments)
+
+    @property
+    def places(self) -> Places:
+        """Where the UNet has tokens to prune."""
+        return places_of(self.unet)
+
+    def shape(self) -> str:
+        """Return the configuration without what takes hardly any FLOPs, as JSON."""
+        config = {name: value for name, value in self.unet.config.items() if not name.startswith("_")}
+        return json.dumps(config | dict.fromkeys(_CONDITIONS) | {"attention_type": "default"}, sort_keys=True)
+
+    def weightless(self) -> tuple[DiffusersUNet, Callable[[tuple[int, int]], dict[str, Any]]]:
+        """Return a UNet of this configuration on the meta device, and what makes arguments for it."""
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(json.loads(self.shape()))
+        width = unet.config.cross_attention_dim
+        width = width if isinstance(width, int) else width[0]
+
+        def arguments(size: tuple[int, int]) -> dict[str, Any]:
+            sample = torch.empty(1, unet.config.in_channels, *size, device="meta")
+            text = torch.empty(1, _TEXT_TOKENS, width, device="meta")
+            return {"sample": sample, "timestep": torch.empty((), device="meta"), "encoder_hidden_states": text}
+
+        return DiffusersUNet(unet), arguments
 
     def embed(
         self,
@@ -141,7 +218,7 @@ class DiffusersUNet:
         return unet.conv_out(h)
 
 
-class Forward:
+class Forward(adapter.Forward):
     """One forward of a `DiffusersUNet`, after `embed`.
 
     Args:
@@ -208,7 +285,7 @@ class Forward:
                 h = h + self._adapter[blocks]
         return h if self._mid_control is None else h + self._mid_control
 
-    def up(self, index: int, h: Tensor, skips: list[Tensor]) -> Tensor:
+    def up(self, index: int, h: Tensor, skips: Sequence[Tensor]) -> Tensor:
         """Run a rung on the way up.
 
         Args:
@@ -248,7 +325,7 @@ class Forward:
         """Return the rung of a block that an adapter's residual is added to."""
         return next((i for i in rungs if self._model.rungs[i].adapter is not None), rungs[-1])
 
-    def _up_whole(self, index: int, h: Tensor, skips: list[Tensor]) -> Tensor:
+    def _up_whole(self, index: int, h: Tensor, skips: Sequence[Tensor]) -> Tensor:
         """Run a whole block at its highest rung; at the others it has run."""
         block = self._model.rungs[index].up_block
         rungs = self._whole[id(block)]
@@ -310,7 +387,7 @@ def _blocks(unet: UNet2DConditionModel, rungs: tuple[Rung, ...]) -> dict[str, tu
     return blocks
 
 
-def residuals_of(arguments: Mapping[str, Any]) -> tuple[tuple[Tensor, ...] | None, list[Tensor]]:
+def _residuals_of(arguments: Mapping[str, Any]) -> tuple[tuple[Tensor, ...] | None, list[Tensor]]:
     """Return a ControlNet's residuals for the skip connections (None without one), and a T2I-Adapter's."""
     names = (
         "down_block_additional_residuals",

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from diffusers import UNet2DConditionModel
 from torch import nn
 
 from dato.errors import DatoError
@@ -23,6 +22,7 @@ _HOOKS = {
 }
 # Attributes of processors that collect attention maps: LEdits++ and attend-and-excite; prompt-to-prompt.
 _READERS = ("attnstore", "attention_store", "controller")
+_COMPVIS = "UNetModel"  # the class of CompVis' UNet, whatever the package
 # diffusers' own hooks that a ladder replaces or that change no result.
 _HARMLESS = ("group_offloading", "lazy_prefetch_group_offloading", "layer_execution_tracker", "layerwise_casting")
 
@@ -46,7 +46,7 @@ def carried(block: nn.Module) -> str | None:
 
 
 def foreign_forward(module: nn.Module, before: Any) -> Callable[..., Any] | None:
-    """Return the forward of a module that is not diffusers' own; None if it is.
+    """Return the forward of a module that is not the own one of diffusers or CompVis' code; None if it is.
 
     Args:
         module: The module.
@@ -59,7 +59,7 @@ def foreign_forward(module: nn.Module, before: Any) -> Callable[..., Any] | None
 
 
 def is_own(forward: Any, module: nn.Module) -> bool:
-    """Return whether a forward is the one that diffusers defines for a module's class, or for a class it inherits."""
+    """Return whether a forward is the one of a module's class, or of one it inherits, in diffusers or CompVis' code."""
     if isinstance(forward, partial):
         return False
     function = getattr(forward, "__func__", forward)
@@ -68,7 +68,7 @@ def is_own(forward: Any, module: nn.Module) -> bool:
     code = getattr(function, "__code__", None)
     for base in type(module).__mro__:
         own = base.__dict__.get("forward")
-        if own is not None and base.__module__.startswith("diffusers."):
+        if own is not None and (base.__module__.startswith("diffusers.") or base.__name__ == _COMPVIS):
             defined_there = getattr(own, "__module__", None) == base.__module__
             return defined_there and code is not None and code is getattr(own, "__code__", None)
     return False
@@ -83,9 +83,9 @@ def refuse_rivals(unet: nn.Module, *, pruning: bool) -> None:
         raise DatoError("ToMeSD is enabled on this UNet, and both would drop tokens; call tomesd.remove_patch first")
 
 
-def refuse_readers(unet: UNet2DConditionModel) -> None:
+def refuse_readers(unet: nn.Module) -> None:
     """Raise DatoError if attention processors read every attention layer, which calls that are not whole do not run."""
-    for processor in unet.attn_processors.values():
+    for processor in getattr(unet, "attn_processors", {}).values():
         found = next((name for name in _READERS if getattr(processor, name, None) is not None), None)
         if found is not None:
             raise DatoError(

@@ -35,46 +35,81 @@ class Lane:
 
     Attributes:
         index: The index of its last call; -1 before the first one.
+        farthest: How far its latents have turned from one call to the next, at most.
+        leaps: How many of its last turns were too far.
         pruning: The state of token pruning; None before the first call.
     """
 
     def __init__(self, cache: Cache) -> None:
         self.cache, self.index = cache, -1
+        self.farthest = 0.0
+        self.leaps = 0
         self.pruning: Any = None
         self._kind: tuple | None = None
-        self._text: Tensor | None = None
-        self._text_version: int | None = None
+        self._text: tuple[_Known, ...] | None = None
         self._sample: Tensor | None = None
 
-    def enter(self, index: int, sample: Tensor, text: Tensor) -> None:
+    def enter(self, index: int, sample: Tensor, text: tuple[Tensor | None, ...]) -> None:
         """Begin a call."""
         self.index, self._kind, self._sample = index, _kind(sample), sample.detach()
-        self._text, self._text_version = text, version_of(text)
+        self._text = tuple(_Known(tensor) for tensor in text)
 
     def fits(self, sample: Tensor) -> bool:
         """Return whether a call has the batch, size, dtype and device of the lane's last call."""
         return self._kind == _kind(sample)
 
-    def reads(self, text: Tensor) -> bool:
+    def reads(self, text: tuple[Tensor | None, ...]) -> bool:
         """Return whether a call has the text of the lane's last call."""
         known = self._text
-        if known is text:
-            return self._text_version == version_of(text)
-        if known is None or known.shape != text.shape or known.device != text.device:
+        if known is None or len(known) != len(text):
             return False
-        if known.data_ptr() == text.data_ptr() and known.stride() == text.stride():
-            return self._text_version == version_of(text)
-        return torch.equal(known, text)
+        return all(one.equals(tensor) for one, tensor in zip(known, text, strict=True))
 
     def distance(self, sample: Tensor) -> float:
         """Return the mean square difference of a call's latents from those of the lane's last call."""
         return float((sample.detach().float() - self._sample.float()).square().mean())
 
+    def turn(self, sample: Tensor) -> float:
+        """Return how far a call's latents have turned from those of the lane's last call: 1 minus the cosine.
+
+        Values that are the same do not count: inpainting has channels that never change.
+        """
+        now, before = sample.detach().float(), self._sample.float()
+        changed = now != before
+        now, before = now * changed, before * changed
+        return float(1 - (now * before).sum() / (now.norm() * before.norm()).clamp_min(1e-12)) if changed.any() else 0.0
+
+    def forget(self) -> None:
+        """Forget what past calls computed."""
+        self.cache.clear()
+        self.pruning = None
+
     def clear(self) -> None:
         """Free what the lane keeps."""
-        self.cache.clear()
-        self.index, self.pruning = -1, None
+        self.forget()
+        self.index, self.farthest, self.leaps = -1, 0.0, 0
         self._kind = self._text = self._sample = None
+
+
+class _Known:
+    """A tensor as it was at a call, or None."""
+
+    def __init__(self, tensor: Tensor | None) -> None:
+        self._tensor = tensor
+        self._version = None if tensor is None else version_of(tensor)
+
+    def equals(self, tensor: Tensor | None) -> bool:
+        """Return whether another tensor has the same values. If it is the same memory, no value is read."""
+        known = self._tensor
+        if known is None or tensor is None:
+            return known is tensor
+        if known is tensor:
+            return self._version == version_of(tensor)
+        if known.shape != tensor.shape or known.device != tensor.device:
+            return False
+        if known.data_ptr() == tensor.data_ptr() and known.stride() == tensor.stride():
+            return self._version == version_of(tensor)
+        return torch.equal(known, tensor)
 
 
 def _kind(sample: Tensor) -> tuple:
@@ -117,6 +152,11 @@ class Generation:
         """The number of the sampler's timesteps; None if they are not known."""
         return None if self.times is None else len(self.times)
 
+    @property
+    def entry(self) -> int:
+        """The index of the schedule's entry for the running call."""
+        return self.index
+
     def goes_on(self, timestep: Tensor | float, length: int) -> bool:
         """Return whether a timestep is of this generation; if not, it begins another one.
 
@@ -134,14 +174,14 @@ class Generation:
             return False
         return time == self.time or self.index + 1 < length
 
-    def index_of_next(self, timestep: Tensor | float, text: Tensor | None = None) -> int:
+    def index_of_next(self, timestep: Tensor | float, text: tuple[Tensor | None, ...] | None = None) -> int:
         """Return the index of the step that a timestep belongs to."""
         if self.listed is not None:
             return self._index_of(timestep, text)
         same = self.index >= 0 and value_of(timestep) == self.time
         return self.index if same else self.index + 1
 
-    def _index_of(self, timestep: Tensor | float, text: Tensor | None = None) -> int:
+    def _index_of(self, timestep: Tensor | float, text: tuple[Tensor | None, ...] | None = None) -> int:
         index = index_in(timestep, self.listed)
         if index is not None:
             return index
@@ -155,7 +195,13 @@ class Generation:
         start = self.index + 1 if time in times[self.index + 1 :] else 0
         return times.index(time, start) if time in times else self.index + 1
 
-    def enter(self, timestep: Tensor | float, sample: Tensor, text: Tensor, new_lane: Callable[[], Lane]) -> Lane:
+    def enter(
+        self,
+        timestep: Tensor | float,
+        sample: Tensor,
+        text: tuple[Tensor | None, ...],
+        new_lane: Callable[[], Lane],
+    ) -> Lane:
         """Begin a call, and return its lane.
 
         A lane whose cache is empty has its first call, or one whose batch or text is another.
@@ -163,7 +209,7 @@ class Generation:
         Args:
             timestep: What the sampler gave to the UNet.
             sample: (B, C, H, W) the UNet's input.
-            text: (B, tokens, width) its text.
+            text: What tells the calls of a step apart: its text (B, tokens, width), and other conditions.
             new_lane: Makes a lane.
         """
         index = self.index_of_next(timestep, text)
@@ -180,7 +226,7 @@ class Generation:
         lane.enter(index, sample, text)
         return lane
 
-    def _lane(self, index: int, sample: Tensor, text: Tensor, new_lane: Callable[[], Lane]) -> Lane:
+    def _lane(self, index: int, sample: Tensor, text: tuple[Tensor | None, ...], new_lane: Callable[[], Lane]) -> Lane:
         only = len(self.lanes) == 1 and self._calls_at_step == 1
         if only and self.listed is not None:
             # The text may change from step to step on purpose, as where prompts are blended.
@@ -212,19 +258,23 @@ class Generation:
 class Generations:
     """The generations that are running in one UNet. Each thread sees its own.
 
+    Args:
+        unlisted: Makes a generation whose timesteps are not known; None: a `Generation`.
+
     Attributes:
         lock: Is held by a call that changes what all threads share.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unlisted: Callable[[], Generation] | None = None) -> None:
+        self._unlisted = unlisted
         self._local = threading.local()
         self.lock = threading.RLock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Generations:
-        return Generations()
+        return Generations(self._unlisted)
 
     def __reduce__(self) -> tuple:
-        return Generations, ()
+        return Generations, (self._unlisted,)
 
     @property
     def running(self) -> list[Generation]:
@@ -232,6 +282,11 @@ class Generations:
         if not hasattr(self._local, "running"):
             self._local.running = []
         return self._local.running
+
+    @property
+    def latest(self) -> Generation | None:
+        """The one of this thread's last call; None if there is none."""
+        return next(iter(self.running), None)
 
     @property
     def inside(self) -> bool:
@@ -270,7 +325,8 @@ class Generations:
         for generation in list(running):
             if owned and generation.owned:  # the sampler has another list of timesteps now
                 self.drop(generation)
-        running.insert(0, Generation(listed, owned=owned))
+        counted = listed is None and self._unlisted is not None
+        running.insert(0, self._unlisted() if counted else Generation(listed, owned=owned))
         for generation in running[MOST_GENERATIONS:]:
             self.drop(generation)
         return running[0]

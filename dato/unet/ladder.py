@@ -10,39 +10,40 @@ an up block belongs to the last resnet of that block. The mid block is below the
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from dato.call import LAST, place_read
+from dato.unet.adapter import Adapter
 from dato.unet.cache import Cache
-from dato.unet.diffusers_unet import DiffusersUNet, Rung
+from dato.unet.kinds import adapter_of
 
 
 class Ladder:
-    """Runs a `UNet2DConditionModel` to a given depth.
+    """Runs a UNet to a given depth.
 
     Args:
-        unet: The model. It is only read, never changed.
+        unet: The UNet, or its adapter. It is only read, never changed.
 
     Attributes:
-        model: Its steps.
+        model: Its adapter, which has the steps.
 
     Raises:
-        DatoError: if the UNet has blocks that cannot be cut into rungs.
+        DatoError: if the UNet is of no kind that dato knows, or has blocks that cannot be cut into rungs.
     """
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
-        self.model = DiffusersUNet(unet)
+    def __init__(self, unet: nn.Module | Adapter) -> None:
+        self.model = unet if isinstance(unet, Adapter) else adapter_of(unet)
 
     @property
-    def blocks(self) -> dict[str, tuple[nn.Module, range]]:
+    def blocks(self) -> Mapping[str, tuple[nn.Module, range]]:
         """Each block of the UNet with the rungs that pass through it, by its name."""
         return self.model.blocks
 
     @property
-    def rungs(self) -> tuple[Rung, ...]:
+    def rungs(self) -> Sequence[Any]:
         """The rungs, rung 0 first."""
         return self.model.rungs
 
@@ -56,7 +57,7 @@ class Ladder:
         cache: Cache,
         sample: Tensor,
         timestep: Tensor | float,
-        encoder_hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
         **conditions: Any,
     ) -> Tensor:
         """Run one call. It reads and computes the places that `dato.call` describes.
@@ -69,7 +70,7 @@ class Ladder:
             sample: (B, C, H, W) noisy latents.
             timestep: The timestep.
             encoder_hidden_states: (B, tokens, width) the text.
-            **conditions: Other arguments of `UNet2DConditionModel.forward`.
+            **conditions: Other arguments of the UNet's forward.
 
         Returns:
             (B, C_out, H, W), the prediction.

@@ -32,8 +32,8 @@ def apply_patch(
     """Make a pipeline run a schedule. The pipeline is used as before; `remove_patch` undoes it bit for bit.
 
     Args:
-        pipe_or_unet: A diffusers pipeline with a `UNet2DConditionModel`, or such a UNet. If it is patched already, it
-            gets the new schedule instead.
+        pipe_or_unet: A diffusers pipeline with a `UNet2DConditionModel`, a model of CompVis' code (`LatentDiffusion`,
+            `DiffusionEngine`), or the UNet of one of them. If it is patched already, it gets the new schedule instead.
         schedule: A `Schedule`; a `Point` or `Front`; the path of a schedule or front as JSON; the name of a shipped
             one; or user/name on the Hugging Face hub. A front gives its knee, unless `speedup` or `quality` chooses
             another point. A point is meant for its number of steps and its sampler (`Point.kwargs`,

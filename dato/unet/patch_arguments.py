@@ -7,7 +7,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel
+from torch import nn
 
 from dato.errors import DatoError
 from dato.front import Front
@@ -23,7 +24,7 @@ from dato.unet.speedup_rule import RuleSchedule
 
 
 def resolve_schedules(
-    unet: UNet2DConditionModel,
+    unet: nn.Module,
     schedule: Schedule | Point | Front | str | Path | None,
     speedup: float | None,
     quality: float | None,
@@ -100,9 +101,7 @@ def resolve_control_nets(pipe: Any, controlnet: str | None) -> list[ControlNetMo
     return [] if controlnet is None else control_nets(pipe)
 
 
-def resolve_compile(
-    unet: UNet2DConditionModel, compile: bool | Mapping[str, Any] | CompiledCalls
-) -> CompiledCalls | None:
+def resolve_compile(unet: nn.Module, compile: bool | Mapping[str, Any] | CompiledCalls) -> CompiledCalls | None:
     """Return the compiled calls of a UNet; None if nothing is compiled.
 
     Raises:

@@ -22,7 +22,14 @@ _STACK = 10  # of a warning, from here to the code that calls the UNet
 
 
 class RunSchedule(Protocol):
-    """Gives the schedule of each run of a patched UNet."""
+    """Gives the schedule of each run of a patched UNet.
+
+    Attributes:
+        by_timestep: Whether the entries are for the sampler's timesteps, if these are not known beforehand. Else they
+            are for calls.
+    """
+
+    by_timestep: bool
 
     @property
     def length(self) -> int:
@@ -55,6 +62,8 @@ class GivenSchedule:
     Args:
         schedule: The schedule, for the UNet's number of rungs.
     """
+
+    by_timestep = False
 
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
@@ -96,6 +105,8 @@ class WholeCalls:
     Raises:
         DatoError: if a ratio is not valid, or there is none.
     """
+
+    by_timestep = True
 
     def __init__(self, ratios: float | Iterable[float], pruning: Pruning, rungs: int) -> None:
         if isinstance(ratios, Real):

@@ -20,7 +20,7 @@ from itertools import accumulate
 from numbers import Real
 from typing import Any, NamedTuple
 
-from diffusers import UNet2DConditionModel
+from torch import nn
 
 from dato.errors import DatoError
 from dato.samplers import SAMPLERS, num_calls
@@ -113,7 +113,8 @@ def rule(
     """Return the rule's schedule, which `apply_patch(pipe, speedup=...)` runs.
 
     Args:
-        pipe_or_unet: A diffusers pipeline with a `UNet2DConditionModel`, or such a UNet.
+        pipe_or_unet: A diffusers pipeline with a `UNet2DConditionModel`, a model of CompVis' code, or the UNet of one
+            of them.
         calls: UNet calls of one generation (see `num_calls`).
         speedup: How many times fewer FLOPs the UNet takes than in `calls` whole calls, above 1. If the calls are too
             few for it, the schedule has two whole calls, and is slower.
@@ -166,8 +167,9 @@ class RuleSchedule:
     """
 
     length = UNKNOWN_LENGTH
+    by_timestep = False
 
-    def __init__(self, unet: UNet2DConditionModel, speedup: float) -> None:
+    def __init__(self, unet: nn.Module, speedup: float) -> None:
         self._unet, self._speedup = unet, checked_speedup(speedup)
         self._last: Schedule | None = None
         self._warned: set[int] = set()  # numbers of calls
@@ -199,7 +201,7 @@ class RuleSchedule:
         return _begun_later(self._last, first)
 
 
-def _schedule(unet: UNet2DConditionModel, calls: int, speedup: float, run: Run, size: tuple[int, int]) -> Schedule:
+def _schedule(unet: nn.Module, calls: int, speedup: float, run: Run, size: tuple[int, int]) -> Schedule:
     """Return the rule's schedule for a run of `calls` calls."""
     kind = run.sampler
     whole, depth = _whole_and_depth(unet, calls, speedup, run, size)
@@ -219,9 +221,7 @@ def _schedule(unet: UNet2DConditionModel, calls: int, speedup: float, run: Run, 
     return _with_whole_calls(calls, accumulate(gaps, initial=0), depth, order, len(Ladder(unet)))
 
 
-def _whole_and_depth(
-    unet: UNet2DConditionModel, calls: int, speedup: float, run: Run, size: tuple[int, int]
-) -> tuple[int, int]:
+def _whole_and_depth(unet: nn.Module, calls: int, speedup: float, run: Run, size: tuple[int, int]) -> tuple[int, int]:
     """Return how many calls may be whole, and the depth of the others: 1 where that is worth its price."""
     whole, beside_depth_1 = (_affordable(calls, speedup, share) for share in (0.0, depth_share(unet, 1, size)))
     longest = _SHORT_WITH_NOISE if run.sampler.adds_noise else _SHORT
@@ -231,7 +231,7 @@ def _whole_and_depth(
     return whole, 0
 
 
-def _endless(unet: UNet2DConditionModel, speedup: float, size: tuple[int, int]) -> Schedule:
+def _endless(unet: nn.Module, speedup: float, size: tuple[int, int]) -> Schedule:
     """Return the schedule of a run whose number of calls is not known. It suits every sampler."""
     whole, depth = _whole_and_depth(unet, UNKNOWN_LENGTH, speedup, Run(NOISY, None), size)
     whole = max(1, whole)
@@ -279,7 +279,7 @@ def _kind(name: str, config: Mapping[str, Any]) -> SamplerKind:
     return KINDS.get(name, NOISY)
 
 
-def _own_size(unet: UNet2DConditionModel) -> tuple[int, int]:
+def _own_size(unet: nn.Module) -> tuple[int, int]:
     """Return the size of the latents that the UNet was made for."""
     return latent_size(unet) or (64, 64)
 

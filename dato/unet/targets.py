@@ -1,13 +1,13 @@
-"""What can be patched: pipelines with a `UNet2DConditionModel`, and such UNets, also compiled or wrapped by peft."""
+"""What can be patched: diffusers pipelines, models of CompVis' code, and their UNets, also compiled or within peft."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from diffusers import UNet2DConditionModel
 from torch import nn
 
 from dato.errors import DatoError
+from dato.unet.kinds import is_supported
 
 SUPPORTED = (
     "supported are diffusers pipelines with a UNet2DConditionModel, as of Stable Diffusion 1.x, 2.x and XL "
@@ -16,47 +16,68 @@ SUPPORTED = (
 )
 
 _COMPVIS = (
-    "models of CompVis' code (ldm) are not supported yet; load the same checkpoint into diffusers, with "
-    "`dato.load_pipeline(FILE)` or `StableDiffusionPipeline.from_single_file(FILE)`"
+    "of CompVis' code, supported are models whose UNet is a `UNetModel`, as of Stable Diffusion 1.x, 2.x and XL; you "
+    "can also load such a checkpoint into diffusers, with `dato.load_pipeline(FILE)`"
 )
 
 
-def unet_of(pipe_or_unet: Any) -> tuple[UNet2DConditionModel, Any]:
-    """Return the UNet, and the pipeline around it if there is one.
+def unet_of(pipe_or_unet: Any) -> tuple[nn.Module, Any]:
+    """Return the UNet, and the diffusers pipeline around it if there is one.
+
+    A model of CompVis' code (`LatentDiffusion`, `DiffusionEngine`) has its UNet at `model.diffusion_model`. It holds no
+    sampler, so it is no pipeline.
 
     Raises:
         DatoError: if there is no UNet of the kind that dato patches.
     """
-    unet = _inner(pipe_or_unet)
-    if isinstance(unet, UNet2DConditionModel):
-        return unet, None
+    whole = _inner(pipe_or_unet)
+    if is_supported(whole):
+        return whole, None
     unet = _inner(getattr(pipe_or_unet, "unet", None))
-    if isinstance(unet, UNet2DConditionModel):
+    if is_supported(unet):
         return unet, pipe_or_unet
+    within = _diffusion_model(whole)
+    if is_supported(within):
+        return within, None
     name = type(pipe_or_unet).__name__
-    if _is_of_compvis(pipe_or_unet):
+    if within is not None:
+        raise DatoError(f"cannot patch a {name} with a {type(within).__name__}: {_COMPVIS}")
+    if hasattr(whole, "input_blocks"):
         raise DatoError(f"cannot patch {name}: {_COMPVIS}")
     part = next((p for p in (unet, *(getattr(pipe_or_unet, n, None) for n in ("transformer", "prior"))) if p), None)
     what = name if part is None else f"a {name} with a {type(_inner(part)).__name__}"
     raise DatoError(f"cannot patch {what}: {SUPPORTED}")
 
 
-def owns(pipe: Any, unet: UNet2DConditionModel) -> bool:
+def _diffusion_model(model: Any) -> Any:
+    """Return the UNet of a `LatentDiffusion`, a `DiffusionEngine`, or the wrapper within one; None if there is none."""
+    for holder in (model, _inner(getattr(model, "model", None))):
+        unet = _inner(getattr(holder, "diffusion_model", None))
+        if unet is not None:
+            return unet
+    return None
+
+
+def owns(pipe: Any, unet: nn.Module) -> bool:
     """Return whether this is a pipeline's UNet, also if it is compiled or wrapped by peft."""
     return _inner(getattr(pipe, "unet", None)) is unet
 
 
-def latent_size(unet: UNet2DConditionModel) -> tuple[int, int] | None:
-    """Return (H, W) of the latents that a UNet was made for; None if its configuration does not say."""
-    size = unet.config.sample_size
+def latent_size(unet: nn.Module) -> tuple[int, int] | None:
+    """Return (H, W) of the latents that a UNet was made for; None if it has no configuration that says so."""
+    size = getattr(getattr(unet, "config", None), "sample_size", None)
     size = [size] * 2 if isinstance(size, int) else size
     return tuple(size) if isinstance(size, (list, tuple)) and len(size) == 2 else None
 
 
 def wrapper_of(pipe_or_unet: Any) -> nn.Module | None:
     """Return what `torch.compile` made of the UNet, if it stands in the UNet's place."""
-    whole = getattr(pipe_or_unet, "unet", pipe_or_unet)
-    return whole if hasattr(whole, "_orig_mod") else None
+    model = getattr(pipe_or_unet, "model", None)
+    places = ((pipe_or_unet, "unet"), (pipe_or_unet, "diffusion_model"), (model, "diffusion_model"))
+    for whole in (*(getattr(holder, name, None) for holder, name in places), pipe_or_unet):
+        if hasattr(whole, "_orig_mod"):
+            return whole
+    return None
 
 
 def compile_settings(pipe_or_unet: Any, compiled: Any = None) -> bool | dict[str, Any]:
@@ -98,12 +119,6 @@ def guidance_parts(pipe: Any) -> int | None:
         return None
     parts = 3 if "InstructPix2Pix" in type(pipe).__name__ else 2
     return (parts if guided else 1) + bool(getattr(pipe, "do_perturbed_attention_guidance", False))
-
-
-def _is_of_compvis(model: Any) -> bool:
-    """Return whether this is a `LatentDiffusion`, the wrapper within it, or the `UNetModel` within that."""
-    wrapper = getattr(model, "model", model)
-    return hasattr(getattr(wrapper, "diffusion_model", model), "input_blocks")
 
 
 def _inner(module: Any) -> Any:

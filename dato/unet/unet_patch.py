@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
+from diffusers import ControlNetModel
 from torch import Tensor, nn
 
 from dato.errors import DatoError
@@ -22,6 +19,7 @@ from dato.tokens.pruner import TokenPruner
 from dato.unet.cache import Cache
 from dato.unet.compiled import CompiledCalls, Variant
 from dato.unet.controlnet import Follower
+from dato.unet.counted import CountedGeneration
 from dato.unet.current_call import of_each_image
 from dato.unet.foreign import check_depths, name_of, refuse_readers, refuse_rivals
 from dato.unet.forward_override import ForwardOverride
@@ -29,13 +27,11 @@ from dato.unet.generation import Generation, Generations, Lane
 from dato.unet.ladder import Ladder
 from dato.unet.observed_call import run_observed
 from dato.unet.run_check import differences
-from dato.unet.run_schedule import RunSchedule
+from dato.unet.run_schedule import UNKNOWN_LENGTH, RunSchedule
 from dato.unet.targets import guidance_parts, owns
 
 ATTRIBUTE = "_dato_patch"  # of the UNet while it is patched
 _STACK = 9  # of a warning, from here to the code that calls the UNet
-_FORWARD_ARGUMENTS = tuple(inspect.signature(UNet2DConditionModel.forward).parameters)[1:]
-_KNOWN_ARGUMENTS = frozenset(_FORWARD_ARGUMENTS)
 
 
 class _Owner:
@@ -75,7 +71,7 @@ class Patch:
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
+        unet: nn.Module,
         schedules: RunSchedule,
         pipe: Any = None,
         *,
@@ -89,13 +85,16 @@ class Patch:
         self._schedules = schedules
         self._pipe = _Owner(pipe)
         self._point = None if pipe is None else point  # None after it was compared with a run
-        self._generations = Generations()
+        self._generations = Generations(CountedGeneration if self.ladder.model.repeats else None)
         self._compiled_calls = compiled_calls
-        self._warned_of: set[str] = set()  # forwards of others
+        self._warned_of: set[str] = set()  # forwards of others, and lengths of runs
         self.pruner = None
         pruning = self.schedule.pruning
         if any(self.schedule.ratios):
-            self.pruner = TokenPruner(unet, pruning) if compiled_calls is None else compiled_calls.pruner(pruning)
+            places = self.ladder.model.places
+            self.pruner = (
+                TokenPruner(unet, pruning, places) if compiled_calls is None else compiled_calls.pruner(pruning)
+            )
         self._override = ForwardOverride(unet, self.forward, wrapper)
         self._followers = [Follower(net, self._depth_of_next, len(self.ladder)) for net in nets]
         refuse_rivals(unet, pruning=self.pruner is not None)
@@ -130,14 +129,13 @@ class Patch:
         self._release()
 
     @torch.compiler.disable  # `CompiledCalls` compiles the parts, or nothing does
-    def forward(self, *args: Any, **kwargs: Any) -> UNet2DConditionOutput | tuple[Tensor]:
-        """Stand in for `UNet2DConditionModel.forward`, with its arguments and its kind of result."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for the UNet's forward, with its arguments and its kind of result."""
         if not self._override.attached or self._generations.inside:
             return self._override.stock(*args, **kwargs)
-        arguments = dict(zip(_FORWARD_ARGUMENTS, args, strict=False), **kwargs)
+        arguments, result_of = self.ladder.model.read(args, kwargs)
         if of_each_image(arguments["timestep"]):
             return self._run_alone(arguments["sample"], args, kwargs)
-        return_dict = arguments.pop("return_dict", True)
         generation = self._generation(arguments["timestep"])
         with self._alone():
             try:
@@ -146,38 +144,43 @@ class Patch:
                 self._generations.drop(generation)  # the next call does not continue it
                 self._release()
                 raise
-        return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
+        return result_of(prediction)
 
     def _run_in(
         self, generation: Generation, arguments: dict[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Tensor:
         """Run a call of a generation, and return its prediction."""
-        sample, text = arguments["sample"], arguments["encoder_hidden_states"]
+        sample, text = arguments["sample"], self.ladder.model.text_of(arguments)
         begins = generation.schedule is None
         lane = generation.enter(arguments["timestep"], sample, text, lambda: Lane(Cache()))
         if begins:
             self._begin(generation, sample)
-        schedule, index = generation.schedule, generation.index
+        schedule, index = generation.schedule, generation.entry
+        if index >= len(schedule):
+            return self._run_beyond(schedule, args, kwargs, arguments)
         if lane.cache.empty:
             lane.cache = Cache(schedule.rule, len(schedule))
         if self.pruner is not None:
             self.pruner.resume(lane.pruning, sample.device)
         call = generation.calls[index]
         lane.cache.begin(call, generation.time)
-        depth = self._depth(schedule, lane)
+        depth = self._depth(call.depth, lane)
         controlled = arguments.get("down_block_additional_residuals") is not None
         if controlled and depth > generation.followed.get(index, depth):
             raise DatoError("controlnet='follow': the UNet got other inputs than its ControlNet; patch without it")
-        foreign = self._override.foreign
-        if not arguments.keys() <= _KNOWN_ARGUMENTS:  # a subclass takes more than the ladder
-            depth, foreign = len(self.ladder), foreign or self._override.stock
-        if foreign is not None and depth == len(self.ladder):
-            prediction = self._run_foreign(foreign, lane, args, kwargs, arguments)
+        model, foreign = self.ladder.model, self._override.foreign
+        unknown = not arguments.keys() <= model.takes  # a subclass takes more than the ladder
+        if unknown:
+            depth = len(self.ladder)
+        stock = unknown or (model.whole_calls_are_stock and self._compiled_calls is None)
+        if depth == len(self.ladder) and (stock or foreign is not None):
+            forward = foreign or self._override.stock
+            prediction = self._run_whole(forward, call.ratio, lane.cache, args, kwargs, arguments)
         else:
             if foreign is not None:
                 self._warn_of(foreign)
             check_depths(self.ladder.blocks, [depth])
-            with _lora_scale(self.unet, arguments):
+            with model.during_call(arguments):
                 prediction = self._run(depth, call.ratio, lane.cache, arguments)
         lane.cache.end()
         if self.pruner is not None:
@@ -190,7 +193,29 @@ class Patch:
     def _generation(self, timestep: Tensor | float) -> Generation:
         """Return the generation that the next call belongs to."""
         timesteps = getattr(getattr(self._owner, "scheduler", None), "timesteps", None)
-        return self._generations.at(timestep, timesteps, lambda: self._schedules.length)
+        latest = self._generations.latest
+        generation = self._generations.at(timestep, timesteps, lambda: self._schedules.length)
+        if isinstance(latest, CountedGeneration) and generation is not latest:
+            self._check_length_of(latest)
+        return generation
+
+    def _check_length_of(self, ended: CountedGeneration) -> None:
+        """Warn once if a run was shorter than its schedule."""
+        schedule = ended.schedule
+        if schedule is not None and ended.entry + 1 < len(schedule) < UNKNOWN_LENGTH:
+            calls = "step" if ended.by_timestep else "call"
+            self._warn_of_length(
+                f"the last run ended after {calls} {ended.entry + 1}, and the schedule has {len(schedule)} {calls}s"
+            )
+
+    def _warn_of_length(self, what: str) -> None:
+        if "length" not in self._warned_of:
+            self._warned_of.add("length")
+            warnings.warn(
+                f"{what}; if it was not broken off, give a schedule for the run's number of calls, such as "
+                "`schedule.resampled(calls)`",
+                stacklevel=_STACK,
+            )
 
     def _begin(self, generation: Generation, sample: Tensor) -> None:
         """Begin a generation."""
@@ -204,6 +229,8 @@ class Patch:
             refuse_readers(self.unet)
         check_depths(self.ladder.blocks, schedule.depths)
         generation.schedule, generation.calls = schedule, schedule.calls(generation.times)
+        if isinstance(generation, CountedGeneration):
+            generation.by_timestep = self._schedules.by_timestep
         if self.pruner is not None:
             self.pruner.parts = guidance_parts(self._owner)
         point = self._point
@@ -217,12 +244,12 @@ class Patch:
                     stacklevel=_STACK,
                 )
 
-    def _depth(self, schedule: Schedule, lane: Lane) -> int:
+    def _depth(self, depth: int, lane: Lane) -> int:
         """Return the depth of a lane's call: the whole UNet if its cache cannot serve the schedule's depth.
 
         This happens in img2img, which starts midway, and when shapes change.
         """
-        full, depth = len(self.ladder), schedule.depths[lane.index]
+        full = len(self.ladder)
         return depth if depth < full and lane.cache.can_serve(depth) else full
 
     def _depth_of_next(self, timestep: Tensor | float) -> int:
@@ -256,20 +283,39 @@ class Patch:
             self.pruner.observe(prediction)
         return prediction
 
-    def _run_foreign(
+    def _run_whole(
         self,
         forward: Callable[..., Any],
-        lane: Lane,
+        ratio: float,
+        cache: Cache,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         arguments: Mapping[str, Any],
     ) -> Tensor:
-        """Run a whole call through the forward that others gave to the UNet."""
+        """Run a whole call through the UNet's own forward, or through the one that others gave to it.
+
+        The forward of others does not prune: it may run the UNet in parts.
+        """
+        own = forward == self._override.stock and self._override.foreign is None
         if self.pruner is not None:
-            self.pruner.prepare(0.0, arguments["sample"], lane.cache.time)
+            self.pruner.prepare(ratio if own else 0.0, arguments["sample"], cache.time)
         with self._generations.within():
-            result = run_observed(lambda: forward(*args, **kwargs), self.ladder.model, lane.cache, arguments)
-        return result[0] if isinstance(result, tuple) else result.sample
+            result = run_observed(lambda: forward(*args, **kwargs), self.ladder.model, cache, arguments)
+        prediction = self.ladder.model.prediction_of(result)
+        if self.pruner is not None and own:
+            self.pruner.observe(prediction)
+        return prediction
+
+    def _run_beyond(
+        self,
+        schedule: Schedule,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        arguments: Mapping[str, Any],
+    ) -> Tensor:
+        """Run a call after the schedule's last one: whole, and without any cache."""
+        self._warn_of_length(f"this run makes more calls than the schedule's {len(schedule)}, and the others run whole")
+        return self.ladder.model.prediction_of(self._run_alone(arguments["sample"], args, kwargs))
 
     def _run_alone(self, sample: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run a call that belongs to no generation: whole, and without any cache."""
@@ -292,7 +338,11 @@ class Patch:
     def _alone(self) -> contextlib.AbstractContextManager[Any]:
         """Let other threads wait while a call changes what they share."""
         shares = (
-            self.pruner is not None or self._compiled_calls is not None or self._followers or self._override.foreign
+            self.pruner is not None
+            or self._compiled_calls is not None
+            or self._followers
+            or self._override.foreign
+            or self.ladder.model.whole_calls_are_stock  # hooks watch them
         )
         return self._generations.lock if shares else contextlib.nullcontext()
 
@@ -302,21 +352,3 @@ class Patch:
             follower.forget()
         if self.pruner is not None:
             self.pruner.begin(None)
-
-
-@contextlib.contextmanager
-def _lora_scale(unet: UNet2DConditionModel, arguments: dict[str, Any]) -> Iterator[None]:
-    """Scale LoRA layers for this call by `cross_attention_kwargs["scale"]`, as the stock forward does."""
-    extra = arguments.get("cross_attention_kwargs")
-    if not extra or "scale" not in extra:
-        yield
-        return
-    arguments["cross_attention_kwargs"] = {k: v for k, v in extra.items() if k != "scale"}
-    if not USE_PEFT_BACKEND:
-        yield
-        return
-    scale_lora_layers(unet, extra["scale"])
-    try:
-        yield
-    finally:
-        unscale_lora_layers(unet, extra["scale"])
