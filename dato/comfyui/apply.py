@@ -47,7 +47,7 @@ def apply_schedule(
         values |= {"name": name.strip(), "schedule": schedule.for_rungs(rungs), "point": point}
     else:
         values |= {"name": "the rule", "speedup": checked_speedup(speedup)}
-    return _with(model, settings_of(_options(model)).with_schedule(**values).with_node(node))
+    return with_settings(model, settings_of(_options(model)).with_schedule(**values).with_node(node))
 
 
 def prune_tokens(model: Any, ratio: float = 0.5, node: str | None = None, **pruning: Any) -> tuple[Any, Settings]:
@@ -76,10 +76,10 @@ def prune_tokens(model: Any, ratio: float = 0.5, node: str | None = None, **prun
         )
     from dataclasses import replace
 
-    return _with(model, replace(settings_of(_options(model)), ratio=ratio, pruning=settings).with_node(node))
+    return with_settings(model, replace(settings_of(_options(model)), ratio=ratio, pruning=settings).with_node(node))
 
 
-def _with(model: Any, settings: Settings) -> tuple[Any, Settings]:
+def with_settings(model: Any, settings: Settings) -> tuple[Any, Settings]:
     """Return a copy of a model with these settings and our wrappers."""
     from comfy.patcher_extension import WrappersMP
 
