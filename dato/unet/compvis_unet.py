@@ -77,11 +77,12 @@ class CompVisUNet(adapter.Adapter):
         arguments = {_NAMES.get(name, name): value for name, value in given.items()}
         if len(args) > len(_NAMES):
             arguments["*"] = args[len(_NAMES) :]  # of another class; its whole calls take them
+        arguments = {name: value for name, value in arguments.items() if value is not None}
         if arguments.get("sample") is None or arguments.get("timestep") is None:
             raise DatoError("this UNet needs latents and timesteps: unet(x, timesteps, context=...)")
         arguments.setdefault("encoder_hidden_states", None)
-        conditional, y = getattr(self.unet, "num_classes", None) is not None, arguments.get("y")
-        if conditional != (y is not None):
+        conditional = getattr(self.unet, "num_classes", None) is not None
+        if conditional != ("y" in arguments):
             raise DatoError(
                 "this UNet is class-conditional: give it `y`, the classes or conditions of each image"
                 if conditional

@@ -23,7 +23,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from dato.unet.current_call import value_of
-from dato.unet.generation import Generation, Lane
+from dato.unet.generation import Generation
+from dato.unet.lane import Lane
 
 _LEAP = 2.5  # times the widest distance of timesteps so far, and one more
 _FAR = 0.5  # 1 minus the cosine of the latents before and after a leap, at least
@@ -74,7 +75,7 @@ class CountedGeneration(Generation):
         self._calls_at_step = 1 if index != self.index else self._calls_at_step + 1
         self.index, self.time = index, time
         lane = self._lane(index, sample, text, new_lane)
-        if moves and not first and lane.index >= 0 and not lane.cache.empty and _leaps(lane, sample):
+        if lane.index >= 0 and not lane.cache.empty and _leaps(lane, sample):
             lane.forget()
         lane.enter(index, sample, text)
         return lane
@@ -84,7 +85,9 @@ class CountedGeneration(Generation):
         if self.index == 0:
             return False
         fitting = [lane for lane in self.lanes if lane.fits(sample) and lane.reads(text)]
-        return bool(fitting) and all(lane.index == self.index for lane in fitting)
+        waiting = [lane for lane in fitting if lane.index != self.index]
+        # A lane that waits for its call may be left over from a run that was broken off at its first step.
+        return len(waiting) < len(fitting) and all(lane.turn(sample) > _FAR for lane in waiting)
 
     def _forget(self) -> None:
         for lane in self.lanes:

@@ -12,7 +12,7 @@ from dato.unet.kinds import is_supported
 SUPPORTED = (
     "supported are diffusers pipelines with a UNet2DConditionModel, as of Stable Diffusion 1.x, 2.x and XL "
     "(text-to-image, img2img, inpainting, refiner, upscaler, ControlNet, T2I-Adapter, IP-Adapter, GLIGEN, "
-    "InstructPix2Pix, LCM); transformers and video are not"
+    "InstructPix2Pix, LCM), and models of CompVis' code with a UNetModel; transformers and video are not"
 )
 
 _COMPVIS = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -21,33 +20,20 @@ from dato.unet.compiled import CompiledCalls, Variant
 from dato.unet.controlnet import Follower
 from dato.unet.counted import CountedGeneration
 from dato.unet.current_call import of_each_image
-from dato.unet.foreign import check_depths, name_of, refuse_readers, refuse_rivals
+from dato.unet.foreign import check_depths, refuse_readers, refuse_rivals
 from dato.unet.forward_override import ForwardOverride
-from dato.unet.generation import Generation, Generations, Lane
+from dato.unet.generation import Generation, Generations
 from dato.unet.ladder import Ladder
+from dato.unet.lane import Lane
 from dato.unet.observed_call import run_observed
+from dato.unet.owner import Owner
 from dato.unet.run_check import differences
-from dato.unet.run_schedule import UNKNOWN_LENGTH, RunSchedule
+from dato.unet.run_schedule import RunSchedule
+from dato.unet.run_warnings import RunWarnings
 from dato.unet.targets import guidance_parts, owns
 
 ATTRIBUTE = "_dato_patch"  # of the UNet while it is patched
 _STACK = 9  # of a warning, from here to the code that calls the UNet
-
-
-class _Owner:
-    """The pipeline around a UNet. Copies of the UNet know it; pickles do not, so that they do not hold it."""
-
-    def __init__(self, pipe: Any) -> None:
-        self._ref = None if pipe is None else weakref.ref(pipe)
-
-    def get(self) -> Any:
-        return None if self._ref is None else self._ref()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Owner:
-        return self
-
-    def __reduce__(self) -> tuple:
-        return _Owner, (None,)
 
 
 class Patch:
@@ -83,11 +69,11 @@ class Patch:
         self.unet = unet
         self.ladder = Ladder(unet)
         self._schedules = schedules
-        self._pipe = _Owner(pipe)
+        self._pipe = Owner(pipe)
         self._point = None if pipe is None else point  # None after it was compared with a run
         self._generations = Generations(CountedGeneration if self.ladder.model.repeats else None)
         self._compiled_calls = compiled_calls
-        self._warned_of: set[str] = set()  # forwards of others, and lengths of runs
+        self._warnings = RunWarnings()
         self.pruner = None
         pruning = self.schedule.pruning
         if any(self.schedule.ratios):
@@ -169,16 +155,18 @@ class Patch:
         if controlled and depth > generation.followed.get(index, depth):
             raise DatoError("controlnet='follow': the UNet got other inputs than its ControlNet; patch without it")
         model, foreign = self.ladder.model, self._override.foreign
-        unknown = not arguments.keys() <= model.takes  # a subclass takes more than the ladder
+        unknown = sorted(arguments.keys() - model.takes)  # a subclass takes more than the ladder
         if unknown:
+            if depth < len(self.ladder) and model.whole_calls_are_stock:
+                self._warnings.of_argument(unknown[0])
             depth = len(self.ladder)
-        stock = unknown or (model.whole_calls_are_stock and self._compiled_calls is None)
+        stock = bool(unknown) or (model.whole_calls_are_stock and self._compiled_calls is None)
         if depth == len(self.ladder) and (stock or foreign is not None):
             forward = foreign or self._override.stock
             prediction = self._run_whole(forward, call.ratio, lane.cache, args, kwargs, arguments)
         else:
             if foreign is not None:
-                self._warn_of(foreign)
+                self._warnings.of_forward(foreign)
             check_depths(self.ladder.blocks, [depth])
             with model.during_call(arguments):
                 prediction = self._run(depth, call.ratio, lane.cache, arguments)
@@ -196,26 +184,8 @@ class Patch:
         latest = self._generations.latest
         generation = self._generations.at(timestep, timesteps, lambda: self._schedules.length)
         if isinstance(latest, CountedGeneration) and generation is not latest:
-            self._check_length_of(latest)
+            self._warnings.of_short_run(latest)
         return generation
-
-    def _check_length_of(self, ended: CountedGeneration) -> None:
-        """Warn once if a run was shorter than its schedule."""
-        schedule = ended.schedule
-        if schedule is not None and ended.entry + 1 < len(schedule) < UNKNOWN_LENGTH:
-            calls = "step" if ended.by_timestep else "call"
-            self._warn_of_length(
-                f"the last run ended after {calls} {ended.entry + 1}, and the schedule has {len(schedule)} {calls}s"
-            )
-
-    def _warn_of_length(self, what: str) -> None:
-        if "length" not in self._warned_of:
-            self._warned_of.add("length")
-            warnings.warn(
-                f"{what}; if it was not broken off, give a schedule for the run's number of calls, such as "
-                "`schedule.resampled(calls)`",
-                stacklevel=_STACK,
-            )
 
     def _begin(self, generation: Generation, sample: Tensor) -> None:
         """Begin a generation."""
@@ -314,7 +284,7 @@ class Patch:
         arguments: Mapping[str, Any],
     ) -> Tensor:
         """Run a call after the schedule's last one: whole, and without any cache."""
-        self._warn_of_length(f"this run makes more calls than the schedule's {len(schedule)}, and the others run whole")
+        self._warnings.of_long_run(schedule)
         return self.ladder.model.prediction_of(self._run_alone(arguments["sample"], args, kwargs))
 
     def _run_alone(self, sample: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -325,15 +295,6 @@ class Patch:
                 self.pruner.prepare(0.0, sample, 0.0)
             with self._generations.within():
                 return (self._override.foreign or self._override.stock)(*args, **kwargs)
-
-    def _warn_of(self, forward: Callable[..., Any]) -> None:
-        name = name_of(forward)
-        if name not in self._warned_of:
-            self._warned_of.add(name)
-            warnings.warn(
-                f"this UNet has another forward ({name}); it runs in whole calls, and other calls run without it",
-                stacklevel=_STACK,
-            )
 
     def _alone(self) -> contextlib.AbstractContextManager[Any]:
         """Let other threads wait while a call changes what they share."""

@@ -1,6 +1,6 @@
 """CompVis' `UNetModel`: the same weights and schedule give what they give in diffusers; whole calls are stock's."""
 
-from functools import cache
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +19,7 @@ from which_tests import thorough
 import dato
 from dato import DatoError, Schedule, sito
 from dato.tokens.places import places_of
+from dato.unet import compvis_unet as compvis_unet_module
 from dato.unet.cache import Cache
 from dato.unet.depth_shares import depth_share
 from dato.unet.kinds import adapter_of
@@ -32,19 +33,23 @@ DEPTHS += thorough(*((kind, d) for kind, rungs in RUNGS.items() for d in range(r
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 
 
-@cache
+_pairs = {}
+
+
 def pair(kind):
     """A UNet of CompVis' code, and diffusers' with the same weights."""
-    unet = compvis_unet(kind)
-    return unet, diffusers_twin(unet, kind)
+    if kind not in _pairs:
+        unet = compvis_unet(kind)
+        _pairs[kind] = unet, diffusers_twin(unet, kind)
+    return _pairs[kind]
 
 
 @pytest.fixture(autouse=True)
 def _no_grad():
     with torch.no_grad():
         yield
-    for kind in RUNGS:
-        for unet in pair(kind):
+    for unets in _pairs.values():
+        for unet in unets:
             dato.remove_patch(unet)
 
 
@@ -181,8 +186,7 @@ def test_the_places_of_tokens_are_those_of_diffusers(kind):
 
 def test_the_rule_is_that_of_diffusers():
     unet, twin = pair("sd")
-    for depth in (1, 3, 7):
-        assert depth_share(unet, depth, (8, 8)) == pytest.approx(depth_share(twin, depth, (8, 8)), rel=1e-6)
+    assert depth_share(unet, 1, (8, 8)) == pytest.approx(depth_share(twin, 1, (8, 8)), rel=1e-6)
     given = {"sampler": "dpm++2m", "guidance_scale": 3.0}
     assert dato.rule(unet, 20, 2.5, **given) == dato.rule(twin, 20, 2.5, **given)
     stock = compvis_run(unet)
@@ -199,6 +203,55 @@ def test_the_unet_is_found_where_models_hold_it(where):
     assert dato.apply_patch(model, Schedule.full(7)) is model
     assert dato.current_schedule(model) == Schedule.full(7) == dato.current_schedule(unet)
     assert dato.remove_patch(model) is model and dato.current_schedule(unet) is None
+
+
+class LayerByLayer(compvis_unet_module.CompVisUNet):
+    """An adapter as of a program that runs the layers of a block by itself, and passes more to them."""
+
+    takes = compvis_unet_module.CompVisUNet.takes | {"seen"}
+
+    def embed(self, sample, timestep, encoder_hidden_states=None, y=None, seen=None):
+        begun = super().embed(sample, timestep, encoder_hidden_states, y)
+        return LayersForward(self, sample, begun.emb, encoder_hidden_states, seen)
+
+
+class LayersForward(compvis_unet_module.Forward):
+    def __init__(self, model, sample, emb, text, seen):
+        super().__init__(model, sample, emb, text)
+        self.seen = seen
+
+    def run(self, block, way, index, h, size=None):
+        self.seen.append((way, index))
+        for layer in block:
+            if hasattr(layer, "emb_layers"):
+                h = layer(h, self.emb)
+            else:
+                h = layer(h, self.text) if hasattr(layer, "transformer_blocks") else layer(h)
+        assert size is None or h.shape[2:] == size[2:]
+        return h
+
+
+def test_blocks_may_be_run_in_another_way():
+    unet, seen = pair("sd")[0], []
+    ladder, cache, (x, text) = Ladder(LayerByLayer(unet)), Cache(), compvis_inputs()
+    time = torch.tensor([500, 500], device=device())
+    stock = unet(x, time, context=text)
+    assert torch.equal(ladder.run(12, cache, x, time, text, seen=seen), stock)
+    expected = [("input", i) for i in range(12)] + [("middle", 0)] + [("output", i) for i in range(12)]
+    assert seen == expected
+    seen.clear()
+    assert torch.equal(ladder.run(2, cache, x, time, text, seen=seen), stock)
+    assert seen == [("input", 0), ("input", 1), ("output", 10), ("output", 11)]
+
+
+def test_a_copy_of_a_patched_unet_is_patched_too():
+    unet, _ = pair("sd")
+    stock = compvis_run(unet)
+    dato.apply_patch(unet, Schedule.uniform(7, 3, 1), prune_ratio=0.5)
+    ours, copied = compvis_run(unet), copy.deepcopy(unet)
+    dato.remove_patch(unet)
+    assert all(torch.equal(a, b) for a, b in zip(compvis_run(copied), ours, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(compvis_run(dato.remove_patch(copied)), stock, strict=True))
 
 
 def test_a_unet_with_classes():
@@ -247,12 +300,16 @@ def test_a_unet_without_transformers_has_depths_but_no_tokens():
         sito.apply_patch(unet)
 
 
-def test_compiled_calls_give_the_same():
+@pytest.mark.parametrize("really", [False, *thorough(True)])
+def test_compiled_calls_give_the_same(really, monkeypatch):
+    if not really:
+        monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     unet = compvis_unet(use_checkpoint=False)
-    schedule = Schedule([12, 1, 12, 0, 2, 12, 1], orders=1)
+    schedule = Schedule([12, 1, 12, 0, 1, 12, 1], orders=1)
     plain = compvis_run(dato.apply_patch(unet, schedule, prune_ratio=0.5))
     dato.apply_patch(unet, schedule, prune_ratio=0.5, compile={"backend": "eager"})
     assert_close(compvis_run(unet), plain)
+    assert unet._dato_patch._compiled_calls.count == 2  # of depth 12 and of depth 1
 
 
 class Controlled(openaimodel.UNetModel):
@@ -272,6 +329,12 @@ def test_what_the_ladder_does_not_know_runs_whole():
     assert all(torch.equal(a, b) for a, b in zip(compvis_run(unet, control=control), stock, strict=True))
     with pytest.warns(UserWarning, match="another forward .*Controlled.forward"):
         compvis_run(unet)
+    plain = pair("sd")[0]
+    stock = compvis_run(plain)
+    dato.apply_patch(plain, Schedule.uniform(7, 3, 1))
+    with pytest.warns(UserWarning, match="does not know the UNet's argument `features`; calls with it run whole"):
+        ours = compvis_run(plain, features=control)  # stock takes any argument, and does nothing with it
+    assert all(torch.equal(a, b) for a, b in zip(ours, stock, strict=True))
 
 
 def test_what_cannot_be_patched_is_refused_in_one_line():

@@ -183,6 +183,47 @@ def test_a_run_that_is_broken_off_does_not_lead_into_the_next_one(whole_calls):
     assert torch.equal(sample(seed=2), expected) and whole_calls == whole(schedule)
 
 
+def test_tiles_of_one_text_have_a_cache_each():
+    """Also where a timestep comes twice: then each of the tiles comes twice."""
+    unet, (text, _) = model().model.diffusion_model, conditions()
+    times = [901, 801, 801, 701, 601, 501]
+    starts, drift = [compvis_inputs(1, seed=seed)[0] for seed in (0, 1)], compvis_inputs(1, seed=2)[0]
+    schedule = Schedule([12, 1, 0, 2, 12, 1], orders=[0, 0, 0, 1, 0, 1])
+
+    def call(tile, number):
+        time = torch.full((1,), times[number], device=device())
+        return unet(starts[tile] + 0.1 * number * drift, time, context=text)
+
+    alone = []
+    for tile in range(2):
+        dato.apply_patch(unet, schedule)
+        alone.append([call(tile, number) for number in range(len(times))])
+    dato.apply_patch(unet, schedule)
+    for number in range(len(times)):
+        for tile in range(2):
+            assert torch.equal(call(tile, number), alone[tile][number]), (number, tile)
+
+
+@pytest.mark.parametrize(("name", "after"), [("plms", 1), ("plms", 2), *thorough(("plms", 3), ("ddim", 1))])
+def test_a_run_may_be_broken_off_after_any_call(name, after, whole_calls):
+    """Also after the first one: the next run begins at the same timestep."""
+    schedule = Schedule([12, 1, 0, 1, 12, 1, 1, 1, 0][: CALLS[name]])
+    dato.apply_patch(model(), schedule)
+    expected = sample(name, seed=2)
+    whole_calls.clear()
+
+    def interrupt(*_):
+        if len(whole_calls) == after:
+            raise BrokenOff
+
+    handle = model().model.diffusion_model.register_forward_hook(interrupt)
+    with pytest.raises(BrokenOff):
+        sample(name, seed=1)
+    handle.remove()
+    whole_calls.clear()
+    assert torch.equal(sample(name, seed=2), expected) and whole_calls == whole(schedule)
+
+
 @pytest.mark.parametrize("after", [1, 2, 4])
 @pytest.mark.parametrize("first", [1, 3, *thorough(2, 4)])
 def test_img2img_after_a_run_that_was_broken_off_begins_whole(after, first, whole_calls):
