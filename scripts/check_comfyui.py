@@ -137,7 +137,9 @@ def run_case(model: Any, case: Case) -> bool:
         with own_ladder():
             ladder = sample(model, scheduled(plain, whole), case)
         total = len(runs[-1].schedule)  # some samplers make two calls a step
-        schedule = dato.Schedule.uniform(total, 3, case.depth, case.order, rungs=rungs).with_ratios(case.ratio)
+        schedule = dato.Schedule.uniform(
+            total, 2 if case.order else 3, case.depth, case.order, rungs=rungs
+        ).with_ratios(case.ratio)
         partial = sample(model, scheduled(plain, schedule), case)
         calls = "".join("█" if depth == rungs else str(depth) for _, depth in sorted(runs[-1].depths.items()))
         expected = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from dato.comfyui.settings import KEY, Settings, chosen, settings_of
@@ -11,6 +12,9 @@ from dato.pruning import Pruning
 from dato.unet.comfyui_unet import ComfyUNet
 from dato.unet.ladder import Ladder
 from dato.unet.speedup_rule import checked_speedup
+
+# ComfyUI's names of the places where wrappers go.
+_WRAPPERS = {"outer_sample": outer_sample, "predict_noise": predict_noise, "diffusion_model": diffusion_model}
 
 
 def apply_schedule(
@@ -74,23 +78,14 @@ def prune_tokens(model: Any, ratio: float = 0.5, node: str | None = None, **prun
             f"dato: this UNet's attention begins at a downsampling of {first}, so `max_downsample` "
             f"{settings.max_downsample} prunes nothing; give {first}"
         )
-    from dataclasses import replace
-
     return with_settings(model, replace(settings_of(_options(model)), ratio=ratio, pruning=settings).with_node(node))
 
 
 def with_settings(model: Any, settings: Settings) -> tuple[Any, Settings]:
     """Return a copy of a model with these settings and our wrappers."""
-    from comfy.patcher_extension import WrappersMP
-
     model = model.clone()
     _options(model)[KEY] = settings
-    wrappers = (
-        (WrappersMP.OUTER_SAMPLE, outer_sample),
-        (WrappersMP.PREDICT_NOISE, predict_noise),
-        (WrappersMP.DIFFUSION_MODEL, diffusion_model),
-    )
-    for kind, wrapper in wrappers:
+    for kind, wrapper in _WRAPPERS.items():
         model.remove_wrappers_with_key(kind, KEY)
         model.add_wrapper_with_key(kind, KEY, wrapper)
     return model, settings

@@ -22,10 +22,6 @@ SIGMAS = (9.0, 5.0, 3.0, 2.0, 1.2, 0.7, 0.3, 0.0)  # seven steps
 OUTER, PREDICT, MODEL = "outer_sample", "predict_noise", "diffusion_model"
 
 
-class WrappersMP:
-    OUTER_SAMPLE, PREDICT_NOISE, DIFFUSION_MODEL = OUTER, PREDICT, MODEL
-
-
 class Executor:
     """A chain of wrappers around a function."""
 

@@ -59,7 +59,7 @@ def test_a_ratio_for_all_calls():
 
 
 def test_a_front_by_its_name():
-    model, settings = apply_schedule(stand_in.patcher(), "emoji-sd-depth", "speed-up", 5)
+    _, settings = apply_schedule(stand_in.patcher(), "emoji-sd-depth", "speed-up", 5)
     assert settings.point.speedup >= 5 and "times as fast" in what_will_run(settings)
     assert settings.schedule.rungs == 6
 
