@@ -9,7 +9,7 @@ from dato.comfyui.settings import KEY, Settings, chosen, settings_of
 from dato.comfyui.wrappers import diffusion_model, outer_sample, predict_noise
 from dato.errors import DatoError
 from dato.pruning import Pruning
-from dato.unet.comfyui_unet import ComfyUNet
+from dato.unet.comfyui_unet import ComfyUNet, unet_in
 from dato.unet.ladder import Ladder
 from dato.unet.speedup_rule import checked_speedup
 
@@ -97,7 +97,7 @@ def _options(model: Any) -> dict[str, Any]:
 
 def _unet(model: Any) -> Any:
     """Return the UNet of a model. Raise DatoError if it is of another kind."""
-    unet = getattr(getattr(model, "model", None), "diffusion_model", None)
+    unet = unet_in(model)
     if not ComfyUNet.fits(unet):
         raise DatoError(
             f"dato: this model is a {type(unet).__name__}. dato runs UNets, as of Stable Diffusion 1.x, 2.x and SDXL"

@@ -21,7 +21,7 @@ from dato.comfyui.sampler_calls import SamplerCalls, sampler_of
 from dato.comfyui.settings import RUN_KEY, Settings, settings_of
 from dato.comfyui.show import show
 from dato.comfyui.summary import what_ran
-from dato.unet.comfyui_unet import ComfyUNet
+from dato.unet.comfyui_unet import ComfyUNet, unet_in
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def outer_sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
     guider = executor.class_obj
     settings = settings_of(guider.model_options.get("transformer_options", {}))
     given = dict(zip(("noise", "latent_image", "sampler", "sigmas"), args, strict=False), **kwargs)
-    unet = getattr(getattr(guider.model_patcher, "model", None), "diffusion_model", None)
+    unet = unet_in(guider.model_patcher)
     if len(given["sigmas"]) < 2 or not ComfyUNet.fits(unet):
         return executor(*args, **kwargs)
     run = begin(settings, unet, given["sampler"], given["sigmas"].tolist(), getattr(guider, "cfg", None))

@@ -1,4 +1,4 @@
-"""Split the `UNetModel` of ComfyUI into rungs and steps. Forge's has the same interface.
+"""Split the `UNetModel` of ComfyUI into rungs and steps.
 
 It is CompVis' class with three differences. Its blocks are run by a function of its module, which passes options to the
 layers. Other nodes put patches into these options, which the forward calls between blocks. And ControlNets give
@@ -168,6 +168,12 @@ class Forward(compvis_unet.Forward):
         if index >= len(residuals) or (residual := residuals[len(residuals) - 1 - index]) is None:
             return h
         return self.model.functions.apply_control(h.clone() if copy else h, {way: [residual]}, way)
+
+
+def unet_in(model: Any) -> Any:
+    """Return what ComfyUI's model has as its UNet, also if it is compiled; None if it has none."""
+    unet = getattr(getattr(model, "model", None), "diffusion_model", None)
+    return getattr(unet, "_orig_mod", unet)
 
 
 def _module_of(unet: nn.Module) -> ModuleType:

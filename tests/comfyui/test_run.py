@@ -6,6 +6,7 @@ import torch
 from runs import FULL, STEPS, depths, own_ladder, runs, sample, scheduled, uniform
 from torch import Tensor
 
+import dato
 from dato import Schedule
 
 
@@ -301,6 +302,25 @@ def test_a_patch_that_changes_sizes_within_the_unet(monkeypatch):
     for order in (0, 1, 2):
         found = sample(scheduled(model, uniform(1, order, 2)))
         assert torch.isfinite(found).all() and not torch.equal(found, stock)
+
+
+def test_a_compiled_unet(monkeypatch):
+    model = stand_in.patcher()
+    expected = sample(scheduled(model, uniform(1)))
+    model.model.diffusion_model = torch.compile(model.model.diffusion_model, backend="eager")
+    with runs(monkeypatch) as found:
+        assert torch.allclose(sample(scheduled(model, uniform(1))), expected, atol=1e-5)
+    assert depths(found[0]) == [6, 1, 1, 6, 1, 1, 6]
+
+
+def test_apply_patch_takes_the_unet_itself():
+    """Scripts may do so. All calls go through the ladder then, with the patches of other nodes."""
+    model = with_patches(stand_in.patcher())
+    stock, expected = sample(model), sample(scheduled(model, uniform(2)))
+    with dato.patched(model.model.diffusion_model, uniform(6)):
+        assert torch.equal(sample(model), stock)
+    with dato.patched(model.model.diffusion_model, uniform(2)):
+        assert torch.equal(sample(model), expected)
 
 
 def test_in_inference_mode():
