@@ -28,6 +28,14 @@ class Commands(LazyGroup):
     }
 
 
+class Nodes(LazyGroup):
+    """The commands of `dato comfyui`."""
+
+    lazy: ClassVar = {
+        "install": ("dato.cli.comfyui:install_nodes", "Put dato's nodes into a ComfyUI."),
+    }
+
+
 class Searches(LazyGroup):
     """The commands of `dato search`."""
 
@@ -51,6 +59,9 @@ searches = typer.Typer(
 )
 searches.callback()(lambda: None)
 app.add_typer(searches, name="search")
+nodes = typer.Typer(cls=Nodes, help="dato's nodes for ComfyUI.", no_args_is_help=True)
+nodes.callback()(lambda: None)
+app.add_typer(nodes, name="comfyui")
 
 
 def main() -> None:

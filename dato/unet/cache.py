@@ -111,6 +111,8 @@ class Cache:
         past = self._past.setdefault(place, [])
         if past and past[-1].moment.time == self.time:
             past.pop()
+        if past and past[-1].value.shape != value.shape:
+            past.clear()  # other code changed the size within the UNet, and no forecast spans two sizes
         value = value.detach()
         if copy or (place == LAST and version_of(value) is None):
             value = value.clone()

@@ -8,10 +8,11 @@ from torch import nn
 
 from dato.errors import DatoError
 from dato.unet.adapter import Adapter
+from dato.unet.comfyui_unet import ComfyUNet
 from dato.unet.compvis_unet import CompVisUNet
 from dato.unet.diffusers_unet import DiffusersUNet
 
-ADAPTERS: tuple[type[Adapter], ...] = (DiffusersUNet, CompVisUNet)
+ADAPTERS: tuple[type[Adapter], ...] = (DiffusersUNet, ComfyUNet, CompVisUNet)  # ComfyUI's is a special case of CompVis'
 
 
 def is_supported(unet: Any) -> bool:
