@@ -1,5 +1,7 @@
 """Generations in a stand-in of ComfyUI: whole calls are its own, and partial calls are what the schedule says."""
 
+from types import SimpleNamespace
+
 import pytest
 import stand_in
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 
 import dato
 from dato import Schedule
+from dato.unet.comfyui_unet import unet_in
 
 
 def residuals(batch: Tensor) -> dict:
@@ -304,6 +307,15 @@ def test_a_patch_that_changes_sizes_within_the_unet(monkeypatch):
         assert torch.isfinite(found).all() and not torch.equal(found, stock)
 
 
+def test_the_unet_within_a_compiled_one():
+    model = stand_in.patcher()
+    unet = model.model.diffusion_model
+    assert unet_in(model) is unet
+    model.model.diffusion_model = SimpleNamespace(_orig_mod=unet)
+    assert unet_in(model) is unet
+
+
+@pytest.mark.thorough
 def test_a_compiled_unet(monkeypatch):
     model = stand_in.patcher()
     expected = sample(scheduled(model, uniform(1)))
