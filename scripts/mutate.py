@@ -1,0 +1,294 @@
+"""Find out what no test notices: put one small fault after another into a file, and run the tests that run that line.
+
+    pip install mutmut==3.6.0
+    python scripts/mutate.py dato/schedule.py
+
+The files on disk stay as they are: each fault is put into a process of its own, into what it imports. It comes from a
+process that has loaded the heavy packages already, so a fault takes a second. `--survivors` runs those again that
+nobody noticed. `--table` only prints the table. What is known is in `runs/mutation`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import hashlib
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+from mutation_faults import Fault, faults
+
+ROOT = Path(__file__).resolve().parent.parent
+JOURNALS = ROOT / "runs" / "mutation"
+_DOCS = "tests/test_docs.py"
+_FRONTS = ["tests/test_front.py", "tests/test_schemas.py", "tests/cli/test_export.py", "tests/hub", _DOCS]
+_TOKENS = ["tests/tokens", "tests/test_sito.py", _DOCS]
+_UNET = ["tests/unet/test_ladder.py", "tests/unet/test_forecast.py", "tests/test_call.py", "tests/unet/test_waste.py"]
+_UNET += ["tests/unet/test_generation.py", "tests/unet/test_patch.py"]
+# Each file, and the everyday tests that are run against its faults.
+TESTS = {
+    "dato/generation/protocols.py": ["tests/generation/test_protocols.py"],
+    "dato/utils/timing.py": ["tests/utils/test_timing.py"],
+    "dato/schemas/__init__.py": ["tests/test_schemas.py", _DOCS],
+    "dato/strategies.py": [*_FRONTS],
+    "dato/point.py": [*_FRONTS, "tests/test_plain_steps.py"],
+    "dato/front.py": [*_FRONTS, "tests/test_plain_steps.py"],
+    "dato/search/presets.py": ["tests/search"],
+    "dato/schedule.py": ["tests/test_schedule.py", "tests/test_call.py", "tests/test_schemas.py", _DOCS],
+    "dato/unet/forecast.py": _UNET,
+    "dato/unet/cache.py": _UNET,
+    "dato/unet/ladder.py": _UNET,
+    "dato/tokens/__init__.py": _TOKENS,
+    "dato/tokens/indexing.py": _TOKENS,
+    "dato/tokens/similarity.py": _TOKENS,
+    "dato/tokens/selection.py": _TOKENS,
+    "dato/tokens/scores.py": _TOKENS,
+    "dato/tokens/recovery.py": _TOKENS,
+    "dato/tokens/pruner.py": _TOKENS,
+}
+PYTEST = ["-x", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={ROOT}"]
+QUICK = 0.3  # seconds; tests that take longer come last
+
+
+class _Changed(SourceFileLoader):
+    """Load a module of another source than that of its file."""
+
+    source = ""
+
+    def get_data(self, path: str) -> bytes:
+        return self.source.encode()
+
+    def path_stats(self, path: str) -> Any:
+        raise OSError  # no compiled file of it is read or written
+
+
+class _Finder:
+    """Find one module in its file, and load it of another source."""
+
+    def __init__(self, file: str, source: str) -> None:
+        name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        self._name, self._path, self._source = name, ROOT / file, source
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != self._name:
+            return None
+        loader = _Changed(name, str(self._path))
+        loader.source = self._source
+        return spec_from_file_location(name, self._path, loader=loader)
+
+
+class _Notes:
+    """A plugin of pytest. It notes the seconds of each test, and the first test that fails."""
+
+    def __init__(self, coverage: Any = None) -> None:
+        self.seconds: dict[str, float] = {}
+        self.failed: str | None = None
+        self._coverage = coverage
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        if self._coverage is not None:
+            self._coverage.switch_context(nodeid)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+        if report.failed and self.failed is None:
+            self.failed = report.nodeid
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed and self.failed is None:
+            self.failed = f"{report.nodeid} cannot be imported"
+
+
+def in_a_child(work: Callable[[], Any], limit: float) -> Any:
+    """Run a function in a forked process that prints nothing, and return what it returns; None: it took too long."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        with contextlib.suppress(BaseException):
+            os.setpgid(0, 0)
+            quiet = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):
+                os.dup2(quiet, stream)
+            with os.fdopen(writer, "w") as pipe:
+                json.dump(work(), pipe)
+            os._exit(0)
+        os._exit(1)
+    os.close(writer)
+    end = time.monotonic() + limit
+    os.set_blocking(reader, False)
+    text, over = b"", False
+    while not over:
+        over = os.waitpid(pid, os.WNOHANG)[0] == pid
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(reader, 1 << 16):
+                text += part
+        if not over and time.monotonic() > end:
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(reader)
+            return None
+        time.sleep(0.01)
+    os.close(reader)
+    return json.loads(text) if text else {"code": "the process ended"}
+
+
+def run_tests(tests: Iterable[str], notes: _Notes, finder: _Finder | None = None) -> int:
+    """Run tests in this process, which must be a child, and return pytest's exit code."""
+    import hypothesis
+    import pytest
+
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # who fails need not be the smallest example
+    hypothesis.settings.register_profile("mutation", database=None, derandomize=True, phases=phases)
+    hypothesis.settings.load_profile("mutation")
+    if finder is not None:
+        sys.meta_path.insert(0, finder)
+    return int(pytest.main([*PYTEST, *tests], plugins=[notes]))
+
+
+def unchanged(file: str) -> dict[str, Any]:
+    """Run the file's tests without a fault, in a child: which pass, how long each takes, and which lines it runs."""
+    import coverage
+
+    watch = coverage.Coverage(data_file=None, include=[str(ROOT / file)])
+    notes = _Notes(watch)
+    watch.start()
+    code = run_tests(TESTS[file], notes)
+    watch.stop()
+    lines = watch.get_data().contexts_by_lineno(str(ROOT / file))
+    mine = (str(ROOT), str(ROOT / "tests"))
+    modules = [
+        name
+        for name, module in list(sys.modules.items())
+        if getattr(module, "__file__", None) and not str(module.__file__).startswith(mine) and name != "__main__"
+    ]
+    return {"code": code, "failed": notes.failed, "seconds": notes.seconds, "lines": lines, "modules": modules}
+
+
+def tests_of(fault: Fault, known: dict[str, Any]) -> list[str]:
+    """Return the tests that run the changed line, quick ones first. A line that is run at import concerns all tests."""
+    seconds, tests = known["seconds"], set()
+    for line in range(fault.lines[0], fault.lines[1] + 1):
+        tests.update(known["lines"].get(str(line), ()))
+    if "" in tests or fault.definition:
+        tests = set(seconds)
+    return sorted(
+        tests & set(seconds), key=lambda test: (seconds[test] > QUICK, test.partition("::")[0], seconds[test])
+    )
+
+
+def noticed(file: str, fault: Fault, known: dict[str, Any]) -> tuple[str, str]:
+    """Return what came of a fault, "killed", "timeout", "survived" or "no tests", and the test that noticed it."""
+    tests = tests_of(fault, known)
+    if not tests:
+        return "no tests", ""
+    finder = _Finder(file, fault.source)
+
+    def work(which: list[str]) -> Callable[[], Any]:
+        def run() -> dict[str, Any]:
+            notes = _Notes()
+            return {"code": run_tests(which, notes, finder), "by": notes.failed or ""}
+
+        return run
+
+    limit = 15 + 5 * sum(known["seconds"][test] for test in tests)
+    result = in_a_child(work(tests), limit)
+    if result and result["code"] in (4, 5):  # the fault changed the names of tests
+        result = in_a_child(work(TESTS[file]), 15 + 5 * sum(known["seconds"].values()))
+    if result is None:
+        return "timeout", ""
+    return ("survived", "") if result["code"] == 0 else ("killed", result.get("by", ""))
+
+
+def journal_of(file: str) -> Path:
+    """Return where the results of a file are."""
+    return JOURNALS / (file.replace("/", ".") + ".json")
+
+
+def load(file: str) -> dict[str, Any]:
+    """Return the results of a file by number, if it has not been changed since."""
+    with contextlib.suppress(OSError, ValueError):
+        data = json.loads(journal_of(file).read_text("utf-8"))
+        if data["sha"] == _sha(file):
+            return data["results"]
+    return {}
+
+
+def save(file: str, results: dict[str, Any]) -> None:
+    """Write the results of a file."""
+    JOURNALS.mkdir(parents=True, exist_ok=True)
+    journal_of(file).write_text(json.dumps({"sha": _sha(file), "results": results}, indent=1), encoding="utf-8")
+
+
+def _sha(file: str) -> str:
+    return hashlib.sha256((ROOT / file).read_bytes()).hexdigest()
+
+
+def examine(file: str, *, survivors: bool = False) -> None:
+    """Put each fault into a file that has no result yet; with `survivors` those again that nobody noticed."""
+    all_faults, results = faults((ROOT / file).read_text("utf-8")), load(file)
+    if survivors:
+        results = {number: told for number, told in results.items() if told["result"] not in ("survived", "no tests")}
+    todo = [fault for fault in all_faults if str(fault.number) not in results]
+    if not todo:
+        return
+    known = in_a_child(lambda: unchanged(file), 1200)
+    if known is None or known["code"] != 0:
+        sys.exit(f"{file}: without a fault the tests have to pass: {known and (known.get('failed') or known['code'])}")
+    for module in known["modules"]:  # what the tests load and is not ours is loaded once, here
+        with contextlib.suppress(BaseException), open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):
+            importlib.import_module(module)
+    gc.freeze()
+    print(
+        f"{file}: {len(todo)} of {len(all_faults)} faults, {sum(known['seconds'].values()):.0f} s of tests", flush=True
+    )
+    for fault in todo:
+        began = time.monotonic()
+        result, by = noticed(file, fault, known)
+        told = {"line": fault.lines[0], "was": fault.was, "now": fault.now, "result": result, "by": by}
+        results[str(fault.number)] = told | {"seconds": round(time.monotonic() - began, 1)}
+        save(file, results)
+        if result in ("survived", "no tests"):
+            print(f"{file}:{fault.lines[0]}: {result}: {fault.was}  ->  {fault.now}", flush=True)
+
+
+def table(files: Iterable[str]) -> str:
+    """Return the results so far as a table in Markdown."""
+    rows = ["| file | faults | noticed | share |", "|---|---|---|---|"]
+    for file in files:
+        told = [each["result"] for each in load(file).values()]
+        if told:
+            found = sum(each in ("killed", "timeout") for each in told)
+            rows.append(f"| `{file}` | {len(told)} | {found} | {100 * found / len(told):.0f}% |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Read the command line, examine files one after another, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", default=list(TESTS), help="which files; none: all that have tests here")
+    parser.add_argument("--survivors", action="store_true", help="run those again that nobody noticed")
+    parser.add_argument("--table", action="store_true", help="print the table of what is known, and run nothing")
+    given = parser.parse_args()
+    unknown = [file for file in given.files if file not in TESTS]
+    if unknown:
+        parser.error(f"no tests are named for {unknown[0]}; known are {', '.join(TESTS)}")
+    os.chdir(ROOT)
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded: threads do not survive a fork
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    for file in () if given.table else given.files:
+        examine(file, survivors=given.survivors)
+    print(table(given.files))
+
+
+if __name__ == "__main__":
+    main()
