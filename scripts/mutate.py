@@ -30,28 +30,34 @@ from mutation_faults import Fault, faults
 
 ROOT = Path(__file__).resolve().parent.parent
 JOURNALS = ROOT / "runs" / "mutation"
-_DOCS = "tests/test_docs.py"
-_FRONTS = ["tests/test_front.py", "tests/test_schemas.py", "tests/cli/test_export.py", "tests/hub", _DOCS]
-_TOKENS = ["tests/tokens", "tests/test_sito.py", _DOCS]
+_FRONTS = ["tests/test_front.py", "tests/test_schemas.py", "tests/cli/test_export.py", "tests/hub"]
+_TOKENS = ["tests/tokens", "tests/test_sito.py"]
 _UNET = ["tests/unet/test_ladder.py", "tests/unet/test_forecast.py", "tests/test_call.py", "tests/unet/test_waste.py"]
 _UNET += ["tests/unet/test_generation.py", "tests/unet/test_patch.py"]
+
+
+def _examples(module: str) -> str:
+    """Return the test of the examples in a module's docstrings."""
+    return f"tests/test_docs.py::test_the_examples_in_docstrings_are_right[{module}]"
+
+
 # Each file, and the everyday tests that are run against its faults.
 TESTS = {
     "dato/generation/protocols.py": ["tests/generation/test_protocols.py"],
     "dato/utils/timing.py": ["tests/utils/test_timing.py"],
-    "dato/schemas/__init__.py": ["tests/test_schemas.py", _DOCS],
-    "dato/strategies.py": [*_FRONTS],
+    "dato/schemas/__init__.py": ["tests/test_schemas.py", _examples("dato.schemas")],
+    "dato/strategies.py": [*_FRONTS, _examples("dato.strategies")],
     "dato/point.py": [*_FRONTS, "tests/test_plain_steps.py"],
-    "dato/front.py": [*_FRONTS, "tests/test_plain_steps.py"],
-    "dato/search/presets.py": ["tests/search"],
-    "dato/schedule.py": ["tests/test_schedule.py", "tests/test_call.py", "tests/test_schemas.py", _DOCS],
+    "dato/front.py": [*_FRONTS, "tests/test_plain_steps.py", _examples("dato.front")],
+    "dato/search/presets.py": ["tests/search/test_paper_settings.py", "tests/search/test_presets.py"],
+    "dato/schedule.py": ["tests/test_schedule.py", "tests/test_call.py", "tests/test_schemas.py"],
     "dato/unet/forecast.py": _UNET,
     "dato/unet/cache.py": _UNET,
     "dato/unet/ladder.py": _UNET,
     "dato/tokens/__init__.py": _TOKENS,
     "dato/tokens/indexing.py": _TOKENS,
     "dato/tokens/similarity.py": _TOKENS,
-    "dato/tokens/selection.py": _TOKENS,
+    "dato/tokens/selection.py": [*_TOKENS, _examples("dato.tokens.selection")],
     "dato/tokens/scores.py": _TOKENS,
     "dato/tokens/recovery.py": _TOKENS,
     "dato/tokens/pruner.py": _TOKENS,

@@ -1,4 +1,4 @@
-"""Token pruning makes all its tensors where the tokens are, with stand-ins for tensors of a GPU: they have no values."""
+"""Token pruning makes all its tensors where the tokens are. Stand-ins for tensors of a GPU have a place and no values."""
 
 import pytest
 import torch
