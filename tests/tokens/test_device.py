@@ -1,4 +1,4 @@
-"""Token pruning makes all its tensors where the tokens are. Stand-ins for tensors of a GPU have a place and no values."""
+"""Token pruning makes all its tensors where the tokens are. Stand-ins for a GPU have no values, only a place."""
 
 import pytest
 import torch
