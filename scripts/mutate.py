@@ -31,7 +31,7 @@ from mutation_faults import Fault, faults
 ROOT = Path(__file__).resolve().parent.parent
 JOURNALS = ROOT / "runs" / "mutation"
 _FRONTS = ["tests/test_front.py", "tests/test_schemas.py", "tests/cli/test_export.py", "tests/hub"]
-_TOKENS = ["tests/tokens", "tests/test_sito.py"]
+_TOKENS = ["tests/tokens", "tests/test_sito.py", "tests/unet/test_patch.py", "tests/unet/test_waste.py"]
 _UNET = ["tests/unet/test_ladder.py", "tests/unet/test_forecast.py", "tests/test_call.py", "tests/unet/test_waste.py"]
 _UNET += ["tests/unet/test_generation.py", "tests/unet/test_patch.py"]
 
@@ -60,7 +60,7 @@ TESTS = {
     "dato/tokens/selection.py": [*_TOKENS, _examples("dato.tokens.selection")],
     "dato/tokens/scores.py": _TOKENS,
     "dato/tokens/recovery.py": _TOKENS,
-    "dato/tokens/pruner.py": _TOKENS,
+    "dato/tokens/pruner.py": [*_TOKENS, "tests/unet/test_generation.py"],
 }
 PYTEST = ["-x", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={ROOT}"]
 QUICK = 0.3  # seconds; tests that take longer come last
