@@ -33,7 +33,7 @@ JOURNALS = ROOT / "runs" / "mutation"
 _FRONTS = ["tests/test_front.py", "tests/test_schemas.py", "tests/cli/test_export.py", "tests/hub"]
 _TOKENS = ["tests/tokens", "tests/test_sito.py", "tests/unet/test_patch.py", "tests/unet/test_waste.py"]
 _UNET = ["tests/unet/test_ladder.py", "tests/unet/test_forecast.py", "tests/test_call.py", "tests/unet/test_waste.py"]
-_UNET += ["tests/unet/test_generation.py", "tests/unet/test_patch.py"]
+_UNET += ["tests/unet/test_cache.py", "tests/unet/test_generation.py", "tests/unet/test_patch.py"]
 
 
 def _examples(module: str) -> str:
@@ -54,7 +54,7 @@ TESTS = {
     "dato/unet/forecast.py": _UNET,
     "dato/unet/cache.py": _UNET,
     "dato/unet/ladder.py": _UNET,
-    "dato/tokens/__init__.py": _TOKENS,
+    "dato/tokens/__init__.py": ["tests/test_imports.py"],
     "dato/tokens/indexing.py": _TOKENS,
     "dato/tokens/similarity.py": _TOKENS,
     "dato/tokens/selection.py": [*_TOKENS, _examples("dato.tokens.selection")],
