@@ -102,6 +102,11 @@ def _is_wanted(call: cst.Call, changed: cst.Call) -> bool:
     return not any(one is not other and one.keyword and m.matches(other.value, m.Name("None")) for one, other in pairs)
 
 
+def _is_same_number(node: cst.CSTNode, changed: cst.CSTNode) -> bool:
+    """Tell whether a number is so large that one more makes no difference."""
+    return isinstance(node, cst.BaseNumber) and node.evaluated_value == changed.evaluated_value
+
+
 def faults(source: str) -> list[Fault]:
     """Return every fault of a file's source, in the order of the code."""
     wrapper, finder = MetadataWrapper(cst.parse_module(source)), _Finder()
@@ -109,7 +114,7 @@ def faults(source: str) -> list[Fault]:
     module, seen, result = wrapper.module, {source}, []
     for node, changed, lines, definition in finder.found:
         new = module.deep_replace(node, changed).code
-        if new in seen:
+        if new in seen or _is_same_number(node, changed):
             continue
         seen.add(new)
         was, now = (module.code_for_node(each).strip() for each in (node, changed))

@@ -69,8 +69,48 @@ def test_knee_and_picks(front):
         front.pick(speedup=6)
     with pytest.raises(DatoError, match="the best has 40"):
         front.pick(quality=41)
-    with pytest.raises(DatoError, match="either"):
-        front.pick()
+    assert front.pick(quality=40) is front.points[2] and front.choose(quality=36) is front.points[2]
+    for both_or_none in ({}, {"speedup": 2, "quality": 30}):
+        with pytest.raises(DatoError, match="either"):
+            front.pick(**both_or_none)
+
+
+def test_the_knee_of_a_front_without_a_bend_is_its_best_point():
+    stock = Point(Schedule.full(3), 100.0, 100.0, 1.0)
+
+    def knee(*points):
+        return Front(tuple(point(*values) for values in points), stock).knee_index
+
+    assert knee((20, 20)) == 0
+    assert knee((20, 20), (40, 60)) == 0  # both are on the line, and the first one is faster
+    assert knee((20, 20), (25, 40), (40, 60)) == 0 and knee((20, 20), (35, 40), (40, 60)) == 1
+    assert knee((-40, 20), (-25, 30), (-24, 31), (-20, 60)) == 2  # a distance is negative
+    assert knee((20, 20), (30, 20)) == 1  # no width
+    assert knee((20, 20), (20, 60)) == 1 and knee((30, 20), (20, 60)) == 1  # no height
+
+
+def test_a_point_without_conditions_says_that_they_are_unknown():
+    bare = point(20.0, 50.0)
+    assert bare.summary == (
+        "An unknown model, an unknown number of steps of an unknown sampler: 2.00 times as fast as the unchanged "
+        "pipeline, quality 20.00."
+    )
+    conditions = {"model": "m", "steps": 20, "scheduler": "PNDMScheduler", "quality": "fid"}
+    told = replace(bare, conditions=conditions).summary
+    assert told == "m, 20 steps of PNDMScheduler: 2.00 times as fast as the unchanged pipeline, FID -20.00."
+    told = replace(bare, conditions=conditions | {"scheduler_name": "plms"}).summary
+    assert "20 steps of plms:" in told
+    own = replace(bare, conditions=conditions | {"scheduler_name": "plms"}, steps=7, scheduler="ddim")
+    assert "7 steps of ddim:" in own.summary
+
+
+def test_points_are_compared_without_their_fronts_conditions(front):
+    one = front.points[0]
+    assert one == replace(one, conditions={}) and one != replace(one, quality=21)
+    assert "conditions" not in repr(one) and one.conditions is front.conditions
+    assert all(p.conditions is front.conditions for p in (front.baseline, *front.references.values()))
+    bare = Front(front.points, front.baseline)
+    assert bare.references == {} == bare.conditions and len(bare) == 3 and bare.rungs == 12
 
 
 def test_non_dominated_is_what_no_other_point_beats():
@@ -207,6 +247,17 @@ def test_every_shipped_strategy_loads_by_name_and_patches_its_model(pipe):
             assert loaded.conditions["model"] == "emoji-sd"
 
 
+def test_shipped_strategies_are_beside_the_package_and_in_a_wheel_inside_it(tmp_path, monkeypatch):
+    package = tmp_path / "dato"
+    monkeypatch.setattr("dato.strategies.__file__", str(package / "strategies.py"))
+    assert strategies() == {}
+    for folder in (tmp_path / "strategies", package / "shipped_strategies"):
+        folder.mkdir(parents=True)
+        (folder / "one.json").write_text("{}")
+        (folder / "notes.txt").write_text("")
+        assert strategies() == {"one": folder / "one.json"}
+
+
 def test_shipped_fronts_are_what_they_are_called():
     assert load_front("emoji-sd-depth").conditions["search"]["kind"] == "depth"
     assert load_front("emoji-sd-plms20-ratio").conditions["search"]["kind"] == "ratio"
@@ -227,6 +278,10 @@ def test_what_is_slower_than_stock_or_not_good_enough_does_not_compete():
     assert [p.quality for p in competing(points, 50.0)] == [60]
     assert [p.quality for p in competing(points, 65.0)] == [70]  # nothing better, and too slow
     assert [p.quality for p in competing(points[:2], 65.0)] == [30]
+    assert [p.quality for p in competing(points, 60.0)] == [60]  # the floor itself is good enough
+    level = point(80, 100)  # as fast as stock, so not faster
+    assert [p.quality for p in competing([point(20, 20), level], None)] == [20]
+    assert competing([level], None) == (level,) and competing([], 50.0) == ()
 
 
 def test_of_points_that_are_equally_fast_the_best_one_stays():
