@@ -83,7 +83,8 @@ class _Finder(cst.CSTVisitor):
         for changed in changes:
             if isinstance(node, cst.Call) and not _is_wanted(node, changed):
                 continue
-            self.found.append((node, changed, (self._statements[-1], position.end.line), bool(self._params)))
+            first = min(self._statements[-1], position.start.line)  # a decorator is above its class
+            self.found.append((node, changed, (first, position.end.line), bool(self._params)))
 
     def on_leave(self, original_node: cst.CSTNode) -> None:
         if m.matches(original_node, _LEFT_OUT | _STRICT):
