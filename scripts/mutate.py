@@ -4,8 +4,9 @@
     python scripts/mutate.py dato/schedule.py
 
 The files on disk stay as they are: each fault is put into a process of its own, into what it imports. It comes from a
-process that has loaded the heavy packages already, so a fault takes a second. `--survivors` runs those again that
-nobody noticed. `--table` only prints the table. What is known is in `runs/mutation`.
+process that has loaded the heavy packages already, so a fault takes a second. `--sample 100` puts in so many of each
+file, drawn at random, always the same. `--survivors` runs those again that nobody noticed. `--table` only prints the
+table. What is known is in `runs/mutation`, and is not run again unless the file has changed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import hashlib
 import importlib
 import json
 import os
+import random
 import signal
 import sys
 import time
@@ -239,12 +241,13 @@ def _sha(file: str) -> str:
     return hashlib.sha256((ROOT / file).read_bytes()).hexdigest()
 
 
-def examine(file: str, *, survivors: bool = False) -> None:
+def examine(file: str, sample: int, *, survivors: bool = False) -> None:
     """Put each fault into a file that has no result yet; with `survivors` those again that nobody noticed."""
     all_faults, results = faults((ROOT / file).read_text("utf-8")), load(file)
+    random.Random(0).shuffle(all_faults)
     if survivors:
         results = {number: told for number, told in results.items() if told["result"] not in ("survived", "no tests")}
-    todo = [fault for fault in all_faults if str(fault.number) not in results]
+    todo = [fault for fault in all_faults[:sample] if str(fault.number) not in results]
     if not todo:
         return
     known = in_a_child(lambda: unchanged(file), 1200)
@@ -282,6 +285,7 @@ def main() -> None:
     """Read the command line, examine files one after another, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", default=list(TESTS), help="which files; none: all that have tests here")
+    parser.add_argument("--sample", type=int, metavar="N", default=10**6, help="at most N faults of each file")
     parser.add_argument("--survivors", action="store_true", help="run those again that nobody noticed")
     parser.add_argument("--table", action="store_true", help="print the table of what is known, and run nothing")
     given = parser.parse_args()
@@ -292,7 +296,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded: threads do not survive a fork
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     for file in () if given.table else given.files:
-        examine(file, survivors=given.survivors)
+        examine(file, given.sample, survivors=given.survivors)
     print(table(given.files))
 
 

@@ -85,6 +85,7 @@ def test_the_knee_of_a_front_without_a_bend_is_its_best_point():
     assert knee((20, 20), (40, 60)) == 0  # both are on the line, and the first one is faster
     assert knee((20, 20), (25, 40), (40, 60)) == 0 and knee((20, 20), (35, 40), (40, 60)) == 1
     assert knee((-40, 20), (-25, 30), (-24, 31), (-20, 60)) == 2  # a distance is negative
+    assert knee((0.2, 0.02), (0.5, 0.04), (0.6, 0.9)) == 1  # whatever the units are
     assert knee((20, 20), (30, 20)) == 1  # no width
     assert knee((20, 20), (20, 60)) == 1 and knee((30, 20), (20, 60)) == 1  # no height
 
@@ -162,9 +163,14 @@ def edits():
         (at("front", 1, value=7), "point 1 must be an object"),
         (at("front", 1, "extra", value=7), 'point 1: unknown key "extra"'),
         (at("references", value=[]), '"references" an object'),
-        (drop("baseline"), '"baseline" is missing'),
-        (drop("conditions", "quality"), '"quality" is missing'),
-        (drop("front", 0, "orders"), '"orders" is missing'),
+        (drop("baseline"), 'front: front: "baseline" is missing'),
+        (drop("conditions", "quality"), 'front: conditions: "quality" is missing'),
+        (drop("conditions", "calls"), 'front: conditions: "calls" is missing'),
+        (drop("front", 0, "orders"), 'front: point 0: "orders" is missing'),
+        (drop("references", "N=2 d=1", "speedup"), "front: reference 'N=2 d=1': \"speedup\" is missing"),
+        (at("front", 1, "speedup", value=0), "above 0"),
+        (at("front", 1, "speedup", value=True), "speedup must be a finite number"),
+        (at("conditions", "steps", value=True), "steps cannot be True"),
     ]
 
 
