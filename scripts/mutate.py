@@ -64,7 +64,9 @@ TESTS = {
     "dato/tokens/recovery.py": _TOKENS,
     "dato/tokens/pruner.py": [*_TOKENS, "tests/unet/test_generation.py"],
 }
-PYTEST = ["-x", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={ROOT}"]
+# Only whether tests pass is asked, so what would make failures readable is off.
+PYTEST = ["-x", "-q", "-o", "addopts=", "--assert=plain", "--tb=no", f"--rootdir={ROOT}"]
+PYTEST += [part for name in ("cacheprovider", "xdist", "unraisableexception") for part in ("-p", f"no:{name}")]
 MISSED = ("survived", "no tests")
 QUICK = 0.3  # seconds; tests that take longer come last
 
