@@ -66,7 +66,7 @@ TESTS = {
 }
 # Only whether tests pass is asked, so what would make failures readable is off.
 PYTEST = ["-x", "-q", "-o", "addopts=", "--assert=plain", "--tb=no", f"--rootdir={ROOT}"]
-PYTEST += [part for name in ("cacheprovider", "xdist", "unraisableexception") for part in ("-p", f"no:{name}")]
+PYTEST += ["-p", "no:cacheprovider", "-p", "no:unraisableexception"]
 MISSED = ("survived", "no tests")
 QUICK = 0.3  # seconds; tests that take longer come last
 
@@ -299,6 +299,7 @@ def main() -> None:
         parser.error(f"no tests are named for {unknown[0]}; known are {', '.join(TESTS)}")
     os.chdir(ROOT)
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded: threads do not survive a fork
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     for file in () if given.table else given.files:
         examine(file, given.sample, survivors=given.survivors)
