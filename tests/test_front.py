@@ -105,6 +105,12 @@ def test_a_point_without_conditions_says_that_they_are_unknown():
     assert "7 steps of ddim:" in own.summary
 
 
+def test_a_front_and_its_points_cannot_be_changed(front):
+    for thing, name in ((front, "points"), (front, "conditions"), (front.points[0], "quality")):
+        with pytest.raises(AttributeError):
+            setattr(thing, name, None)
+
+
 def test_points_are_compared_without_their_fronts_conditions(front):
     one = front.points[0]
     assert one == replace(one, conditions={}) and one != replace(one, quality=21)

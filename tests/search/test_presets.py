@@ -31,6 +31,8 @@ class Told(NamedTuple):
 
 FAST = [
     Told("minutes", 5.0, "a guided search of about five minutes"),
+    Told("quality", "psnr", ""),  # as options.md says
+    Told("min_quality", None, ""),
     Told("steps", (50,), "50 steps"),
     Told("depths", (0,), "depth 0 and the whole UNet"),
     Told("orders", (0, 1), "each call has its own order, 0 or 1"),
@@ -61,6 +63,8 @@ THOROUGH = [
 ]
 QUICK = [
     Told("minutes", None, "generations of NSGA-II"),
+    Told("quality", "psnr", ""),  # as options.md says
+    Told("min_quality", None, ""),
     Told("steps", (8, 10, 12, 15, 18, 20, 22, 25, 30, 40, 50), "8 to 50 steps"),
     Told("images", 8, "8 images"),
     Told("race", 2, "of which losers get 2"),
@@ -124,6 +128,11 @@ def test_the_options_choose_among_the_presets_that_the_page_has():
     assert DepthSearch.PRESETS == ("fast", "thorough", "quick", "paper")
     for search in (RatioSearch, JointSearch):
         assert search.PRESETS == ("quick", "paper") and search().preset == "quick"
+
+
+def test_a_preset_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        DEPTH_PRESETS["fast"].images = 1
 
 
 def test_a_guided_search_looks_at_the_speedups_that_the_page_names():
