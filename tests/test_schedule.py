@@ -100,6 +100,7 @@ def test_a_reader_of_lower_orders_gets_lower_orders_by_polynomials():
         (lambda: Schedule.growing(8, 3, warmup=1, window=1, growth=0, rungs=9), [9] * 8),
         (lambda: Schedule.growing(8, 3, warmup=1, window=3, growth=0, rungs=9), [9, 3, 3, 9, 3, 3, 9, 3]),
         (lambda: Schedule.growing(9, 1, warmup=2, window=2, growth=0.5), [12, 12, 1, 12, 1, 12, 1, 1, 12]),
+        (lambda: Schedule.full(3, rungs=9), [9] * 3),
         (lambda: Schedule.uniform(5, 1, 3), [12] * 5),
         (lambda: Schedule.uniform(5, 4, 3), [12, 3, 3, 3, 12]),
         (lambda: Schedule.spread(6, 1), [12, 0, 0, 0, 0, 0]),
@@ -113,6 +114,10 @@ def test_a_reader_of_lower_orders_gets_lower_orders_by_polynomials():
 )
 def test_where_the_whole_calls_are(make, depths):
     assert list(make().depths) == depths
+
+
+def test_what_a_file_leaves_out_is_the_default():
+    assert Schedule.from_json('{"format": "dato.schedule", "version": 1, "depths": [12, 1]}') == Schedule([12, 1])
 
 
 def test_what_a_schedule_is_made_with_by_default():
@@ -185,6 +190,11 @@ def test_another_height_keeps_whole_calls_whole():
         (lambda: Schedule.from_json('{"format": "dato.schedule", "version": true, "depths": [12]}'), "version True is"),
         (lambda: Schedule.from_json('{"format": "dato.schedule", "depths": [12]}'), "version None is not known"),
         (lambda: Schedule.growing(0), "calls must be"),
+        (lambda: Schedule.spread(0, 1), "calls must be a whole number of at least 1, not 0"),
+        (lambda: Schedule.spread(8, 0), "whole must be a whole number of at least 1, not 0"),
+        (lambda: Schedule.spread(8, 2, warmup=0), "warmup must be a whole number of at least 1, not 0"),
+        (lambda: Schedule.spread(8, 2, cooldown=0), "cooldown must be a whole number of at least 1, not 0"),
+        (lambda: Schedule.spread(8, 2.0), "whole must be a whole number of at least 1, not 2.0"),
         (lambda: Schedule.growing(9, warmup=0), "growing windows need warmup >= 1"),
         (lambda: Schedule.growing(9, window=0.9), "growing windows need"),
         (lambda: Schedule.growing(9, growth=-0.1), "growing windows need"),
