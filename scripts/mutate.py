@@ -22,7 +22,8 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
 from pathlib import Path
@@ -34,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 JOURNALS = ROOT / "runs" / "mutation"
 _FRONTS = ["tests/test_front.py", "tests/test_schemas.py", "tests/cli/test_export.py", "tests/hub"]
 _TOKENS = ["tests/tokens", "tests/test_sito.py", "tests/unet/test_patch.py", "tests/unet/test_waste.py"]
+_TOKENS += ["tests/unet/test_generation.py"]
 _UNET = ["tests/unet/test_ladder.py", "tests/unet/test_forecast.py", "tests/test_call.py", "tests/unet/test_waste.py"]
 _UNET += ["tests/unet/test_cache.py", "tests/unet/test_generation.py", "tests/unet/test_patch.py"]
 
@@ -59,10 +61,10 @@ TESTS = {
     "dato/tokens/__init__.py": ["tests/test_imports.py"],
     "dato/tokens/indexing.py": _TOKENS,
     "dato/tokens/similarity.py": _TOKENS,
-    "dato/tokens/selection.py": [*_TOKENS, _examples("dato.tokens.selection")],
+    "dato/tokens/selection.py": _TOKENS,
     "dato/tokens/scores.py": _TOKENS,
     "dato/tokens/recovery.py": _TOKENS,
-    "dato/tokens/pruner.py": [*_TOKENS, "tests/unet/test_generation.py"],
+    "dato/tokens/pruner.py": _TOKENS,
 }
 # Only whether tests pass is asked, so what would make failures readable is off.
 PYTEST = ["-x", "-q", "-o", "addopts=", "--assert=plain", "--tb=no", f"--rootdir={ROOT}"]
@@ -166,16 +168,16 @@ def run_tests(tests: Iterable[str], notes: _Notes, finder: _Finder | None = None
     return int(pytest.main([*PYTEST, *tests], plugins=[notes]))
 
 
-def unchanged(file: str) -> dict[str, Any]:
-    """Run the file's tests without a fault, in a child: which pass, how long each takes, and which lines it runs."""
+def unchanged(tests: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
+    """Run tests without a fault, in a child: which pass, how long each takes, and which lines of each file it runs."""
     import coverage
 
-    watch = coverage.Coverage(data_file=None, include=[str(ROOT / file)])
+    watch = coverage.Coverage(data_file=None, include=[str(ROOT / file) for file in files])
     notes = _Notes(watch)
     watch.start()
-    code = run_tests(TESTS[file], notes)
+    code = run_tests(tests, notes)
     watch.stop()
-    lines = watch.get_data().contexts_by_lineno(str(ROOT / file))
+    lines = {file: watch.get_data().contexts_by_lineno(str(ROOT / file)) for file in files}
     mine = (str(ROOT), str(ROOT / "tests"))
     modules = [
         name
@@ -185,11 +187,26 @@ def unchanged(file: str) -> dict[str, Any]:
     return {"code": code, "failed": notes.failed, "seconds": notes.seconds, "lines": lines, "modules": modules}
 
 
-def tests_of(fault: Fault, known: dict[str, Any]) -> list[str]:
+@lru_cache(maxsize=1)
+def known_of(tests: tuple[str, ...]) -> dict[str, Any]:
+    """Return what `unchanged` tells of these tests, and load here what they load and is not ours."""
+    files = [file for file in TESTS if tuple(TESTS[file]) == tests]
+    known = in_a_child(lambda: unchanged(tests, files), 1800)
+    if known is None or known["code"] != 0:
+        failed = known and (known.get("failed") or known["code"])
+        sys.exit(f"{', '.join(files)}: without a fault the tests have to pass: {failed}")
+    for module in known["modules"]:
+        with contextlib.suppress(BaseException), open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):
+            importlib.import_module(module)
+    gc.freeze()
+    return known
+
+
+def tests_of(file: str, fault: Fault, known: dict[str, Any]) -> list[str]:
     """Return the tests that run the changed line, quick ones first. A line that is run at import concerns all tests."""
     seconds, tests = known["seconds"], set()
     for line in range(fault.lines[0], fault.lines[1] + 1):
-        tests.update(known["lines"].get(str(line), ()))
+        tests.update(known["lines"][file].get(str(line), ()))
     if "" in tests or fault.definition:
         tests = set(seconds)
     return sorted(
@@ -199,7 +216,7 @@ def tests_of(fault: Fault, known: dict[str, Any]) -> list[str]:
 
 def noticed(file: str, fault: Fault, known: dict[str, Any]) -> tuple[str, str]:
     """Return what came of a fault, "killed", "timeout", "survived" or "no tests", and the test that noticed it."""
-    tests = tests_of(fault, known)
+    tests = tests_of(file, fault, known)
     if not tests:
         return "no tests", ""
     finder = _Finder(file, fault.source)
@@ -255,16 +272,9 @@ def examine(file: str, sample: int, *, survivors: bool = False) -> None:
         todo = [fault for fault in all_faults[:sample] if str(fault.number) not in results]
     if not todo:
         return
-    known = in_a_child(lambda: unchanged(file), 1200)
-    if known is None or known["code"] != 0:
-        sys.exit(f"{file}: without a fault the tests have to pass: {known and (known.get('failed') or known['code'])}")
-    for module in known["modules"]:  # what the tests load and is not ours is loaded once, here
-        with contextlib.suppress(BaseException), open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):
-            importlib.import_module(module)
-    gc.freeze()
-    print(
-        f"{file}: {len(todo)} of {len(all_faults)} faults, {sum(known['seconds'].values()):.0f} s of tests", flush=True
-    )
+    known = known_of(tuple(TESTS[file]))
+    spent = sum(known["seconds"].values())
+    print(f"{file}: {len(todo)} of {len(all_faults)} faults, {spent:.0f} s of tests", flush=True)
     for fault in todo:
         began = time.monotonic()
         result, by = noticed(file, fault, known)
