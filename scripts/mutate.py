@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ TESTS = {
     "dato/tokens/pruner.py": _TOKENS,
 }
 MISSED = ("survived", "no tests")
+MOST = 30.0  # seconds of tests that are run for a fault; one that only later tests notice counts as missed
 QUICK = 0.3  # seconds; tests that take longer come last
 
 
@@ -102,7 +104,10 @@ def known_of(tests: tuple[str, ...]) -> dict[str, Any]:
 
 
 def tests_of(file: str, fault: Fault, known: dict[str, Any]) -> list[str]:
-    """Return the tests that run the changed line, quick ones first. A line that is run at import concerns all tests."""
+    """Return the tests that run the changed line, quick ones first. A line that is run at import concerns all tests.
+
+    If they take long, the first `MOST` seconds of them.
+    """
     seconds, tests = known["seconds"], set()
     for line in range(fault.lines[0], fault.lines[1] + 1):
         tests.update(known["lines"][file].get(str(line), ()))
