@@ -65,7 +65,7 @@ TESTS = {
     "dato/tokens/pruner.py": _TOKENS,
 }
 MISSED = ("survived", "no tests")
-MOST = 30.0  # seconds of tests that are run for a fault; one that only later tests notice counts as missed
+MOST = 60.0  # seconds of tests that are run for a fault; one that only later tests notice counts as missed
 QUICK = 0.3  # seconds; tests that take longer come last
 
 
@@ -113,9 +113,13 @@ def tests_of(file: str, fault: Fault, known: dict[str, Any]) -> list[str]:
         tests.update(known["lines"][file].get(str(line), ()))
     if "" in tests or fault.definition:
         tests = set(seconds)
-    return sorted(
-        tests & set(seconds), key=lambda test: (seconds[test] > QUICK, test.partition("::")[0], seconds[test])
-    )
+
+    def order(test: str) -> tuple[bool, str, float]:
+        return seconds[test] > QUICK, test.partition("::")[0], seconds[test]
+
+    chosen = sorted(tests & set(seconds), key=order)
+    before = accumulate((seconds[test] for test in chosen), initial=0.0)
+    return [test for test, spent in zip(chosen, before, strict=False) if spent < MOST]
 
 
 def noticed(file: str, fault: Fault, known: dict[str, Any]) -> tuple[str, str]:
