@@ -174,6 +174,8 @@ def edits():
         (drop("conditions", "calls"), 'front: conditions: "calls" is missing'),
         (drop("front", 0, "orders"), 'front: point 0: "orders" is missing'),
         (drop("references", "N=2 d=1", "speedup"), "front: reference 'N=2 d=1': \"speedup\" is missing"),
+        (at("baseline", value=7), "front: baseline must be an object"),
+        (at("references", "N=2 d=1", value=7), "front: reference 'N=2 d=1' must be an object"),
         (at("front", 1, "speedup", value=0), "above 0"),
         (at("front", 1, "speedup", value=True), "speedup must be a finite number"),
         (at("conditions", "steps", value=True), "steps cannot be True"),
