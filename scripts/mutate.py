@@ -195,12 +195,13 @@ def examine(file: str, sample: int, *, survivors: bool = False) -> None:
 
 def table(files: Iterable[str]) -> str:
     """Return the results so far as a table in Markdown."""
-    rows = ["| file | faults | noticed | share |", "|---|---|---|---|"]
+    rows = ["| file | faults put in | noticed | share |", "|---|---|---|---|"]
     for file in files:
         told = [each["result"] for each in load(file).values()]
         if told:
-            found = sum(each not in MISSED for each in told)
-            rows.append(f"| `{file}` | {len(told)} | {found} | {100 * found / len(told):.0f}% |")
+            every, found = len(faults((ROOT / file).read_text("utf-8"))), sum(each not in MISSED for each in told)
+            put_in = f"{len(told)}" + ("" if len(told) == every else f" of {every}")
+            rows.append(f"| `{file}` | {put_in} | {found} | {100 * found / len(told):.0f}% |")
     return "\n".join(rows)
 
 
