@@ -32,10 +32,8 @@ from mutation_process import ROOT, ChangedModule, Notes, in_a_child, run_tests
 
 JOURNALS = ROOT / "runs" / "mutation"
 _FRONTS = ["tests/test_front.py", "tests/test_schemas.py", "tests/cli/test_export.py", "tests/hub"]
-_TOKENS = ["tests/tokens", "tests/test_sito.py", "tests/unet/test_patch.py", "tests/unet/test_waste.py"]
-_TOKENS += ["tests/unet/test_generation.py"]
-_UNET = ["tests/unet/test_ladder.py", "tests/unet/test_forecast.py", "tests/test_call.py", "tests/unet/test_waste.py"]
-_UNET += ["tests/unet/test_cache.py", "tests/unet/test_generation.py", "tests/unet/test_patch.py"]
+_UNET = [f"tests/unet/test_{name}.py" for name in ("cache", "ladder", "forecast")] + ["tests/test_call.py"]
+_TOKENS = [f"tests/tokens/test_{name}.py" for name in ("device", "masks", "pruner", "recovery", "scores", "selection")]
 
 
 def _examples(module: str) -> str:
