@@ -46,7 +46,7 @@ def test_points_of_their_own_steps_and_forecasts(front, tmp_path):
     again = load_front(tmp_path / "pareto.json")
     assert again == front and again.points[0].kwargs == {"num_inference_steps": 2} and again.points[1].kwargs == {}
     data = json.loads((tmp_path / "pareto.json").read_text())
-    assert data["front"][0]["forecast"] == "aligned" and "forecast" not in data["front"][1]
+    assert data["front"][0]["forecast"] == "aligned" and not {"forecast", "steps", "scheduler"} & set(data["front"][1])
     for key, value, message in [
         ("steps", 0, "steps must be a whole number above 0"),
         ("steps", None, "schedule of 2 calls, the search had 3"),
@@ -69,8 +69,55 @@ def test_knee_and_picks(front):
         front.pick(speedup=6)
     with pytest.raises(DatoError, match="the best has 40"):
         front.pick(quality=41)
-    with pytest.raises(DatoError, match="either"):
-        front.pick()
+    assert front.pick(quality=40) is front.points[2] and front.choose(quality=36) is front.points[2]
+    for both_or_none in ({}, {"speedup": 2, "quality": 30}):
+        with pytest.raises(DatoError, match="either"):
+            front.pick(**both_or_none)
+
+
+def test_the_knee_of_a_front_without_a_bend_is_its_best_point():
+    stock = Point(Schedule.full(3), 100.0, 100.0, 1.0)
+
+    def knee(*points):
+        return Front(tuple(point(*values) for values in points), stock).knee_index
+
+    assert knee((20, 20)) == 0
+    assert knee((20, 20), (40, 60)) == 0  # both are on the line, and the first one is faster
+    assert knee((20, 20), (25, 40), (40, 60)) == 0 and knee((20, 20), (35, 40), (40, 60)) == 1
+    assert knee((-40, 20), (-25, 30), (-24, 31), (-20, 60)) == 2  # a distance is negative
+    assert knee((0.2, 0.02), (0.5, 0.04), (0.6, 0.9)) == 1  # whatever the units are
+    assert knee((20, 20), (30, 20)) == 1  # no width
+    assert knee((20, 20), (20, 60)) == 1 and knee((30, 20), (20, 60)) == 1  # no height
+
+
+def test_a_point_without_conditions_says_that_they_are_unknown():
+    bare = point(20.0, 50.0)
+    assert bare.summary == (
+        "An unknown model, an unknown number of steps of an unknown sampler: 2.00 times as fast as the unchanged "
+        "pipeline, quality 20.00."
+    )
+    conditions = {"model": "m", "steps": 20, "scheduler": "PNDMScheduler", "quality": "fid"}
+    told = replace(bare, conditions=conditions).summary
+    assert told == "m, 20 steps of PNDMScheduler: 2.00 times as fast as the unchanged pipeline, FID -20.00."
+    told = replace(bare, conditions=conditions | {"scheduler_name": "plms"}).summary
+    assert "20 steps of plms:" in told
+    own = replace(bare, conditions=conditions | {"scheduler_name": "plms"}, steps=7, scheduler="ddim")
+    assert "7 steps of ddim:" in own.summary
+
+
+def test_a_front_and_its_points_cannot_be_changed(front):
+    for thing, name in ((front, "points"), (front, "conditions"), (front.points[0], "quality")):
+        with pytest.raises(AttributeError):
+            setattr(thing, name, None)
+
+
+def test_points_are_compared_without_their_fronts_conditions(front):
+    one = front.points[0]
+    assert one == replace(one, conditions={}) and one != replace(one, quality=21)
+    assert "conditions" not in repr(one) and one.conditions is front.conditions
+    assert all(p.conditions is front.conditions for p in (front.baseline, *front.references.values()))
+    bare = Front(front.points, front.baseline)
+    assert bare.references == {} == bare.conditions and len(bare) == 3 and bare.rungs == 12
 
 
 def test_non_dominated_is_what_no_other_point_beats():
@@ -122,9 +169,16 @@ def edits():
         (at("front", 1, value=7), "point 1 must be an object"),
         (at("front", 1, "extra", value=7), 'point 1: unknown key "extra"'),
         (at("references", value=[]), '"references" an object'),
-        (drop("baseline"), '"baseline" is missing'),
-        (drop("conditions", "quality"), '"quality" is missing'),
-        (drop("front", 0, "orders"), '"orders" is missing'),
+        (drop("baseline"), 'front: front: "baseline" is missing'),
+        (drop("conditions", "quality"), 'front: conditions: "quality" is missing'),
+        (drop("conditions", "calls"), 'front: conditions: "calls" is missing'),
+        (drop("front", 0, "orders"), 'front: point 0: "orders" is missing'),
+        (drop("references", "N=2 d=1", "speedup"), "front: reference 'N=2 d=1': \"speedup\" is missing"),
+        (at("baseline", value=7), "front: baseline must be an object"),
+        (at("references", "N=2 d=1", value=7), "front: reference 'N=2 d=1' must be an object"),
+        (at("front", 1, "speedup", value=0), "above 0"),
+        (at("front", 1, "speedup", value=True), "speedup must be a finite number"),
+        (at("conditions", "steps", value=True), "steps cannot be True"),
     ]
 
 
@@ -207,6 +261,17 @@ def test_every_shipped_strategy_loads_by_name_and_patches_its_model(pipe):
             assert loaded.conditions["model"] == "emoji-sd"
 
 
+def test_shipped_strategies_are_beside_the_package_and_in_a_wheel_inside_it(tmp_path, monkeypatch):
+    package = tmp_path / "dato"
+    monkeypatch.setattr("dato.strategies.__file__", str(package / "strategies.py"))
+    assert strategies() == {}
+    for folder in (tmp_path / "strategies", package / "shipped_strategies"):
+        folder.mkdir(parents=True)
+        (folder / "one.json").write_text("{}")
+        (folder / "notes.txt").write_text("")
+        assert strategies() == {"one": folder / "one.json"}
+
+
 def test_shipped_fronts_are_what_they_are_called():
     assert load_front("emoji-sd-depth").conditions["search"]["kind"] == "depth"
     assert load_front("emoji-sd-plms20-ratio").conditions["search"]["kind"] == "ratio"
@@ -227,6 +292,10 @@ def test_what_is_slower_than_stock_or_not_good_enough_does_not_compete():
     assert [p.quality for p in competing(points, 50.0)] == [60]
     assert [p.quality for p in competing(points, 65.0)] == [70]  # nothing better, and too slow
     assert [p.quality for p in competing(points[:2], 65.0)] == [30]
+    assert [p.quality for p in competing(points, 60.0)] == [60]  # the floor itself is good enough
+    level = point(80, 100)  # as fast as stock, so not faster
+    assert [p.quality for p in competing([point(20, 20), level], None)] == [20]
+    assert competing([level], None) == (level,) and competing([], 50.0) == ()
 
 
 def test_of_points_that_are_equally_fast_the_best_one_stays():

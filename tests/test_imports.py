@@ -1,9 +1,13 @@
 """Reading a front or the names of metrics imports neither torch nor diffusers."""
 
+import importlib
+import pkgutil
 import subprocess
 import sys
 
 import pytest
+
+import dato
 
 HEAVY = ("torch", "torchvision", "diffusers", "transformers", "torchmetrics", "huggingface_hub", "peft", "matplotlib")
 
@@ -35,6 +39,16 @@ def loaded_by(code: str) -> set[str]:
 )
 def test_it_loads_nothing_heavy(code):
     assert not loaded_by(code)
+
+
+PACKAGES = ["dato", *(module.name for module in pkgutil.iter_modules(dato.__path__, "dato.") if module.ispkg)]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_what_a_package_exports_is_there(name):
+    package = importlib.import_module(name)
+    exported = getattr(package, "__all__", [])
+    assert all(hasattr(package, export) for export in exported) and len(set(exported)) == len(exported)
 
 
 def test_what_is_heavy_is_seen():

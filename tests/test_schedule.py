@@ -63,10 +63,91 @@ def test_resampling_does_not_alias():
     assert 10 <= Schedule.uniform(25, 5, 0).resampled(51).depths.count(12) <= 11
 
 
+@pytest.mark.parametrize(
+    ("depths", "calls", "expected"),
+    [
+        ([12, 1, 1, 12, 1, 1], 2, [12, 1]),  # two thirds are shallow; the first call is whole all the same
+        ([12, 1, 1, 12, 1, 1], 4, [12, 1, 1, 1]),  # a third of four calls is one
+        ([12, 1, 1, 12, 1, 1], 12, [12, 12, 1, 1, 1, 1, 12, 12, 1, 1, 1, 1]),
+        ([12, 0, 0, 0, 12], 10, [12, 12, 0, 0, 0, 0, 0, 0, 12, 12]),
+        ([12, 3], 3, [12, 12, 3]),  # of two kinds that are owed alike the deeper one comes first
+        ([12, 1, 1, 1], 1, [12]),
+    ],
+)
+def test_each_new_call_gets_what_its_stretch_of_time_has(depths, calls, expected):
+    assert list(Schedule(depths).resampled(calls).depths) == expected
+
+
+def test_a_resampled_call_keeps_its_depth_ratio_and_order_together():
+    entries = ((12, 0.3, 0), (1, 0.5, 1), (12, 0.3, 1), (0, 0.7, 1))
+    schedule = Schedule(*zip(*entries, strict=True), rungs=12, pruning=Pruning(sx=4), forecast="aligned")
+    twice = schedule.resampled(8)
+    canonical = schedule.canonical().entries
+    assert twice.entries == tuple(entry for entry in canonical for _ in range(2))
+    assert (twice.pruning, twice.forecast, twice.rungs) == (Pruning(sx=4), "aligned", 12)
+
+
+def test_a_reader_of_lower_orders_gets_lower_orders_by_polynomials():
+    schedule = Schedule([12, 1, 0, 2], 0.3, [0, 1, 2, 2], forecast="chebyshev", pruning=Pruning(sx=4))
+    for order, orders in ((0, (0, 0, 0, 0)), (1, (0, 1, 1, 1)), (2, (0, 1, 2, 2))):
+        assert schedule.with_order_at_most(order) == Schedule([12, 1, 0, 2], 0.3, orders, pruning=Pruning(sx=4))
+
+
+@pytest.mark.parametrize(
+    ("make", "depths"),
+    [
+        (lambda: Schedule.growing(12), [12] * 5 + [0, 12, 0, 12, 0, 0, 12]),
+        (lambda: Schedule.growing(8, 3, warmup=1, window=1, growth=0, rungs=9), [9] * 8),
+        (lambda: Schedule.growing(8, 3, warmup=1, window=3, growth=0, rungs=9), [9, 3, 3, 9, 3, 3, 9, 3]),
+        (lambda: Schedule.growing(9, 1, warmup=2, window=2, growth=0.5), [12, 12, 1, 12, 1, 12, 1, 1, 12]),
+        (lambda: Schedule.full(3, rungs=9), [9] * 3),
+        (lambda: Schedule.uniform(5, 1, 3), [12] * 5),
+        (lambda: Schedule.uniform(5, 4, 3), [12, 3, 3, 3, 12]),
+        (lambda: Schedule.spread(6, 1), [12, 0, 0, 0, 0, 0]),
+        (lambda: Schedule.spread(6, 2, 1), [12, 1, 1, 1, 1, 12]),
+        (lambda: Schedule.spread(7, 4, warmup=2, cooldown=2), [12, 12, 0, 0, 0, 12, 12]),
+        (lambda: Schedule.spread(7, 3, warmup=2), [12, 12, 0, 0, 0, 0, 12]),
+        (lambda: Schedule.spread(9, 5, growth=2), [12, 12, 12, 0, 12, 0, 0, 0, 12]),
+        (lambda: Schedule.spread(9, 4, shorter="first", rungs=9), [9, 0, 9, 0, 0, 9, 0, 0, 9]),
+        (lambda: Schedule.spread(9, 4, shorter="last", rungs=9), [9, 0, 0, 9, 0, 0, 9, 0, 9]),
+    ],
+)
+def test_where_the_whole_calls_are(make, depths):
+    assert list(make().depths) == depths
+
+
+def test_what_a_file_leaves_out_is_the_default():
+    assert Schedule.from_json('{"format": "dato.schedule", "version": 1, "depths": [12, 1]}') == Schedule([12, 1])
+
+
+def test_what_a_schedule_is_made_with_by_default():
+    """By the docstrings: forecasts of order 1 where whole calls are spread, reuse with DeepCache's; nothing pruned."""
+    uniform, spread, growing = Schedule.uniform(6, 3, 1), Schedule.spread(6, 2), Schedule.growing(6, warmup=1)
+    assert set(uniform.orders) == {0} and set(spread.orders) == set(growing.orders) == {1}
+    assert min(spread.depths) == min(growing.depths) == 0
+    for schedule in (uniform, spread, growing, Schedule.full(6)):
+        assert set(schedule.ratios) == {0.0} and schedule.rungs == 12 and schedule.forecast == "polynomial"
+        assert schedule.pruning == Pruning()
+    given = {"rungs": 9, "forecast": "aligned"}
+    for schedule in (
+        Schedule.uniform(6, 3, 1, 2, ratio=0.3, **given),
+        Schedule.spread(6, 2, 1, 2, **given).with_ratios(0.3),
+        Schedule.growing(6, 1, 2, warmup=1, **given).with_ratios(0.3),
+    ):
+        assert (schedule.rungs, schedule.forecast, set(schedule.orders)) == (9, "aligned", {2})
+        assert set(schedule.ratios) == {0.3} and set(schedule.depths) == {1, 9}
+
+
 def test_another_height_keeps_whole_calls_whole():
     assert Schedule.uniform(4, 2, 1).for_rungs(9) == Schedule.uniform(4, 2, 1, rungs=9)
-    with pytest.raises(DatoError, match="depth 10 does not exist in a UNet of 9 rungs"):
-        Schedule([12, 10]).for_rungs(9)
+    assert Schedule([12, 8]).for_rungs(9).depths == (9, 8)
+    assert Schedule.full(2).for_rungs(1).depths == (1, 1)
+    for depth in (9, 10):  # 9 would be the whole UNet there
+        with pytest.raises(DatoError, match=f"depth {depth} does not exist in a UNet of 9 rungs"):
+            Schedule([12, depth, 1]).for_rungs(9)
+    pruned = Schedule([12, 1], [0.3, 0.5], [0, 1], pruning=Pruning(sx=4), forecast="aligned")
+    assert pruned.for_rungs(12) is pruned
+    assert pruned.for_rungs(9) == Schedule([9, 1], [0.3, 0.5], [0, 1], 9, Pruning(sx=4), "aligned")
 
 
 @pytest.mark.parametrize(
@@ -79,6 +160,17 @@ def test_another_height_keeps_whole_calls_whole():
         (lambda: Schedule([12, 1.5]), "depth 1.5 of call 1"),
         (lambda: Schedule([12, True]), "depth True of call 1"),
         (lambda: Schedule("12"), "depths must be a list"),
+        (lambda: Schedule(b"12"), "depths must be a list"),
+        (lambda: Schedule({12: 1}), "depths must be a list"),
+        (lambda: Schedule(12), "depths must be a list"),
+        (lambda: Schedule([12, 1], True), "ratios must be a list"),
+        (lambda: Schedule([12, 1], [False, 0]), "ratio False of call 0"),
+        (lambda: Schedule([12, 1], [0, -0.1]), "ratio -0.1 of call 1"),
+        (lambda: Schedule([12, 1], orders=True), "orders must be a list"),
+        (lambda: Schedule([12, 1], orders=[0, 1.0]), "order 1.0 of call 1"),
+        (lambda: Schedule([12, 1], orders=[0, -1]), "order -1 of call 1"),
+        (lambda: Schedule([12], rungs=True), "rungs must be a whole number of at least 1, not True"),
+        (lambda: Schedule([12, 1], forecast="hope"), "unknown forecast 'hope'; known are polynomial, aligned"),
         (lambda: Schedule([12, 1], [0.5]), "ratios has 1 entries and depths has 2"),
         (lambda: Schedule([12, 1], 1.0), "ratio 1.0 of call 0"),
         (lambda: Schedule([12, 1], float("nan")), "ratio nan of call 0"),
@@ -94,6 +186,21 @@ def test_another_height_keeps_whole_calls_whole():
             lambda: Schedule.from_json('{"format": "dato.schedule", "version": 2, "depths": [12]}'),
             "version 2 is not known",
         ),
+        (lambda: Schedule.from_json('{"format": "dato.schedule", "version": 0, "depths": [12]}'), "version 0 is not"),
+        (lambda: Schedule.from_json('{"format": "dato.schedule", "version": true, "depths": [12]}'), "version True is"),
+        (lambda: Schedule.from_json('{"format": "dato.schedule", "depths": [12]}'), "version None is not known"),
+        (lambda: Schedule.growing(0), "calls must be"),
+        (lambda: Schedule.spread(0, 1), "calls must be a whole number of at least 1, not 0"),
+        (lambda: Schedule.spread(8, 0), "whole must be a whole number of at least 1, not 0"),
+        (lambda: Schedule.spread(8, 2, warmup=0), "warmup must be a whole number of at least 1, not 0"),
+        (lambda: Schedule.spread(8, 2, cooldown=0), "cooldown must be a whole number of at least 1, not 0"),
+        (lambda: Schedule.spread(8, 2.0), "whole must be a whole number of at least 1, not 2.0"),
+        (lambda: Schedule.growing(9, warmup=0), "growing windows need warmup >= 1"),
+        (lambda: Schedule.growing(9, window=0.9), "growing windows need"),
+        (lambda: Schedule.growing(9, growth=-0.1), "growing windows need"),
+        (lambda: Schedule([12, 1]).with_order_at_most(3), "`order` must be 0, 1 or 2, not 3"),
+        (lambda: Schedule([12, 1]).with_order_at_most(True), "`order` must be 0, 1 or 2, not True"),
+        (lambda: Schedule([12, 1]).with_order_at_most(1.0), "`order` must be 0, 1 or 2, not 1.0"),
         (lambda: Schedule.from_json('{"format": "dato.schedule", "version": 1}'), '"depths" is missing'),
         (
             lambda: Schedule.from_json('{"format": "dato.schedule", "version": 1, "depths": [12], "x": 1}'),

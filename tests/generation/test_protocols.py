@@ -4,10 +4,12 @@ import json
 import shutil
 
 import pytest
+from conftest import call
 
 from dato import DatoError, emoji_sd
 from dato.generation.guidance import guidance_of
 from dato.generation.prompts import coco_captions, imagenet_prompts
+from dato.generation.protocols import PROTOCOLS
 
 
 def test_imagenet_gives_every_class_twice():
@@ -57,3 +59,55 @@ def test_guidance_is_that_of_the_models_family(tmp_path):
     config = json.loads((other / "unet" / "config.json").read_text())
     (other / "unet" / "config.json").write_text(json.dumps(config | {"cross_attention_dim": 1024}))
     assert guidance_of(str(other)) == 9.0
+
+
+@pytest.fixture
+def evaluated(monkeypatch, capsys, tmp_path):
+    """Run `dato evaluate` up to where images would be made, and return what they would be made with."""
+
+    def run(*arguments):
+        recipes = []
+
+        def stop(recipe, *_, **__):
+            recipes.append(recipe)
+            raise DatoError("stopped")
+
+        monkeypatch.setattr("dato.experiments.paper_evaluation.evaluate", stop)
+        code, _, errors = call(monkeypatch, capsys, "evaluate", "--out", tmp_path / "out", *arguments)
+        assert code == 2 and ("stopped" in errors) == bool(recipes), errors
+        return recipes[0] if recipes else errors
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("protocol", "model", "expected"),
+    [
+        # Both papers: 50 PLMS steps, 512 x 512, guidance 7.5 of SD 1.x and 9.0 of SD 2.x.
+        (("imagenet", "--images", 4), "sd15-random", ("plms", 50, 7.5, 512, 512)),
+        (("coco", "--images", 4), "sd21-random", ("plms", 50, 9.0, 512, 512)),
+        (("file",), "sd15-random", ("plms", 50, 7.5, 512, 512)),
+        (("imagenet", "--images", 4), "emoji-sd", ("plms", 50, 7.5, None, None)),  # it has a size of its own
+    ],
+)
+def test_images_are_made_as_in_the_papers(evaluated, captions, tmp_path, protocol, model, expected):
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    of_prompts = {"coco": ("--captions", captions), "file": ("--prompts", tmp_path / "prompts.txt")}
+    recipe = evaluated("--protocol", *protocol, "--model", model, *of_prompts.get(protocol[0], ()))
+    sampling = recipe.sampling
+    assert (recipe.scheduler, sampling.steps, sampling.guidance_scale, sampling.height, sampling.width) == expected
+    prompts = {"imagenet": imagenet_prompts(4), "coco": coco_captions(captions, 4), "file": ["a cat", "a dog"]}
+    assert list(recipe.prompts) == prompts[protocol[0]]
+
+
+def test_what_is_given_replaces_the_papers_setting(evaluated):
+    options = ("--steps", 20, "--scheduler", "ddim", "--guidance-scale", 3, "--height", 256, "--width", 128)
+    recipe = evaluated("--protocol", "imagenet", "--images", 2, "--model", "sd15-random", *options)
+    sampling = recipe.sampling
+    assert (recipe.scheduler, sampling.steps, sampling.guidance_scale) == ("ddim", 20, 3.0)
+    assert (sampling.height, sampling.width) == (256, 128)
+
+
+def test_an_unknown_protocol_is_refused_with_those_that_are_known(evaluated):
+    assert "--protocol 'laion': known are imagenet, coco, file" in evaluated("--protocol", "laion")
+    assert PROTOCOLS == ("imagenet", "coco", "file")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from conftest import PROMPTS, call, toy_recipe
-from torch import equal
+from torch import allclose, equal
 
 from dato import DatoError
 from dato.evaluation.validation import OTHER_NOISE
@@ -17,6 +17,17 @@ def test_the_largest_seed_is_a_seed(pipe):
     last, before = Sampling(1, 1.0, seed=LARGEST), Sampling(1, 1.0, seed=LARGEST - 1)
     one, two = (generate(pipe, PROMPTS[:n], s, decode=False).images for n, s in ((1, last), (2, before)))
     assert one.isfinite().all() and not equal(two[0], two[1])
+
+
+def test_image_i_starts_from_the_noise_of_the_seed_plus_i(pipe):
+    def images(n, **options):
+        return generate(pipe, PROMPTS[:1] * n, Sampling(1, 1.0, **options), decode=False).images
+
+    together = images(4, seed=5, batch_size=4)
+    assert not any(equal(together[i], together[j]) for i in range(4) for j in range(i))
+    for batch_size in (1, 2, 3):
+        assert allclose(images(4, seed=5, batch_size=batch_size), together, atol=1e-4)
+    assert allclose(images(2, seed=7, batch_size=1), together[2:], atol=1e-4)
 
 
 def test_larger_seeds_are_refused(pipe):

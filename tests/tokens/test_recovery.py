@@ -87,6 +87,35 @@ def test_half_precision_neither_overflows_nor_turns_into_nan():
     assert torch.equal(restored[0, selection.pruned[0]], largest)
 
 
+def test_a_copied_state_is_not_written_over():
+    """A compiled call may use its memory again."""
+    layers = [TokenPast(), TokenPast()]
+    for copied in (False, True):
+        past = layers[copied]
+        past.copy_state()  # nothing is there yet
+        for i, time in enumerate((900.0, 850.0)):
+            past.restore(tokens(i), None, time, -i)
+        if copied:
+            (v0, v1), (t0, t1), turns = past.state
+            past.copy_state()
+            for tensor in (v0, v1, t0, t1, turns):
+                tensor.fill_(torch.nan)
+    selection = select_tokens(tokens(2), GRID, 12)
+    plain, copy = (past.restore(selection.shorten(tokens(3)), selection, 800.0, -2) for past in layers)
+    assert torch.equal(plain, copy) and torch.equal(layers[0].last, layers[1].last)
+
+
+def test_what_is_forgotten_is_not_continued():
+    past = TokenPast()
+    for i, time in enumerate((900.0, 850.0)):
+        past.restore(tokens(i), None, time, -i)
+    state = past.state
+    past.clear()
+    assert past.last is None and past.state == (None, None, None)
+    past.state = state
+    assert past.last is not None and past.state == state
+
+
 @FEW
 @given(st.integers(0, 10**6), st.integers(0, 18), st.booleans())
 def test_tokens_take_turns(seed, k, anywhere):

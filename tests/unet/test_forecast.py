@@ -260,6 +260,11 @@ def test_an_aligned_forecast_is_ridge_regression_on_the_skips_for_each_image(pas
         for c, (a, b) in zip(steps, pairwise(values), strict=True):
             expected = expected + c * (b[image] - a[image]).double()
         torch.testing.assert_close(ours[image].double(), expected, rtol=1e-4, atol=1e-4)
+    # The scale of the skips does not matter.
+    small = align(values, [skip * 1e-2 for skip in skips], 1.5, ridge=ridge)
+    torch.testing.assert_close(small, ours, rtol=1e-3, atol=1e-3)
+    # The ridge that schedules are defined with is a tenth.
+    assert torch.equal(align(values, skips, 1.5), align(values, skips, 1.5, ridge=0.1))
 
 
 def test_an_aligned_forecast_goes_as_far_as_its_skip_has_gone():

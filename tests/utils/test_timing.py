@@ -100,14 +100,14 @@ def test_several_stretches_are_waited_for_once(gpu):
 def test_a_span_on_a_gpu_goes_from_the_first_start_to_the_last_stop(gpu):
     watch = Stopwatch("cuda:1")
     gpu.work(2.0)
-    for milliseconds in (3.0, 5.0):
+    for milliseconds in (3.0, 5.0, 11.0):
         watch.start()
         gpu.work(milliseconds)
         watch.stop()
         gpu.work(1.0)
-    assert watch.span() == 3.0 + 1.0 + 5.0
+    assert watch.span() == 3.0 + 1.0 + 5.0 + 1.0 + 11.0
     assert gpu.told.count("synchronize") == 1
-    assert watch.read() == [3.0, 5.0]
+    assert watch.read() == [3.0, 5.0, 11.0]
 
 
 def test_on_a_cpu_it_is_the_clock_and_cuda_is_left_alone(gpu, monkeypatch):
