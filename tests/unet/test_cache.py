@@ -65,6 +65,8 @@ def test_without_a_word_on_what_to_keep_it_keeps_the_last_value_of_every_place()
         cache.store(5, value)
         cache.end()
     assert len(cache._past[5]) == 1 and torch.equal(cache.recall(5), values[1]) and not cache.empty
+    cache.begin(Call(2))
+    assert cache.time == 0.0
     cache.clear()
     assert cache.empty
 
@@ -113,11 +115,15 @@ def test_an_aligned_forecast_goes_by_the_timesteps_where_the_skip_says_nothing()
     """Where a skip goes on along its line, the value does, by the share of the last step that has passed."""
     cache = Cache(ALIGNED)
     (v0, v1), (s0, s1) = ([randn(1, 2, 4, 4) for _ in range(2)] for _ in range(2))
-    begun(cache, 0, 900.0).store(0, v0, s0)
-    begun(cache, 1, 700.0).store(0, v1, s1)
+    begun(cache, 0, 900.0, keep={0: 3}).store(0, v0, s0)
+    begun(cache, 1, 700.0, keep={0: 3}).store(0, v1, s1)
     call = begun(cache, 2, 600.0, reads=0, rule=ALIGNED, values=3)
     assert call.recalled(0).step == 0.5
     assert torch.allclose(call.recall(0, s1 + 0.5 * (s1 - s0)), v1 + 0.5 * (v1 - v0), atol=1e-5)
+    begun(cache, 2, 600.0, keep={0: 3}).store(0, randn(1, 2, 4, 4), randn(1, 3, 4, 4))
+    for values, known in ((3, 3), (2, 2)):  # the step goes by the last two of them
+        recalled = begun(cache, 3, 550.0, reads=0, rule=ALIGNED, values=values).recalled(0)
+        assert len(recalled.values) == known and recalled.step == 0.5
 
 
 @pytest.mark.parametrize("inference", [True, False])
