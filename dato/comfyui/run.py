@@ -63,6 +63,7 @@ class Run:
         schedule: Its schedule.
         calls: Finds the index of each call.
         ratio_besides: The ratio of calls that are none of the schedule's.
+        made_for: The number of calls that the schedule was made for; None: as many as it has.
 
     Attributes:
         depths: The depth that each call of the schedule has run at, by its index. If a step calls the UNet several
@@ -71,8 +72,16 @@ class Run:
         unpruned: How many calls did not prune because of other nodes.
     """
 
-    def __init__(self, unet: nn.Module, schedule: Schedule, calls: SamplerCalls, ratio_besides: float = 0.0) -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        schedule: Schedule,
+        calls: SamplerCalls,
+        ratio_besides: float = 0.0,
+        made_for: int | None = None,
+    ) -> None:
         self.unet, self.schedule, self._calls = unet, schedule, calls
+        self.made_for = len(schedule) if made_for is None else made_for
         self._ladder = Ladder(ComfyUNet(unet))
         self._described = schedule.calls()
         self._ratio_besides = ratio_besides

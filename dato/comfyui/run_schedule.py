@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from dato.comfyui.settings import Settings
+from dato.errors import DatoError, first_line
 from dato.schedule import Schedule
 from dato.unet.ladder import Ladder
 from dato.unet.speedup_rule import rule
@@ -47,14 +48,13 @@ def schedule_of_run(
         guidance_scale: The scale of classifier-free guidance ("cfg").
 
     Raises:
-        DatoError: if the schedule does not fit the UNet.
+        DatoError: if the schedule does not fit the UNet, or the rule cannot count its FLOPs.
     """
     rungs = len(Ladder(unet))
     if settings.schedule is not None:
         schedule = settings.schedule.for_rungs(rungs).resampled(calls)
     elif settings.speedup is not None:
-        alike = ALIKE.get(sampler, _OTHER)
-        schedule = rule(unet, calls, settings.speedup, sampler=alike, guidance_scale=guidance_scale)
+        schedule = _by_the_rule(unet, calls, settings.speedup, sampler, guidance_scale)
     else:
         schedule = Schedule.full(calls, rungs=rungs)
     first, last = round(settings.start * calls), round(settings.end * calls)
@@ -63,3 +63,14 @@ def schedule_of_run(
     if settings.pruning is not None:
         schedule = replace(schedule, pruning=settings.pruning)
     return schedule if settings.ratio is None else schedule.with_ratios(settings.ratio)
+
+
+def _by_the_rule(unet: nn.Module, calls: int, speedup: float, sampler: str, guidance_scale: float | None) -> Schedule:
+    try:
+        return rule(unet, calls, speedup, sampler=ALIKE.get(sampler, _OTHER), guidance_scale=guidance_scale)
+    except DatoError:
+        raise
+    except Exception as error:  # layers of other nodes, such as quantised ones, may not run without weights
+        raise DatoError(
+            f"dato: the rule cannot count the FLOPs of this UNet ({first_line(error)}); choose a schedule or a front"
+        ) from error

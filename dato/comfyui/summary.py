@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from dato.schedule import Schedule
 if TYPE_CHECKING:
     from dato.comfyui.run import Run
 
+_log = logging.getLogger(__name__)
 _WHOLE, _NOTHING = "█", "·"
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -48,6 +50,8 @@ def what_ran(run: Run) -> str:
     if depths:
         lines.append(_counts(depths, rungs) + _saved(run, depths))
         lines.append("".join(_character(depth, rungs) for depth in depths))
+    if run.made_for != len(run.schedule):
+        lines.append(f"The schedule is made for {run.made_for} calls, so it was resampled.")
     more = sum(depth > run.schedule.depths[index] for index, depth in run.depths.items())
     if more:
         lines.append(f"{more} of them ran whole because nothing was cached for them.")
@@ -67,8 +71,12 @@ def _saved(run: Run, depths: tuple[int, ...]) -> str:
 
     rungs, size = run.schedule.rungs, (64, 64)
     shares = {0: 0.0, rungs: 1.0}
-    for depth in set(depths) - set(shares):
-        shares[depth] = depth_share(run.unet, depth, size)
+    try:
+        for depth in set(depths) - set(shares):
+            shares[depth] = depth_share(run.unet, depth, size)
+    except Exception:  # layers of other nodes, such as quantised ones, may not run without weights
+        _log.debug("dato: the FLOPs of this UNet cannot be counted", exc_info=True)
+        return ""
     total = sum(shares[depth] for depth in depths) + run.besides
     return f". The UNet took {(len(depths) + run.besides) / total:.2f} times fewer FLOPs" if total else ""
 

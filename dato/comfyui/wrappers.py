@@ -59,7 +59,8 @@ def begin(settings: Settings, unet: torch.nn.Module, sampler: Any, sigmas: list[
     name = sampler_of(sampler)
     calls = SamplerCalls(sigmas, name)
     schedule = schedule_of_run(settings, unet, calls.total, name, cfg)
-    return Run(unet, schedule, calls, settings.ratio or 0.0)
+    made_for = None if settings.schedule is None else len(settings.schedule)
+    return Run(unet, schedule, calls, settings.ratio or 0.0, made_for)
 
 
 def predict_noise(executor: Any, *args: Any, **kwargs: Any) -> Any:

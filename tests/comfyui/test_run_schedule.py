@@ -97,4 +97,22 @@ def test_what_is_said(monkeypatch):
     with runs(monkeypatch) as found:
         sample(scheduled(model, uniform(0)))
     assert what_ran(found[0]).startswith("7 calls: 3 whole, 4 at depth 0. The UNet took 2.33 times fewer FLOPs")
-    assert "█··█··█" in what_ran(found[0])
+    assert "█··█··█" in what_ran(found[0]) and "resampled" not in what_ran(found[0])
+    with runs(monkeypatch) as found:
+        sample(scheduled(model, uniform(0, calls=14)))
+    assert "made for 14 calls, so it was resampled" in what_ran(found[0])
+
+
+def test_a_unet_whose_flops_cannot_be_counted(monkeypatch):
+    """A given schedule runs there. The rule says what to do."""
+
+    def refuse(*given):
+        raise RuntimeError("no kernel for this quantised layer")
+
+    monkeypatch.setattr("dato.unet.depth_shares.depth_share", refuse)
+    monkeypatch.setattr("dato.unet.speedup_rule.depth_share", refuse)
+    with pytest.raises(DatoError, match=r"cannot count .* \(no kernel .*\); choose a schedule"):
+        of_run(20, speedup=2.0)
+    with runs(monkeypatch) as found:
+        sample(scheduled(stand_in.patcher(), uniform(1)))
+    assert what_ran(found[0]).startswith("7 calls: 3 whole, 4 at depth 1\n")
