@@ -220,6 +220,6 @@ def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 # SiTo's own settings (AAAI 2025): every block chooses its own tokens.
-PAPER_PRUNING = Pruning(shared=False)
+SITO_PRUNING = Pruning(shared=False)
 # The ratios of SiTo's table 1, a to e, and of DaTo's search.
 PAPER_RATIOS = {"a": 0.3, "b": 0.4, "c": 0.5, "d": 0.6, "e": 0.7}

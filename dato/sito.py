@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from typing import TypeVar
 
 from dato.errors import DatoError
-from dato.pruning import PAPER_PRUNING
+from dato.pruning import SITO_PRUNING
 from dato.unet import patch
 from dato.unet.kinds import adapter_of
 from dato.unet.targets import unet_of
@@ -72,7 +72,7 @@ def apply_patch(
         True
     """
     pruning = replace(
-        PAPER_PRUNING,
+        SITO_PRUNING,
         recover_from="kept",
         max_downsample=max_downsample_ratio,
         self_attention=prune_selfattn_flag,

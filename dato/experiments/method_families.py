@@ -18,7 +18,7 @@ from dato.evaluation.rules import whole_calls
 from dato.experiments import sito_ablations
 from dato.front import Front
 from dato.point import Point
-from dato.pruning import PAPER_PRUNING, PAPER_RATIOS
+from dato.pruning import PAPER_RATIOS, SITO_PRUNING
 from dato.schedule import Schedule
 from dato.strategies import load_strategy
 
@@ -53,7 +53,7 @@ def dato_vector(facts: Facts) -> list[Method]:
 
 def sito(facts: Facts) -> list[Method]:
     """Return SiTo a to e (table 1): every call whole and pruned, each block with its own choice of tokens."""
-    whole = replace(Schedule.full(facts.calls, rungs=facts.rungs), pruning=PAPER_PRUNING)
+    whole = replace(Schedule.full(facts.calls, rungs=facts.rungs), pruning=SITO_PRUNING)
     return named_methods(
         {f"SiTo-{letter} {ratio:.0%}": whole.with_ratios(ratio) for letter, ratio in PAPER_RATIOS.items()}
     )

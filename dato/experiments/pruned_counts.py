@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dato.errors import DatoError
 from dato.generation.sampling import Sampling, generate
-from dato.pruning import PAPER_PRUNING, Pruning
+from dato.pruning import SITO_PRUNING, Pruning
 from dato.samplers import num_calls
 from dato.schedule import Schedule
 from dato.tokens.places import smallest_downsample
@@ -73,7 +73,7 @@ def compare_pruning(
         DatoError: as `pruned_counts`.
     """
     whole = Schedule.full(num_calls(pipe, sampling.steps)).with_ratios(ratio)
-    of_sito = replace(PAPER_PRUNING, score="VI", max_downsample=smallest_downsample(pipe.unet))
+    of_sito = replace(SITO_PRUNING, score="VI", max_downsample=smallest_downsample(pipe.unet))
     settings = {
         "with noise (VI)": of_sito,
         "without noise (V)": replace(of_sito, score="V"),

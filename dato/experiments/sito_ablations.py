@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dato.evaluation.methods import Method, named_methods, tomesd_method
-from dato.pruning import PAPER_PRUNING, PAPER_RATIOS
+from dato.pruning import PAPER_RATIOS, SITO_PRUNING
 from dato.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _stock(facts: Facts, steps: int | None = None) -> Schedule:
 
 
 def _whole(facts: Facts, ratio: float = RATIO, steps: int | None = None, **settings: Any) -> Schedule:
-    return replace(_stock(facts, steps), pruning=replace(PAPER_PRUNING, **settings)).with_ratios(ratio)
+    return replace(_stock(facts, steps), pruning=replace(SITO_PRUNING, **settings)).with_ratios(ratio)
 
 
 def _installed(*methods: Method | None) -> list[Method]:

@@ -24,7 +24,7 @@ from dato.pruning import SCORES, Pruning
 from dato.samplers import SAMPLERS
 from dato.schedule import FORECASTS
 from dato.search.candidate_timing import MODES
-from dato.search.presets import DEPTH_PRESETS, GUIDED, PAPERS_PRUNING, RATIO_PRESETS, Preset
+from dato.search.presets import DATO_PRUNING, DEPTH_PRESETS, GUIDED, RATIO_PRESETS, Preset
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound="type[SearchOptions]")
@@ -161,7 +161,7 @@ class PruningOptions(SearchOptions):
     def token_pruning(self, guidance_scale: float) -> Pruning:
         """Return the settings of token pruning that belong to the ratios.
 
-        With the preset paper they are DaTo's (`PAPERS_PRUNING`). What is given replaces single settings.
+        With the preset paper they are DaTo's (`DATO_PRUNING`). What is given replaces single settings.
 
         Raises:
             DatoError: if a setting is not valid, or they do not go together.
@@ -171,7 +171,7 @@ class PruningOptions(SearchOptions):
         if given.get("align_cfg") and not guided:
             raise DatoError(f"align_cfg aligns the halves of guidance, and guidance {guidance_scale:g} has none")
         if self.preset == "paper":
-            start = PAPERS_PRUNING.to_dict() | {"align_cfg": guided}
+            start = DATO_PRUNING.to_dict() | {"align_cfg": guided}
         else:
             score = Pruning(score=given.get("score", "sito")).base_score
             start = {

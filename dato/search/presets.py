@@ -175,5 +175,5 @@ RATIO_PRESETS = {
 }
 # Settings of token pruning with the preset paper. The authors' script spells `diff_gamma` diff_gema.
 # A pruned token gets the output of a base token, as in the paper. In the authors' code it is that of any kept token.
-PAPERS_PRUNING = Pruning(score="dato", diff_gamma=0.1, noise_alpha=0.1, align_cfg=True, shared=False)
+DATO_PRUNING = Pruning(score="dato", diff_gamma=0.1, noise_alpha=0.1, align_cfg=True, shared=False)
 GUIDED = tuple(name for name, preset in DEPTH_PRESETS.items() if preset.minutes is not None)

@@ -12,7 +12,7 @@ from PIL import Image
 from dato import Schedule, apply_patch, remove_patch
 from dato.experiments.pruned_counts import pruned_counts
 from dato.generation.sampling import Sampling
-from dato.pruning import PAPER_PRUNING
+from dato.pruning import SITO_PRUNING
 from dato.unet.patch import patch_of
 
 SAMPLING = Sampling(steps=6, guidance_scale=3.0)
@@ -21,7 +21,7 @@ SAMPLING = Sampling(steps=6, guidance_scale=3.0)
 def test_shares_are_those_of_the_ratio_and_noise_makes_them_more_even(pipe):
     whole = Schedule.full(7).with_ratios(0.5)
     with_noise, without = (
-        pruned_counts(pipe, PROMPTS[0], SAMPLING, whole, replace(PAPER_PRUNING, score=score, noise_alpha=1000.0))
+        pruned_counts(pipe, PROMPTS[0], SAMPLING, whole, replace(SITO_PRUNING, score=score, noise_alpha=1000.0))
         for score in ("VI", "V")
     )
     for found in (with_noise, without):
@@ -44,13 +44,13 @@ def test_what_is_pruned_again_is_counted_block_by_block(pipe, monkeypatch):
         return SimpleNamespace(images=torch.zeros(1, 3, 8, 8))
 
     monkeypatch.setattr("dato.experiments.pruned_counts.generate", generate)
-    found = pruned_counts(pipe, "", SAMPLING, Schedule.full(3).with_ratios(0.5), PAPER_PRUNING)
+    found = pruned_counts(pipe, "", SAMPLING, Schedule.full(3).with_ratios(0.5), SITO_PRUNING)
     assert found.again == pytest.approx((2 * 1 + 2 * 0.5) / 4)
     assert found.share.flatten().tolist() == pytest.approx([4 / 6, 5 / 6, 2 / 6, 1 / 6])
 
 
 def test_counting_changes_nothing(pipe):
-    schedule = replace(Schedule.full(7).with_ratios(0.5), pruning=PAPER_PRUNING)
+    schedule = replace(Schedule.full(7).with_ratios(0.5), pruning=SITO_PRUNING)
     apply_patch(pipe, schedule)
     before = draw(pipe, steps=6)
     seen = []

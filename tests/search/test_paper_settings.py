@@ -21,10 +21,10 @@ from dato.evaluation.judgement import Judgement
 from dato.evaluation.pool import InProcess
 from dato.evaluation.sample_pictures import sample_of
 from dato.evaluation.stock import Stock
-from dato.pruning import PAPER_PRUNING, PAPER_RATIOS
+from dato.pruning import PAPER_RATIOS, SITO_PRUNING
 from dato.search import search_depth, search_joint
 from dato.search.options import DepthSearch, JointSearch, RatioSearch
-from dato.search.presets import DEPTH_PRESETS, PAPERS_PRUNING, RATIO_PRESETS
+from dato.search.presets import DATO_PRUNING, DEPTH_PRESETS, RATIO_PRESETS
 
 IMAGE_REWARD = Path(__file__).parents[1] / "data" / "image_reward"
 
@@ -81,7 +81,7 @@ RATIO = [
     Setting("number of prompts", 16, ("images", 16), "search_ratio.py, num_lines=16"),
 ]
 # Settings of token pruning: name -> value and source.
-DATO_PRUNING = {
+DATOS_SETTINGS = {
     "score": ("dato", "datosd/dato.py, dst_score"),
     "diff_gamma": (0.1, "search_ratio.py, diff_gema=0.1"),
     "noise_alpha": (0.1, "search_ratio.py, noise_alpha=0.1"),
@@ -100,7 +100,7 @@ DATO_PRUNING = {
     "reduction": ("prune", "datosd/dato.py, prune_tokens"),
 }
 # SiTo (AAAI 2025): the repository EvelynZhang-epiclab/SiTo and its table 1.
-SITO_PRUNING = {
+SITOS_SETTINGS = {
     "score": ("sito", "section 3.2: SimScore with noise"),
     "noise_alpha": (0.1, "README.md, noise_alpha"),
     "sim_beta": (1.0, "README.md, sim_beta"),
@@ -126,9 +126,9 @@ def test_the_presets_are_the_papers(preset, settings):
 
 
 def test_the_papers_token_pruning():
-    dato, sito = PAPERS_PRUNING.to_dict(), PAPER_PRUNING.to_dict()
-    assert {name: dato[name] for name in DATO_PRUNING} == {name: value for name, (value, _) in DATO_PRUNING.items()}
-    assert {name: sito[name] for name in SITO_PRUNING} == {name: value for name, (value, _) in SITO_PRUNING.items()}
+    dato, sito = DATO_PRUNING.to_dict(), SITO_PRUNING.to_dict()
+    assert {name: dato[name] for name in DATOS_SETTINGS} == {name: value for name, (value, _) in DATOS_SETTINGS.items()}
+    assert {name: sito[name] for name in SITOS_SETTINGS} == {name: value for name, (value, _) in SITOS_SETTINGS.items()}
     assert PAPER_RATIOS == SITO_RATIOS
 
 
@@ -178,9 +178,9 @@ def test_fronts_of_both_searches_record_the_papers_settings(instant, run, tmp_pa
     assert code == 0, errors
     check_recorded("ratio", RATIO, pop_size=3, generations=2)
     front = load_front("ratio")
-    pruning = {name: value for name, (value, _) in DATO_PRUNING.items()}
+    pruning = {name: value for name, (value, _) in DATOS_SETTINGS.items()}
     assert front.conditions["search"]["pruning"] | pruning == front.conditions["search"]["pruning"]
-    assert front.points[0].schedule.pruning == front.baseline.schedule.pruning == PAPERS_PRUNING
+    assert front.points[0].schedule.pruning == front.baseline.schedule.pruning == DATO_PRUNING
     assert front.conditions["image_reward"] == str(IMAGE_REWARD)  # the front's own, not named again
 
 
@@ -203,7 +203,7 @@ def test_settings_of_pruning_by_key_and_value_are_recorded(instant, run, tmp_pat
     typed = [word for name, value in given.items() for word in ("--pruning", f"{name}={str(value).lower()}")]
     code, _, errors = run("search/search_joint.py", *few, *typed, "--out", "joint")
     assert code == 0, errors
-    expected = PAPERS_PRUNING.to_dict() | given
+    expected = DATO_PRUNING.to_dict() | given
     front = load_front("joint")
     assert front.conditions["search"]["pruning"] == expected == front.baseline.schedule.pruning.to_dict()
     code, _, errors = run("search/search_joint.py", "--resume", "joint", "--quiet")  # the journal holds them
@@ -224,7 +224,7 @@ def test_in_python_the_preset_has_its_sampler_and_guidance_too(make_pipe, monkey
     given = {"scheduler": "ddim", "guidance_scale": 2.0, "pruning": {"feed_forward": True}}
     other = search_joint(pipe, PROMPTS[:1], **PYTHON, **given)
     assert other.conditions["scheduler_name"] == "ddim" and other.conditions["guidance_scale"] == 2
-    assert other.baseline.schedule.pruning == Pruning(**PAPERS_PRUNING.to_dict() | {"feed_forward": True})
+    assert other.baseline.schedule.pruning == Pruning(**DATO_PRUNING.to_dict() | {"feed_forward": True})
 
 
 def test_the_preset_asks_for_image_reward_unless_another_quality_is_given():
@@ -247,7 +247,7 @@ def test_where_no_paper_is_asked_for_pruning_is_ours(kind):
     assert kind(preset="quick", score="dato").token_pruning(7.5).align_cfg
     assert not kind(preset="quick", score="dato").token_pruning(1).align_cfg
     assert kind(preset="quick", score="II").token_pruning(1).similarity == "global"
-    assert kind(preset="paper").token_pruning(7.5) == PAPERS_PRUNING
+    assert kind(preset="paper").token_pruning(7.5) == DATO_PRUNING
     assert not kind(preset="paper").token_pruning(1).align_cfg  # without guidance there are no halves
     whole = Pruning(score="V", feed_forward=True)
     assert kind(preset="quick", pruning=whole).token_pruning(7.5) == whole
