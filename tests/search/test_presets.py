@@ -43,6 +43,7 @@ FAST = [
     Told("model_images", 4, "4 of them for the sensitivity model"),
     Told("advised", True, "for the sensitivity model"),
     Told("validation", 12, "12 for validation"),
+    Told("finalists", 14, "of about 14 points"),
     Told("rounds", 0, "The front is not timed again"),
     Told("scheduler", "dpm++2m", "For the embedded model the sampler is DPM++ 2M"),
     Told("guidance_scale", 3.0, "with guidance 3"),
@@ -59,6 +60,7 @@ THOROUGH = [
     Told("race", 6, "of which losers get 6"),
     Told("model_images", 8, "and the sensitivity model 8"),
     Told("validation", 30, "and 30 for validation"),
+    Told("finalists", 24, "of about 24 points"),
     Told("rounds", 2, "The front is timed again twice"),
 ]
 QUICK = [
