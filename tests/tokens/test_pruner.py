@@ -8,7 +8,8 @@ from devices import device
 
 import dato
 from dato import Pruning, Schedule
-from dato.tokens.pruner import TokenPruner, downsamplings, smallest_downsample
+from dato.tokens.places import downsamplings, smallest_downsample
+from dato.tokens.pruner import TokenPruner
 from dato.tokens.scores import base_score
 
 TIMES = (900, 700, 500, 300, 100)
