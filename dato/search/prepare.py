@@ -30,7 +30,7 @@ _ELSEWHERE = (
 )
 # Settings that only a search by generations has, and those that only a guided one has.
 _BY_GENERATIONS = ("pop_size", "generations", "crossover", "mutation", "from_uniform", "advised")
-_GUIDED = ("minutes", "speedups", "validation", "model_images", "order_by_call")
+_GUIDED = ("minutes", "speedups", "validation", "finalists", "model_images", "order_by_call")
 
 
 @dataclass(frozen=True)
