@@ -29,6 +29,15 @@ def a_studio(pipe):
     studio.close()
 
 
+@contextlib.contextmanager
+def counted_calls(pipe):
+    """The UNet's calls, counted: a list with an entry for each."""
+    counted = []
+    handle = pipe.unet.register_forward_pre_hook(lambda *_: counted.append(1))
+    yield counted
+    handle.remove()
+
+
 def sessions_of(studio) -> Sessions:
     """Sessions along a front, in `STEPS` steps."""
     choices, _ = choices_of(load_front(FRONT_FILE), str(FRONT_FILE), STEPS)

@@ -48,9 +48,7 @@ def demo(
         ),
     ] = None,
     device: opt.Device = "auto",
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, float16, bfloat16 or auto.", show_default="the front's")
-    ] = None,
+    dtype: opt.FrontDtype = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at. 0.0.0.0 lets every machine of the network use the page.")
     ] = "127.0.0.1",

@@ -55,9 +55,7 @@ def generate_image(
         int, typer.Option(min=1, help="How often to time each of the two, in turn; the median counts.")
     ] = 3,
     device: opt.Device = "auto",
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, float16, bfloat16 or auto.", show_default="the front's")
-    ] = None,
+    dtype: opt.FrontDtype = None,
     out_folder: Annotated[Path, typer.Option("--out", help="Folder of the images.")] = Path("images"),
 ) -> None:
     """Generate an image with a schedule, and stock's from the same noise, and print both times.

@@ -102,6 +102,7 @@ Guidance = Annotated[
 Height = Annotated[int | None, typer.Option(min=16, help="Image height in pixels.", show_default="the model's own")]
 Width = Annotated[int | None, typer.Option(min=16, help="Image width in pixels.", show_default="the model's own")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one.")]
+FrontDtype = Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or auto.", show_default="the front's")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16; auto: float16 on a GPU, float32 elsewhere.")]
 Seed = Annotated[int, typer.Option(min=0, help="Fixes the noise of the images, and everything else that is random.")]
 

@@ -110,9 +110,7 @@ class RatioCommandOptions(CommandOptions):
     prompts: Annotated[
         Path | None, typer.Option(help="Text file, one prompt a line.", show_default="the front's own prompts")
     ] = None
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, float16, bfloat16 or auto.", show_default="the front's")
-    ] = None
+    dtype: opt.FrontDtype = None
 
 
 def command_of(

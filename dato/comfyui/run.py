@@ -24,6 +24,7 @@ from dato.tokens.pruner import TokenPruner
 from dato.unet.cache import Cache
 from dato.unet.comfyui_unet import ComfyUNet
 from dato.unet.ladder import Ladder
+from dato.unet.lane import Lane
 
 NAMES = ("x", "timesteps", "context", "y", "control", "transformer_options")  # arguments of the UNet's forward
 _VIDEO = ("num_video_frames", "time_context", "image_only_indicator")
@@ -33,26 +34,6 @@ _RIVALS = {
     "cross_attention": ("attn2_patch", "attn2_output_patch", "attn2"),
 }
 _RESIZING = ("input_block_patch", "input_block_patch_after_skip")  # may change the grid of tokens within the UNet
-
-
-class Lane:
-    """One of the calls that a generation makes at each step.
-
-    Attributes:
-        cache: What its past calls computed.
-        index: The index of its last call; -1 before the first one.
-        kind: Shape, dtype and device of its latents.
-        pruning: The state of token pruning; None before the first call.
-    """
-
-    def __init__(self, cache: Cache) -> None:
-        self.cache, self.index, self.kind = cache, -1, None
-        self.pruning: Any = None
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self.cache.clear()
-        self.pruning = None
 
 
 class Run:
@@ -140,12 +121,12 @@ class Run:
                 if pruner is not None and depth:
                     pruner.observe(prediction)
         except BaseException:
-            lane.clear()
+            lane.forget()
             raise
         lane.cache.end()
         self.depths[index] = max(depth, self.depths.get(index, 0))
         if index == len(self.schedule) - 1:
-            lane.clear()
+            lane.forget()
         return prediction
 
     def _belongs(self, given: Mapping[str, Any]) -> bool:

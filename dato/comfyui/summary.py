@@ -7,14 +7,12 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from dato.comfyui.settings import Settings
-from dato.schedule import Schedule
+from dato.report.schedule_text import strip, strip_of
 
 if TYPE_CHECKING:
     from dato.comfyui.run import Run
 
 _log = logging.getLogger(__name__)
-_WHOLE, _NOTHING = "█", "·"
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 def what_will_run(settings: Settings) -> str:
@@ -22,7 +20,7 @@ def what_will_run(settings: Settings) -> str:
     lines = []
     if settings.schedule is not None:
         schedule = settings.schedule
-        lines += [f"{settings.name}: {_counts(schedule.depths, schedule.rungs)}", _strip(schedule)]
+        lines += [f"{settings.name}: {_counts(schedule.depths, schedule.rungs)}", strip(schedule)]
         lines += [settings.point.summary] if settings.point is not None else []
         if settings.point is None:
             lines.append("How fast it is was not measured; after a run you see by how much the UNet takes fewer FLOPs.")
@@ -49,7 +47,7 @@ def what_ran(run: Run) -> str:
     lines = []
     if depths:
         lines.append(_counts(depths, rungs) + _saved(run, depths))
-        lines.append("".join(_character(depth, rungs) for depth in depths))
+        lines.append(strip_of(depths, rungs))
     if run.made_for != len(run.schedule):
         lines.append(f"The schedule is made for {run.made_for} calls, so it was resampled.")
     more = sum(depth > run.schedule.depths[index] for index, depth in run.depths.items())
@@ -86,11 +84,3 @@ def _counts(depths: tuple[int, ...], rungs: int) -> str:
     count = Counter(depths)
     parts = [f"{count.pop(rungs, 0)} whole", *(f"{n} at depth {depth}" for depth, n in sorted(count.items()))]
     return f"{len(depths)} calls: {', '.join(parts)}"
-
-
-def _strip(schedule: Schedule) -> str:
-    return "".join(_character(depth, schedule.rungs) for depth in schedule.depths)
-
-
-def _character(depth: int, rungs: int) -> str:
-    return _WHOLE if depth == rungs else _NOTHING if depth == 0 else _DIGITS[depth]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from dato.schedule import Schedule
 
 FULL, NOTHING = "█", "·"
@@ -10,9 +12,12 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 def strip(schedule: Schedule) -> str:
     """Return the depths as one character a call: █ the whole UNet, · nothing, else the depth (in base 36)."""
-    return "".join(
-        FULL if depth == schedule.rungs else NOTHING if depth == 0 else _DIGITS[depth] for depth in schedule.depths
-    )
+    return strip_of(schedule.depths, schedule.rungs)
+
+
+def strip_of(depths: Iterable[int], rungs: int) -> str:
+    """Return these depths of a UNet of so many rungs, as `strip` does."""
+    return "".join(FULL if depth == rungs else NOTHING if depth == 0 else _DIGITS[depth] for depth in depths)
 
 
 def mean_ratio(schedule: Schedule) -> float:

@@ -2,11 +2,11 @@
 
 import asyncio
 import re
-import shutil
 import threading
 
 import pytest
 import torch
+from browsers import chromium
 from demo_jobs import PROMPT, a_studio, image_of, sessions_of
 
 from dato.demo import texts
@@ -122,14 +122,8 @@ def test_gradios_own_answers(served):
 
 @pytest.fixture
 def browser():
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e .[test]")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome on the path")
-    with sync.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    with chromium() as browser:
+        yield browser
 
 
 def png_of(page):
@@ -143,6 +137,13 @@ def png_of(page):
     source = page.locator(".dato.view:visible img").nth(1).get_attribute("src")
     picture = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def open_page(page, place):
+    """Open the page and wait for its parts. They appear one after another, and Tab goes only to one that is there."""
+    page.goto(place)
+    for part in ("#dato-prompt textarea", "#dato-seed input", "#dato-generate", "#dato-front input[type=range]"):
+        page.wait_for_selector(part)
 
 
 def wait_until_done(page, trouble):
@@ -163,13 +164,14 @@ def test_the_page_in_a_browser(served, browser):
         page.on("pageerror", lambda error: trouble.append(str(error)))
         page.on("request", lambda asked: asked.url.startswith((place, "data:")) or trouble.append(asked.url))
         page.set_default_timeout(120_000)
-        page.goto(place)
+        open_page(page, place)
     first, second = pages
 
     first.focus("#dato-prompt textarea")
     first.keyboard.press("Tab")
     first.keyboard.press("ControlOrMeta+a")
     first.keyboard.type("1")
+    assert first.input_value("#dato-seed input") == "1"
     second.fill("#dato-seed input", "2")
     first.keyboard.press("Enter")
     second.click("#dato-generate")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import call
-from demo_jobs import CHOICE, OTHER, STEPS, a_studio, image_of, job, sessions_of
+from demo_jobs import CHOICE, OTHER, STEPS, a_studio, counted_calls, image_of, job, sessions_of
 from PIL import Image
 
 from dato.demo.choices import choices_of, rule_choice
@@ -28,11 +28,8 @@ def sessions(pipe):
 
 @pytest.fixture
 def studio_calls(pipe):
-    """The UNet's calls, counted."""
-    counted = []
-    handle = pipe.unet.register_forward_pre_hook(lambda *_: counted.append(1))
-    yield counted
-    handle.remove()
+    with counted_calls(pipe) as counted:
+        yield counted
 
 
 def pixels(file):

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from demo_jobs import CHOICE, OTHER, STEPS, a_studio, image_of, job, last
+from demo_jobs import CHOICE, OTHER, STEPS, a_studio, counted_calls, image_of, job, last
 
 from dato.demo import studio as studio_module
 from dato.demo.choices import rule_choice
@@ -21,11 +21,8 @@ def studio(pipe):
 
 @pytest.fixture
 def calls(pipe):
-    """The UNet's calls, counted."""
-    counted = []
-    handle = pipe.unet.register_forward_pre_hook(lambda *_: counted.append(1))
-    yield counted
-    handle.remove()
+    with counted_calls(pipe) as counted:
+        yield counted
 
 
 def test_images_and_psnr_are_those_of_generate(studio, pipe):

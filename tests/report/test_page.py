@@ -6,11 +6,11 @@ import io
 import math
 import re
 import shlex
-import shutil
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from browsers import chromium
 from conftest import FRONT_FILE
 from PIL import Image
 
@@ -205,14 +205,8 @@ def test_pictures(run, tmp_path):
 
 @pytest.fixture(scope="module")
 def browser():
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e .[test]")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome on the path")
-    with sync.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
