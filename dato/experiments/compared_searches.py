@@ -10,7 +10,7 @@ SEARCHES = {
     "planned": "from the sensitivity model's plans, which also ranks offspring, raced",
     "planned, all": "the same over depths 0 to 3 and forecasts of order 0 and 1",
     "guided": "evolves on predictions, as the preset fast does: depth 0, an order for each call",
-    "rules": "no search: so many calls whole, spread evenly; depth 0 or 1, order 0 or 1",
+    "rules": "no search: 4 to 25 calls whole, spread evenly or ever farther apart; depth 0 or 1, order 0 or 1",
 }
 WIDE = "planned, all"  # the search with more depths and orders
 PLANNED = {"planned": [0, 1], WIDE: [0, 1, 2, 3], "guided": [0]}  # searches that predict -> the depths they know

@@ -19,7 +19,7 @@ from dato.errors import DatoError
 from dato.evaluation import baselines
 from dato.evaluation.pool import InProcess, Recipe
 from dato.evaluation.racing import expected_if_beaten, rival_for, rivals_of
-from dato.evaluation.rules import whole_calls
+from dato.evaluation.rules import rules, whole_calls
 from dato.experiments.compared_searches import PLANNED, SEARCHES, WIDE
 from dato.experiments.progress import Progress, counting, silent
 from dato.generation.sampling import Sampling
@@ -27,10 +27,12 @@ from dato.point import Point, non_dominated
 from dato.pruning import Pruning
 from dato.schedule import Schedule
 from dato.search.adviser import Advice
-from dato.search.guided import Evolution, Trials, evenly, guided_search
+from dato.search.guided import Evolution, Trials, evenly, guided_search, per_octave
+from dato.search.guided_course import PLANS, SEEDS_TO_AN_OCTAVE
 from dato.search.hypervolume import Scale, by_evaluation
 from dato.search.nsga2 import search
 from dato.search.presets import DEPTH_PRESETS
+from dato.search.rule_choice import best_of_each
 from dato.search.run_folder import Folder
 from dato.search.spaces import DepthSpace
 from dato.search.study import Study
@@ -39,6 +41,7 @@ from dato.utils.hardware import versions
 WORST, BEST = 20.0, 100.0  # dB of the reference point, and of images equal to stock's
 SHARES = (1.0, 0.15)  # of stock's time, of the reference points
 OTHER_SEED = 1000
+GROWING = {"warmup": 2, "cooldown": 2, "growth": 1.25}  # what the growing rules have beside even ones
 
 
 @dataclass(frozen=True)
@@ -158,8 +161,10 @@ class _Judging:
         narrow = DepthSpace([facts.calls], facts.rungs, [0, 1])
         wide = DepthSpace([facts.calls], facts.rungs, [0, 1, 2, 3], (0, 1), "aligned")
         spaces = {WIDE: wide, "guided": DepthSpace([facts.calls], facts.rungs, [0], (0, 1), order_by_call=True)}
+        spaces["rules"] = DepthSpace([facts.calls], facts.rungs, [0, 1], (0, 1))
         with progress("Measuring the latency table") as update:
-            table = self.searched.measured_table([*wide.examples(), *spaces["guided"].examples()], update)
+            examples = [schedule for space in spaces.values() for schedule in space.examples()]
+            table = self.searched.measured_table(examples, update)
         for study in (self.searched, self.held_out):
             study.use_table(table)
         advice = {}
@@ -255,8 +260,11 @@ def _search(name: str, seed: int, candidates: int, study: Study, space: DepthSpa
 def _rules(space: DepthSpace) -> list[Schedule]:
     """Return the rules that are compared: they need no search, so every seed has the same ones."""
     calls, rungs = max(space.calls), space.rungs
-    choices = product(whole_calls(calls), (0, 1), (0, 1))
-    return [Schedule.spread(calls, whole, depth, order, rungs=rungs) for whole, depth, order in choices]
+    return [
+        Schedule.spread(calls, whole, depth, order, rungs=rungs, **shape).canonical()
+        for whole in whole_calls(calls)
+        for depth, order, shape in product((0, 1), (0, 1), ({}, GROWING))
+    ]
 
 
 def _guided(seed: int, candidates: int, account: Account, space: DepthSpace, advice: Advice) -> None:
@@ -267,8 +275,10 @@ def _guided(seed: int, candidates: int, account: Account, space: DepthSpace, adv
     speedups = evenly(preset.speedups, candidates)[:-1]
     trials = Trials(preset.speedups, stock_ms, lambda point: images * point.latency_ms / stock_ms, images)
     adviser = Advice(advice.models, advice.table)
-    seeds = [schedule for schedule in _rules(space) if space.encode(schedule) is not None]
-    evolution = Evolution(space, adviser, trials, [*seeds, *adviser.plans(space, preset.pop_size)])
+    every = rules(space.calls, space.rungs, space.depths[:-1], space.orders, space.forecast)
+    octaves = per_octave(preset.speedups, SEEDS_TO_AN_OCTAVE)
+    seeds = best_of_each(every, adviser.guess_all(every), stock_ms, octaves)
+    evolution = Evolution(space, adviser, trials, [*seeds, *adviser.plans(space, PLANS)])
     budget = images * sum(1 / speedup for speedup in speedups)
     list(guided_search(evolution, account, seed=seed, budget=budget))
 

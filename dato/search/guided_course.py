@@ -12,9 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import pairwise
-
-import numpy as np
 
 from dato.errors import DatoError
 from dato.evaluation.evaluator import Evaluator
@@ -27,15 +24,16 @@ from dato.schedule import Schedule
 from dato.search.adviser import Advice
 from dato.search.course import Course
 from dato.search.guided import Evolution, Trials, evenly, guided_search, per_octave
+from dato.search.rule_choice import best_of_each, closest_rivals
 from dato.unet.speedup_rule import rule
 
 START = 28.0  # seconds that a search takes before this course begins and after it ends: loading, the page
 PLANS = 14  # schedules by the planner that the evolution begins from
 SPEEDUPS_TO_AN_OCTAVE = 1  # for which the rule's own schedule (`dato.rule`) is validated
-RULES_TO_AN_OCTAVE = 1  # further rules that are validated, those of best predicted quality
+FURTHER_RULES = 6  # that are validated, those that are predicted to come closest to the finalists, or to beat them
 SEEDS_TO_AN_OCTAVE = 12  # rules that the evolution begins from
 THINKING = 0.1  # share of the time that predictions take
-RULES_SHARE = 0.75  # of a rule's images that are generated before it is given up, on average
+RULES_SHARE = 0.5  # of a rule's images that are generated before it is given up, on average
 
 
 class GuidedCourse(Course):
@@ -57,13 +55,13 @@ class GuidedCourse(Course):
                 "predictions are not finite in this dtype, and this preset needs them: run the model in float32 or "
                 "bfloat16 (`dtype`), or use `preset` quick"
             )
-        guesses = advice.guess_all(self._rules)
-        rules_to_validate = [*self._rules_for_speedups, *self._best_rules(guesses, RULES_TO_AN_OCTAVE)]
-        seeds = [*rules_to_validate, *self._best_rules(guesses, SEEDS_TO_AN_OCTAVE)]
-        budget = self.study.budget(lambda: self._budget(time.monotonic() - began, table, rules_to_validate))
+        seeds = [*self._rules_for_speedups, *self._seeds(advice)]
+        budget = self.study.budget(lambda: self._budget(time.monotonic() - began, table))
         with self.progress.running():
             evolution = self._guide(advice, [*seeds, *advice.plans(self.problem.space, PLANS)], budget)
-            points = self._validate(self._finalists(evolution), rules_to_validate)
+            finalists = self._finalists(evolution)
+            further = self._further_rules(advice, finalists) if self.finished else []
+            points = self._validate(finalists, [*self._rules_for_speedups, *further])
             baseline, rounds = self.study.validated_stock(), self.prepared.preset.rounds if self.finished else 0
             if rounds:  # rivals too: if only the front were timed again, its speed-ups would not compare with theirs
                 baseline, points, rounds = self._timed_again(baseline, points)
@@ -95,35 +93,34 @@ class GuidedCourse(Course):
         every = rules(space.calls, space.rungs, space.depths[:-1], space.orders, space.forecast)
         return [schedule for schedule in every if not is_stock(schedule)]
 
-    def _best_rules(self, guesses: tuple[np.ndarray, np.ndarray], count: int) -> list[Schedule]:
-        """Return the rules of best predicted quality, `count` to an octave of speed-up; the fastest last.
+    def _seeds(self, advice: Advice) -> list[Schedule]:
+        """Return the rules of best predicted quality before any trial, for every speed-up."""
+        speedups = per_octave(self.prepared.preset.speedups, SEEDS_TO_AN_OCTAVE)
+        return best_of_each(self._rules, advice.guess_all(self._rules), self.study.stock.point.latency_ms, speedups)
 
-        Args:
-            guesses: The qualities and latencies of all rules.
-            count: How many.
-        """
-        quality, latency = guesses
-        speedups = self.study.stock.point.latency_ms / latency
-        best = []
-        for slowest, fastest in pairwise(per_octave(self.prepared.preset.speedups, count)):
-            inside = [i for i, speedup in enumerate(speedups) if slowest <= speedup < fastest]
-            if inside:
-                best.append(self._rules[max(inside, key=lambda i: (quality[i], -latency[i]))])
-        return best
+    def _further_rules(self, advice: Advice, finalists: Sequence[Schedule]) -> list[Schedule]:
+        """Return the rules to validate for what the trials have taught; see `closest_rivals`."""
+        fastest, slowest = sorted(self.study.stock.point.latency_ms / end for end in self.prepared.preset.speedups)
+        known = {*finalists, *self._rules_for_speedups}
+        every = [schedule for schedule in self._rules if schedule not in known]
+        quality, latency = advice.guess_all(every)
+        quality[(latency < fastest) | (latency > slowest)] = -math.inf
+        return closest_rivals(every, (quality, latency), advice.guess_all(finalists), FURTHER_RULES)
 
-    def _budget(self, seconds: float, table: LatencyTable, seeds: Sequence[Schedule]) -> float:
+    def _budget(self, seconds: float, table: LatencyTable) -> float:
         """Return what candidates may cost, in images of stock.
 
         Args:
             seconds: What was spent so far.
             table: Predicts latencies.
-            seeds: The rules that will be validated.
         """
         stock_ms, images = self.study.stock.point.latency_ms, len(self.prepared.recipe.validation)
         # References are mostly given up after a few images, and half of the rules are not.
         finalists = self._cost_of_finalists
-        references, those = (sum(table.predict(s) for s in some) for some in (self._references(), seeds))
-        validation = images * (1 + finalists) + (references * RACE + those * images * RULES_SHARE) / stock_ms
+        references = sum(table.predict(s) for s in self._references()) / stock_ms
+        rules_cost = sum(table.predict(s) for s in self._rules_for_speedups) / stock_ms
+        rules_cost += FURTHER_RULES / math.sqrt(math.prod(self.prepared.preset.speedups))
+        validation = images * (1 + finalists + rules_cost * RULES_SHARE) + references * RACE
         left = self.prepared.preset.minutes * 60 - START - seconds
         candidates = left / (stock_ms / 1000) * (1 - THINKING) - validation
         least = len(self.prepared.recipe.prompts) * finalists / 2

@@ -1,0 +1,65 @@
+"""Which rules a guided search begins from, and which it validates: predictions choose among hundreds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from dato.schedule import Schedule
+
+APART = 0.01  # latencies closer than this share count as equal
+
+
+def best_of_each(
+    schedules: Sequence[Schedule], guesses: tuple[np.ndarray, np.ndarray], stock_ms: float, speedups: Sequence[float]
+) -> list[Schedule]:
+    """Return the schedule of best predicted quality between each speed-up and the next; the fastest last.
+
+    Args:
+        schedules: B schedules to choose from.
+        guesses: Their qualities and latencies (milliseconds per image), (B,) each.
+        stock_ms: Stock's latency.
+        speedups: In ascending order.
+    """
+    quality, latency = guesses
+    best = []
+    for slowest, fastest in pairwise(speedups):
+        inside = [i for i, ms in enumerate(latency) if slowest <= stock_ms / ms < fastest]
+        if inside:
+            best.append(schedules[max(inside, key=lambda i: (quality[i], -latency[i]))])
+    return best
+
+
+def closest_rivals(
+    schedules: Sequence[Schedule],
+    guesses: tuple[np.ndarray, np.ndarray],
+    front: tuple[np.ndarray, np.ndarray],
+    count: int,
+) -> list[Schedule]:
+    """Return the schedules that are predicted to beat a front by most, or to fall short of it by least.
+
+    Predictions are compared with predictions, because their errors are common to most schedules. No two schedules that
+    are returned have latencies within 1% of each other.
+
+    Args:
+        schedules: B schedules to choose from.
+        guesses: Their qualities (-inf: never chosen) and latencies (milliseconds per image), (B,) each.
+        front: The predicted qualities and latencies of the front's N points, (N,) each.
+        count: How many are returned at most.
+    """
+    quality, latency = guesses
+    fastest_first = np.argsort(front[1], kind="stable")
+    best = np.maximum.accumulate(front[0][fastest_first])
+    # What the front has at each latency or less; a faster schedule is compared with the front's fastest.
+    place = np.searchsorted(front[1][fastest_first], latency * (1 + APART), side="right") - 1
+    gains = quality - best[np.maximum(place, 0)]
+    chosen: list[int] = []
+    for i in np.argsort(-gains, kind="stable"):
+        if len(chosen) == count or not np.isfinite(gains[i]):
+            break
+        if all(abs(math.log(latency[i] / latency[j])) > APART for j in chosen):
+            chosen.append(int(i))
+    return [schedules[i] for i in chosen]
