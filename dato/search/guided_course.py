@@ -30,7 +30,7 @@ from dato.unet.speedup_rule import rule
 START = 28.0  # seconds that a search takes before this course begins and after it ends: loading, the page
 PLANS = 14  # schedules by the planner that the evolution begins from
 SPEEDUPS_TO_AN_OCTAVE = 1  # for which the rule's own schedule (`dato.rule`) is validated
-FURTHER_RULES = 6  # that are validated, those that are predicted to come closest to the finalists, or to beat them
+FURTHER_RULES = 4  # that are validated, those that are predicted to come closest to the finalists, or to beat them
 SEEDS_TO_AN_OCTAVE = 12  # rules that the evolution begins from
 THINKING = 0.1  # share of the time that predictions take
 RULES_SHARE = 0.5  # of a rule's images that are generated before it is given up, on average
