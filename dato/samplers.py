@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dato.errors import DatoError, first_line
@@ -37,6 +39,11 @@ _VARIANTS = {
     "algorithm_type": "dpmsolver++",
 }
 _TRIAL_STEPS = 10
+
+
+def known_sampler(name: str | None) -> str | None:
+    """Return a name that `set_scheduler` knows as it is, and None for any other, such as a class of diffusers."""
+    return name if name in SAMPLERS else None
 
 
 def set_scheduler(pipe: DiffusionPipeline, name: str | None) -> None:
@@ -74,6 +81,17 @@ def set_scheduler(pipe: DiffusionPipeline, name: str | None) -> None:
     except (NotImplementedError, ValueError) as error:  # such as a kind of prediction that it does not know
         raise DatoError(_refused(name, present, f"{class_name} says: {first_line(error)}")) from None
     pipe.scheduler = scheduler
+
+
+@contextlib.contextmanager
+def sampler_set(pipe: DiffusionPipeline, name: str | None) -> Iterator[None]:
+    """Give a pipeline the sampler of that name within a `with` block. None, or the one that it has, changes nothing."""
+    before = pipe.scheduler
+    set_scheduler(pipe, None if name == sampler_name(before) else name)
+    try:
+        yield
+    finally:
+        pipe.scheduler = before
 
 
 # Settings of a noise schedule that a sampler has to know to keep it, and their usual values.

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dato import DatoError, set_scheduler
-from dato.samplers import SAMPLERS, sampler_name
+from dato.samplers import SAMPLERS, sampler_name, sampler_set
 
 NO_BETAS = (
     "EDMEulerScheduler",
@@ -91,3 +91,18 @@ def test_betas_that_a_sampler_cannot_make_are_refused(pipe):
     pipe.scheduler = diffusers.DDPMScheduler(beta_schedule="sigmoid")
     with pytest.raises(DatoError, match=r"cannot replace DDPMScheduler by the scheduler 'plms': .*sigmoid"):
         set_scheduler(pipe, "plms")
+
+
+def test_a_sampler_for_a_while(pipe):
+    set_scheduler(pipe, "euler")
+    present = pipe.scheduler
+    with pytest.raises(ZeroDivisionError), sampler_set(pipe, "ddim"):
+        assert sampler_name(pipe.scheduler) == "ddim"
+        raise ZeroDivisionError
+    assert pipe.scheduler is present
+    for same in (None, "euler"):
+        with sampler_set(pipe, same):
+            assert pipe.scheduler is present
+    with pytest.raises(DatoError, match="unknown scheduler 'magic'"), sampler_set(pipe, "magic"):
+        pass
+    assert pipe.scheduler is present

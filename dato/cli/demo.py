@@ -36,10 +36,10 @@ def demo(
     config: opt.Config = None,
     variant: opt.Variant = None,
     steps: opt.Steps = None,
-    scheduler: opt.Scheduler = None,
+    scheduler: opt.FrontScheduler = None,
     guidance_scale: opt.Guidance = None,
-    height: opt.Height = None,
-    width: opt.Width = None,
+    height: opt.FrontHeight = None,
+    width: opt.FrontWidth = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -90,7 +90,7 @@ def demo(
         typed |= {"--guidance-scale": guidance_scale, "--height": height, "--width": width}
         typed |= {"--device": None if device == "auto" else device, "--dtype": dtype}
         given = {option: f"{value}" for option, value in typed.items() if value is not None}
-        choices = choices_of(loaded, name, steps) if loaded is not None else ((), 0)
+        choices = choices_of(loaded, name, steps, scheduler) if loaded is not None else ((), 0)
         studio = Studio(run.pipe, run.stock)
         try:
             with err.status("Generating once, to warm up"):

@@ -46,10 +46,10 @@ def generate_image(
     config: opt.Config = None,
     variant: opt.Variant = None,
     steps: opt.Steps = None,
-    scheduler: opt.Scheduler = None,
+    scheduler: opt.FrontScheduler = None,
     guidance_scale: opt.Guidance = None,
-    height: opt.Height = None,
-    width: opt.Width = None,
+    height: opt.FrontHeight = None,
+    width: opt.FrontWidth = None,
     seed: opt.Seed = 0,
     repeats: Annotated[
         int, typer.Option(min=1, help="How often to time each of the two, in turn; the median counts.")
@@ -60,8 +60,8 @@ def generate_image(
 ) -> None:
     """Generate an image with a schedule, and stock's from the same noise, and print both times.
 
-    Model, steps, sampler, guidance and size are those of the front, unless given. If a schedule has its own number of
-    steps, stock runs the steps of the front's reference.
+    Model, steps, sampler, guidance and size are those of the front, unless given. If a point has steps or a sampler of
+    its own, stock runs those of the front's reference.
     """
     loaded = None if strategy is None else load_strategy(strategy)
     chosen = _chosen(loaded, strategy, pick, speedup)
@@ -80,10 +80,11 @@ def generate_image(
         dtype=dtype,
         seed=seed,
     )
-    own_steps = chosen.steps if isinstance(chosen, Point) else None
+    own_steps, own_sampler = (chosen.steps, chosen.scheduler) if isinstance(chosen, Point) else (None, None)
     samplings = {"stock": run.stock, "dato": replace(run.stock, steps=steps or own_steps or run.stock.steps)}
     with err.status("Generating"):
-        results, schedule = _in_turn(run.pipe, prompt, chosen, samplings, repeats)
+        sampler = None if scheduler else own_sampler
+        results, schedule = _in_turn(run.pipe, prompt, chosen, sampler, samplings, repeats)
     out.print(f"{hardware(run.device)}; median of {repeats}", highlight=False)
     _tell(results, samplings, out_folder, f"{file_name(prompt)}-{seed}")
     out.print(f" calls: {strip(schedule)}", highlight=False)
@@ -120,6 +121,7 @@ def _in_turn(
     pipe: DiffusionPipeline,
     prompt: str,
     chosen: Point | Schedule | float,
+    sampler: str | None,
     samplings: Mapping[str, Sampling],
     repeats: int,
 ) -> tuple[dict[str, list[Generated]], Schedule]:
@@ -129,14 +131,17 @@ def _in_turn(
         What each repeat gave, and the schedule that ran.
     """
     from dato.generation.sampling import generate
+    from dato.samplers import known_sampler, sampler_set
     from dato.unet.patch import apply_patch, current_schedule, remove_patch
 
     patch = {"speedup": chosen} if isinstance(chosen, float) else {"schedule": chosen}
+    samplers = {"dato": known_sampler(sampler)}
     results: dict[str, list[Generated]] = {name: [] for name in samplings}
     for repeat in range(repeats + 1):
         for name, sampling in samplings.items():
-            remove_patch(pipe) if name == "stock" else apply_patch(pipe, **patch)
-            result = generate(pipe, [prompt], sampling)
+            with sampler_set(pipe, samplers.get(name)):
+                remove_patch(pipe) if name == "stock" else apply_patch(pipe, **patch)
+                result = generate(pipe, [prompt], sampling)
             if repeat:
                 results[name].append(result)
     return results, current_schedule(pipe)

@@ -93,14 +93,24 @@ Variant = Annotated[
         show_default="those of no variant",
     ),
 ]
-Steps = Annotated[int | None, typer.Option(min=1, help="Sampler steps.", show_default="the front's")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Sampler steps.", show_default="the front's; else 50")]
 Scheduler = Annotated[str | None, typer.Option(help=f"Sampler: {', '.join(SAMPLERS)}.", show_default="the model's own")]
 Guidance = Annotated[
     float | None,
-    typer.Option("--guidance-scale", min=1, help="Classifier-free guidance; 1 is off.", show_default="the front's"),
+    typer.Option(
+        "--guidance-scale",
+        min=1,
+        help="Classifier-free guidance; 1 is off.",
+        show_default="the front's; else the usual one of the model",
+    ),
 ]
 Height = Annotated[int | None, typer.Option(min=16, help="Image height in pixels.", show_default="the model's own")]
 Width = Annotated[int | None, typer.Option(min=16, help="Image width in pixels.", show_default="the model's own")]
+# The same for commands that run a front.
+_FRONTS = "the front's; else the model's own"
+FrontScheduler = Annotated[str | None, typer.Option(help=f"Sampler: {', '.join(SAMPLERS)}.", show_default=_FRONTS)]
+FrontHeight = Annotated[int | None, typer.Option(min=16, help="Image height in pixels.", show_default=_FRONTS)]
+FrontWidth = Annotated[int | None, typer.Option(min=16, help="Image width in pixels.", show_default=_FRONTS)]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one.")]
 FrontDtype = Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or auto.", show_default="the front's")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16; auto: float16 on a GPU, float32 elsewhere.")]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from dato.metrics import label_of, shown, text_of
 from dato.point import Point
 from dato.report.columns import plain_texts
 from dato.report.usage import pick_of
+from dato.samplers import known_sampler
 from dato.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class Choice:
         options: The options of `dato generate` that choose it. (): no option does.
         said: What its front says of it, with terms in braces; "" if it is of no front.
         own_steps: Its number of sampler steps. None: it is for any number.
+        own_sampler: Its sampler, a name of `dato.samplers.SAMPLERS`. None: it is for the page's.
     """
 
     name: str
@@ -39,27 +42,33 @@ class Choice:
     options: tuple[str, ...]
     said: str = ""
     own_steps: int | None = None
+    own_sampler: str | None = None
 
     def steps(self, usual: int) -> int:
         """Return its number of sampler steps, or `usual` if it is for any number."""
         return self.own_steps or usual
 
-    def patched(self, pipe: DiffusionPipeline) -> AbstractContextManager:
-        """Return a context in which a pipeline runs it."""
-        from dato.unet.patch import patched  # the page's texts need no torch
+    @contextlib.contextmanager
+    def patched(self, pipe: DiffusionPipeline) -> Iterator[None]:
+        """Let a pipeline run it within a `with` block."""
+        from dato.samplers import sampler_set  # the page's texts need no torch
+        from dato.unet.patch import patched
 
-        if isinstance(self.source, float):
-            return patched(pipe, speedup=self.source)
-        return patched(pipe, self.source)
+        runs = {"speedup": self.source} if isinstance(self.source, float) else {"schedule": self.source}
+        with sampler_set(pipe, self.own_sampler), patched(pipe, **runs):
+            yield
 
 
-def choices_of(strategy: Front | Schedule, name: str, steps: int | None = None) -> tuple[list[Choice], int]:
+def choices_of(
+    strategy: Front | Schedule, name: str, steps: int | None = None, scheduler: str | None = None
+) -> tuple[list[Choice], int]:
     """Return the choices of a front or schedule, slowest first, and which of them the page begins with.
 
     Args:
         strategy: The front or schedule.
         name: The name by which `dato.load_front` and `--strategy` find it.
         steps: How many steps all of them run. None: each point's own.
+        scheduler: The sampler that all of them run with. None: each point's own.
     """
     options = ("--strategy", name)
     if isinstance(strategy, Schedule):
@@ -67,6 +76,8 @@ def choices_of(strategy: Front | Schedule, name: str, steps: int | None = None) 
     choices = [_of_point(strategy, number, name) for number in range(len(strategy.points))]
     if steps is not None:
         choices = [replace(choice, own_steps=None) for choice in choices]
+    if scheduler is not None:
+        choices = [replace(choice, own_sampler=None) for choice in choices]
     return choices[::-1], len(choices) - 1 - strategy.knee_index
 
 
@@ -84,15 +95,16 @@ def rule_choice(speedup: float) -> Choice:
 
 def _of_point(front: Front, number: int, name: str) -> Choice:
     point, pick = front.points[number], pick_of(front, front.points[number])
-    if not pick:
-        python = f"dato.load_front({_quoted(name)}).points[{number}]"
-        return Choice(f"{point.speedup:.2f}x", point, python, (), _said(front, point), point.steps)
-    key, value = next(iter(pick.items()))
-    python = f"{_quoted(name)}, {key}={value:.12g}"
-    # The command line takes a quality with the sign of the field.
-    typed = shown(str(front.conditions.get("quality")), value) if key == "quality" else value
-    options = ("--strategy", name, "--pick", f"{key}={typed:.12g}")
-    return Choice(f"{point.speedup:.2f}x", point, python, options, _said(front, point), point.steps)
+    if pick:
+        key, value = next(iter(pick.items()))
+        python = f"{_quoted(name)}, {key}={value:.12g}"
+        # The command line takes a quality with the sign of the field.
+        typed = shown(str(front.conditions.get("quality")), value) if key == "quality" else value
+        options = ("--strategy", name, "--pick", f"{key}={typed:.12g}")
+    else:
+        python, options = f"dato.load_front({_quoted(name)}).points[{number}]", ()
+    said, sampler = _said(front, point), known_sampler(point.scheduler)
+    return Choice(f"{point.speedup:.2f}x", point, python, options, said, point.steps, sampler)
 
 
 def _said(front: Front, point: Point) -> str:

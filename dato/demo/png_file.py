@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dato
@@ -32,6 +33,7 @@ def result_png(job: Job, result: Result, stock: Shot | None, loading: Loading, s
         sampling: How stock's image was generated.
     """
     schedule = result.schedule.to_dict()
+    loading = replace(loading, sampler=result.choice.own_sampler or loading.sampler)
     said: dict[str, Any] = _settings(job, result.shot, loading, sampling) | {
         "chosen": result.choice.name,
         "options": list(result.choice.options),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dato.demo.choices import Choice
@@ -62,6 +62,7 @@ def python_lines(choice: Choice, loading: Loading, sampling: Sampling, prompt: s
         prompt: What to draw.
         seed: Fixes the noise.
     """
+    loading = replace(loading, scheduler=choice.own_sampler or loading.scheduler)
     options = {"num_inference_steps": choice.steps(sampling.steps), "guidance_scale": sampling.guidance_scale}
     options |= {name: getattr(sampling, name) for name in ("height", "width") if getattr(sampling, name)}
     return "\n".join(

@@ -5,11 +5,13 @@ import json
 import math
 import shlex
 import threading
+from dataclasses import replace
+from itertools import cycle
 
 import numpy as np
 import pytest
 import torch
-from conftest import call
+from conftest import FRONT_FILE, call
 from demo_jobs import CHOICE, OTHER, STEPS, a_studio, counted_calls, image_of, job, sessions_of
 from PIL import Image
 
@@ -17,7 +19,8 @@ from dato.demo.choices import choices_of, rule_choice
 from dato.demo.job import Snapshot
 from dato.demo.sessions import COMPARE, FRONT, RULE, seed_of
 from dato.errors import DatoError
-from dato.strategies import load_strategy
+from dato.samplers import sampler_name, sampler_set
+from dato.strategies import load_front, load_strategy
 
 
 @pytest.fixture
@@ -161,6 +164,36 @@ def test_every_point_of_the_shipped_front_is_what_its_options_choose():
     assert all(choice.options[:3] == ("--strategy", "emoji-sd-depth", "--pick") for choice in choices)
     assert [choice.steps(7) for choice in choices] == [point.steps for point in front.points[::-1]]
     assert {choice.steps(7) for choice in choices_of(front, "emoji-sd-depth", 7)[0]} == {7}
+
+
+def test_a_point_of_another_sampler_runs_with_it(pipe, sessions, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    front = load_front(FRONT_FILE)
+    own = zip(front.points, cycle(("ddim", "dpm++2m", None)), strict=False)
+    points = tuple(replace(point, scheduler=sampler) for point, sampler in own)
+    replace(front, points=points).save("front.json")
+    choices, _ = choices_of(load_front("front.json"), "front.json", STEPS)
+    assert [choice.own_sampler for choice in choices] == [point.scheduler for point in points[::-1]]
+    assert {choice.own_sampler for choice in choices_of(front, "front.json", STEPS, "euler")[0]} == {None}
+    choice = next(choice for choice in choices if choice.own_sampler == "ddim")
+    task = job(choice, seed=5)
+    done = list(sessions.generate("one", task))[-1]
+    assert sampler_name(pipe.scheduler) == "dpm++2m"
+    use = sessions.use(task, done.results[0], done)
+
+    def expected(schedule, sampler):
+        with sampler_set(pipe, sampler):
+            return (image_of(pipe, schedule, seed=5) * 255).round().permute(1, 2, 0).numpy()
+
+    schedule = choice.source.schedule
+    assert (pixels(use.file) == expected(schedule, "ddim")).all() and 'scheduler="ddim"' in use.python
+    assert json.loads(Image.open(io.BytesIO(use.file)).text["dato"])["sampler"] == "ddim"
+    for given, own, usual in (((), "ddim", "dpm++2m"), (("--scheduler", "euler"), "euler", "euler")):
+        words = [*shlex.split(use.command)[1:], "--repeats", 1, "--out", "images", *given]
+        code, _, errors = call(monkeypatch, capsys, *words)
+        assert code == 0, errors
+        assert (pixels("images/rose-on-a-white-background-5.png") == expected(schedule, own)).all()
+        assert (pixels("images/rose-on-a-white-background-5-stock.png") == expected(None, usual)).all()
 
 
 def test_a_schedule_alone_is_one_choice():
