@@ -53,10 +53,10 @@ class Fid(Metric):
     options = (INCEPTION, REAL)
 
     def __init__(self, setup: Setup) -> None:
-        from dato.metrics.real_pictures import pictures_in, read_moments
+        from dato.metrics.real_pictures import read_moments
 
         self._path, self._setup = _real_path(self.name, setup), setup
-        self._moments = None if pictures_in(self._path) else read_moments(self._path)
+        self._moments = None if _has_pictures(self.name, self._path) else read_moments(self._path)
         self._inception = inception_model(setup)
 
     @cached_property
@@ -66,10 +66,7 @@ class Fid(Metric):
 
         if self._moments is not None:
             return self._moments
-        features = _real_features(self._path, self._setup)
-        if len(features) < 2:
-            raise DatoError(f"{self._path}: the metric 'fid' needs at least 2 real pictures, better thousands")
-        return moments(features)
+        return moments(_real_features(self._path, self._setup))
 
     def measure(self, images: Tensor, prompts: Sequence[str], references: Tensor) -> Tensor:
         """See `Metric`: (n, 2048)."""
@@ -102,10 +99,8 @@ class Kid(Metric):
     SUBSETS, SUBSET = 100, 1000  # the paper's
 
     def __init__(self, setup: Setup) -> None:
-        from dato.metrics.real_pictures import pictures_in
-
         self._path, self._setup = _real_path(self.name, setup), setup
-        if not pictures_in(self._path):
+        if not _has_pictures(self.name, self._path):
             raise DatoError(f"{self._path}: the metric 'kid' compares with pictures, not statistics: give a folder")
         self._inception = inception_model(setup)
 
@@ -125,7 +120,7 @@ class Kid(Metric):
 
         size = min(self.SUBSET, len(measured), len(self.real))
         if size < 2:
-            raise DatoError("the metric 'kid' needs at least 2 images and 2 real pictures")
+            raise DatoError("the metric 'kid' needs at least 2 images, better thousands")
         if not measured.isfinite().all():
             return math.nan
         with warnings.catch_warnings():
@@ -148,6 +143,16 @@ def _real_path(name: str, setup: Setup) -> Path:
     if not path.exists():
         raise DatoError(f"{path}: no such folder or file of real pictures")
     return path
+
+
+def _has_pictures(name: str, path: Path) -> bool:
+    """Return whether it is a folder of pictures. Raise DatoError if it is one and has fewer than two."""
+    from dato.metrics.real_pictures import pictures_in
+
+    pictures = pictures_in(path)
+    if len(pictures) == 1:
+        raise DatoError(f"{path}: the metric '{name}' needs at least 2 real pictures, better thousands")
+    return bool(pictures)
 
 
 def _real_features(folder: Path, setup: Setup) -> Tensor:

@@ -180,6 +180,10 @@ def test_what_cannot_be_had_is_named(setup, fid, weights, tmp_path, monkeypatch)
     with pytest.raises(DatoError, match="no pictures there"):
         _ = Fid(Setup(inception=weights, real=tmp_path / "empty")).real
     (tmp_path / "empty" / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
+    for metric in (Fid, Kid):
+        with pytest.raises(DatoError, match="needs at least 2 real pictures, better thousands"):
+            metric(Setup(inception=weights, real=tmp_path / "empty"))
+    save_pictures(tmp_path / "empty", [(3, 8, 8)])
     with pytest.raises(DatoError, match=r"torn\.png: cannot be read as a picture"):
         _ = Kid(Setup(inception=weights, real=tmp_path / "empty")).real
     with pytest.raises(DatoError, match="at least 2 images"):
