@@ -69,7 +69,9 @@ def split_prompts(
     if images + validation > len(prompts):
         if validation and len(prompts) < 4:
             raise DatoError(f"`prompts`: a search with validation needs at least 4 different ones, not {len(prompts)}")
-        validation = max(2, round(len(prompts) * validation / (images + validation))) if validation else 0
+        if validation:  # both get at least two
+            share = round(len(prompts) * validation / (images + validation))
+            validation = min(max(2, share), len(prompts) - 2)
         images = len(prompts) - validation
     return prompts[:images], prompts[images : images + validation]
 

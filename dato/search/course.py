@@ -198,6 +198,9 @@ class Course:
     def _failures(self) -> Counter[str]:
         return Counter(judgement.failure for judgement in self.study.judged.values() if judgement.failure is not None)
 
+    def _may_be_on_the_front(self, schedule: Schedule) -> bool:
+        return True
+
     def _named(self) -> Mapping[str, Schedule]:
         """Return the schedules that the front keeps as references, by name."""
         return self.problem.references
@@ -215,8 +218,9 @@ class Course:
             "failures": dict(self._failures()),
             **({} if self.prepared.kind == "depth" else {"pruning": self.problem.pruning.to_dict()}),
         }
+        rivals = [point for schedule, point in timed.items() if self._may_be_on_the_front(schedule)]
         return Front(
-            without_equals(competing(timed.values(), self.prepared.floor)),
+            without_equals(competing(rivals, self.prepared.floor)),
             replace(baseline, schedule=replace(baseline.schedule, pruning=self.problem.pruning)),
             {name: timed[s] for name, s in self._named().items() if s in timed},
             self.conditions,

@@ -53,8 +53,9 @@ def search_depth(
 
     Args:
         pipe: A pipeline with a `UNet2DConditionModel`, on its device.
-        prompts: One image is generated for each. Some of them, drawn by the seed, are kept for the validation of the
-            front, and candidates are judged by the others. Guided presets (fast, thorough) need at least 4.
+        prompts: Prompts like those of your users. The guided presets (fast, thorough) need at least 4. They draw, by the
+            seed, `images` prompts to judge candidates by, and `validation` others to validate the front by. The other
+            presets use all prompts.
         out: The run's folder: pareto.json, journal.jsonl, stock's images and samples. If it holds the journal of the
             same search, that is resumed. None: a temporary folder, and nothing is kept.
         progress: How to show progress: True for a bar, an object of a subclass of `dato.search.SearchProgress`, or None
@@ -70,7 +71,8 @@ def search_depth(
         DatoError: if an option is not valid, `out` holds another search, or no candidate could be judged.
 
     Example:
-        front = dato.search.search_depth(pipe, ["a cat", "a dog"], steps=[10, 20], out="runs/mine")
+        prompts = Path("my_prompts.txt").read_text().splitlines()
+        front = dato.search.search_depth(pipe, prompts, steps=[10, 20], out="runs/mine")
         dato.apply_patch(pipe, front, speedup=3)
     """
     return _search_calls(pipe, prompts, DepthSearch(**options), out, progress, pipe_kwargs)
@@ -163,11 +165,9 @@ def _search_calls(
     preset = options.settings()
     scheduler = options.scheduler or (preset.scheduler if preset.for_all_models else None)
     subject = subject_of(pipe, scheduler, pipe_kwargs)
-    if preset.validation:
-        most = max(preset.images, len(_checked(prompts)) - preset.validation)
-        prompts, validation = split_prompts(prompts, most, preset.validation, seed=options.seed)
-    else:
-        prompts, validation = _checked(prompts), []
+    prompts, validation = _checked(prompts), []
+    if preset.validation or getattr(options, "images", None) is not None:
+        prompts, validation = split_prompts(prompts, preset.images, preset.validation, seed=options.seed)
     preset = replace(preset, images=len(prompts), validation=len(validation))
     if options.guidance_scale is None and subject.model != EMBEDDED and not preset.for_all_models:
         preset = replace(preset, guidance_scale=guidance_of_width(pipe.unet.config.cross_attention_dim))

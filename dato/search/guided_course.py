@@ -22,6 +22,7 @@ from dato.point import Point, competing, without_equals
 from dato.prediction.latency_table import LatencyTable, is_stock
 from dato.schedule import Schedule
 from dato.search.adviser import Advice
+from dato.search.budget import Budget, divided
 from dato.search.course import Course
 from dato.search.guided import Evolution, Trials, evenly, guided_search, per_octave
 from dato.search.rule_choice import best_of_each, closest_rivals
@@ -57,9 +58,10 @@ class GuidedCourse(Course):
             )
         seeds = [*self._rules_for_speedups, *self._seeds(advice)]
         budget = self.study.budget(lambda: self._budget(time.monotonic() - began, table))
+        most = self._cost_of_finalists if budget.finalists is None else budget.finalists
         with self.progress.running():
-            evolution = self._guide(advice, [*seeds, *advice.plans(self.problem.space, PLANS)], budget)
-            finalists = self._finalists(evolution)
+            evolution = self._guide(advice, [*seeds, *advice.plans(self.problem.space, PLANS)], budget.candidates)
+            finalists = self._finalists(evolution, most)
             further = self._further_rules(advice, finalists) if self.finished else []
             points = self._validate(finalists, [*self._rules_for_speedups, *further])
             baseline, rounds = self.study.validated_stock(), self.prepared.preset.rounds if self.finished else 0
@@ -107,30 +109,35 @@ class GuidedCourse(Course):
         quality[(latency < fastest) | (latency > slowest)] = -math.inf
         return closest_rivals(every, (quality, latency), advice.guess_all(finalists), FURTHER_RULES)
 
-    def _budget(self, seconds: float, table: LatencyTable) -> float:
-        """Return what candidates may cost, in images of stock.
+    def _budget(self, seconds: float, table: LatencyTable) -> Budget:
+        """Return what the search may spend.
 
         Args:
             seconds: What was spent so far.
             table: Predicts latencies.
         """
-        stock_ms, images = self.study.stock.point.latency_ms, len(self.prepared.recipe.validation)
-        # References are mostly given up after a few images, and half of the rules are not.
-        finalists = self._cost_of_finalists
+        recipe, preset = self.prepared.recipe, self.prepared.preset
+        stock_ms, wanted = self.study.stock.point.latency_ms, self._cost_of_finalists
         references = sum(table.predict(s) for s in self._references()) / stock_ms
         rules_cost = sum(table.predict(s) for s in self._rules_for_speedups) / stock_ms
-        rules_cost += FURTHER_RULES / math.sqrt(math.prod(self.prepared.preset.speedups))
-        validation = images * (1 + finalists + rules_cost * RULES_SHARE) + references * RACE
-        left = self.prepared.preset.minutes * 60 - START - seconds
-        candidates = left / (stock_ms / 1000) * (1 - THINKING) - validation
-        least = len(self.prepared.recipe.prompts) * finalists / 2
-        if candidates < least:
-            needed = (seconds + START + (validation + least) * stock_ms / 1000) / 60
+        rules_cost += FURTHER_RULES / math.sqrt(math.prod(preset.speedups))
+        # References are mostly given up after a few images, and half of the rules are not.
+        images, timed = len(recipe.validation), preset.rounds * preset.batch_size
+        others = images * (1 + rules_cost * RULES_SHARE) + references * RACE + timed * (1 + rules_cost + references)
+        left = (preset.minutes * 60 - START - seconds) / (stock_ms / 1000) * (1 - THINKING)
+        budget, too_much = divided(left - others, wanted, prompts=len(recipe.prompts), images=images + timed)
+        if too_much:
             self.progress.note(
-                f"warning: {self.prepared.preset.minutes:g} minutes are too few here; the search will take about "
-                f"{needed:.1f}. Give more `minutes`, or fewer `images` and `validation` prompts."
+                f"warning: {preset.minutes:g} minutes are too few here; the search will take about "
+                f"{preset.minutes + too_much * stock_ms / 60_000:.1f}. Give more `minutes`, or fewer `images` and "
+                "`validation` prompts."
             )
-        return max(candidates, least)
+        elif budget.finalists < wanted:
+            self.progress.note(
+                f"{preset.minutes:g} minutes allow {budget.finalists / wanted:.0%} of the usual points here. More "
+                "`minutes` give more points."
+            )
+        return budget
 
     @property
     def _cost_of_finalists(self) -> float:
@@ -168,11 +175,15 @@ class GuidedCourse(Course):
                 break
         return evolution
 
-    def _finalists(self, evolution: Evolution) -> list[Schedule]:
+    def _finalists(self, evolution: Evolution, most: float) -> list[Schedule]:
         """Return the schedules to validate, spread over the speed-ups.
 
         They are the front's, and where the budget was too small for any trial, those of best predicted quality. If
         they cost too much, the slow ones that are closest to their neighbours are left out first.
+
+        Args:
+            evolution: The population after the last trial.
+            most: What one image of each may cost, in images of stock.
         """
         stock_ms = self.study.stock.point.latency_ms
         front = without_equals(self._competing(self.searched if self.finished else self.study.judged))
@@ -180,10 +191,14 @@ class GuidedCourse(Course):
         if self.finished:
             chosen += evolution.untried()
         chosen.sort(key=lambda one: one[0])
-        while len(chosen) > 2 and sum(ms for ms, _ in chosen) > self._cost_of_finalists * stock_ms:
+        while len(chosen) > 2 and sum(ms for ms, _ in chosen) > most * stock_ms:
             gaps = [math.log(b[0] / a[0]) / ms[0] for a, ms, b in zip(chosen, chosen[1:], chosen[2:], strict=False)]
             del chosen[1 + min(range(len(gaps)), key=gaps.__getitem__)]
         return [schedule for _, schedule in chosen] or [point.schedule for point in self._best()]
+
+    def _may_be_on_the_front(self, schedule: Schedule) -> bool:
+        # Of one that was given up, only the expected quality is known. Timed again it may seem to be the fastest.
+        return self.study.is_validated(schedule)
 
     def _named(self) -> Mapping[str, Schedule]:
         """Return the references, and the rules that were validated."""

@@ -87,7 +87,7 @@ class CallOptions(SearchOptions):
     )
     forecast: str | None = option(None, f"What an order above 0 means: {', '.join(FORECASTS)}.", shown="the preset's")
     steps: Sequence[int] | None = option(
-        None, "Sampler steps to choose from, as in 10,15,20,25,50.", shown="the preset's; of fast `reference_steps`"
+        None, "Sampler steps to choose from, as in 10,15,20,25,50.", shown="the preset's, or `reference_steps`"
     )
     reference_steps: int | None = option(
         None, "The reference is stock with this number of steps.", least=1, shown="the largest of `steps`"
@@ -202,7 +202,7 @@ class JudgingOptions(SearchOptions):
         None,
         "Images per generation; latency is per image.",
         least=1,
-        shown="2; with fast and thorough 6 for the embedded model",
+        shown="the preset's",
     )
     pop_size: int | None = option(None, "Population of NSGA-II.", least=2, shown="the preset's")
     generations: int | None = option(None, "Generations.", least=1, shown="the preset's")
@@ -279,6 +279,9 @@ class GuidedOptions(SearchOptions):
     speedups: Sequence[float] | None = option(
         None, "Lowest and highest speed-up to search; fast and thorough only.", shown="2,16"
     )
+    images: int | None = option(
+        None, "Images (prompts) for each candidate.", least=1, shown="the preset's; fast 6, thorough 24"
+    )
     validation: int | None = option(
         None,
         "Prompts by which the front is validated in the end. No candidate is judged by them before.",
@@ -306,8 +309,8 @@ class DepthSearch(GuidedOptions, MetricOptions, JudgingOptions, CallOptions):
     """Options of a search of cache depths."""
 
     def settings(self, images: int | None = None) -> Preset:
-        """Return the preset as the options change it; `images` prompts are judged by, None: the preset's number."""
-        preset = DEPTH_PRESETS[self.preset]
+        """Return the preset as the options change it; `images` prompts are judged by, None: as the options say."""
+        preset, images = DEPTH_PRESETS[self.preset], images or self.images
         numbers = {name: _ascending(getattr(self, name)) for name in ("steps", "orders")}
         if self.reference_steps and preset.minutes is not None and len(preset.steps) == 1:
             numbers["steps"] = numbers["steps"] or (self.reference_steps,)

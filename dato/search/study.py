@@ -35,6 +35,7 @@ from dato.prediction.latency_table import LatencyTable
 from dato.pruning import Pruning
 from dato.samplers import num_calls
 from dato.schedule import Schedule
+from dato.search.budget import Budget
 from dato.search.journal import FORMAT, VERSION, Journal, check_header
 from dato.search.run_folder import Folder
 from dato.utils.files import write_atomic
@@ -77,9 +78,11 @@ class Study:
         self._timed: list[tuple[Any, list[Point]]] = []
         self._validated: dict[Schedule, Judgement] = {}
         self._validated_stock: Point | None = None
-        self._budget: float | None = None
+        self._budget: Budget | None = None
         self.other_versions: dict[str, str] = {}
-        self._told: dict[Schedule, Judgement] = {}  # what the search has got since it began or was resumed
+        # What the search has got since it began or was resumed: of the candidates, and of those that were validated.
+        self._told: dict[Schedule, Judgement] = {}
+        self._told_validated: dict[Schedule, Judgement] = {}
         self._stored = False
         self._rungs, self._pruning = 0, Pruning()
 
@@ -230,11 +233,11 @@ class Study:
         self.journal.append({"timed": asked, "points": [point.to_dict() for point in (stock, *timed)]})
         return stock, timed
 
-    def budget(self, images: Callable[[], float]) -> float:
-        """Return what all candidates may cost, in images of stock. It is asked for once, and the journal keeps it."""
+    def budget(self, of_time: Callable[[], Budget]) -> Budget:
+        """Return what the search may spend. It is asked for once, and the journal keeps it."""
         if self._budget is None:
-            self._budget = images()
-            self.journal.append({"budget": self._budget})
+            self._budget = of_time()
+            self.journal.append({"budget": self._budget.candidates, "finalists": self._budget.finalists})
         return self._budget
 
     def validated_stock(self) -> Point:
@@ -256,11 +259,11 @@ class Study:
 
         Args:
             schedules: The schedules.
-            race: Whether those that are surely dominated by what was validated before this call are given up early.
+            race: Whether those that are surely dominated are given up early. Their rivals are what was yielded before
+                this call, as in `__call__`.
         """
         stock = self.validated_stock()
-        total = max((len(judgement.per_image) for judgement in self._validated.values()), default=0)
-        whole = [j for j in self._validated.values() if j.failure is None and len(j.per_image) == total]
+        whole = [judgement for schedule, judgement in self._told_validated.items() if self.is_validated(schedule)]
         front = {p.schedule for p in non_dominated(j.point for j in whole if j.point.latency_ms < stock.latency_ms)}
         rivals = rivals_of([(j.point.latency_ms, j.per_image) for j in whole if j.schedule in front]) if race else ()
         unknown = [schedule for schedule in dict.fromkeys(schedules) if schedule not in self._validated]
@@ -271,7 +274,14 @@ class Study:
                 self.journal.append({"validated": judgement.to_dict()})
                 self._validated[judgement.schedule] = judgement
                 self._write_sample(judgement)
+            self._told_validated[schedule] = self._validated[schedule]
             yield self._validated[schedule]
+
+    def is_validated(self, schedule: Schedule) -> bool:
+        """Return whether a schedule was judged by all validation prompts, and did not fail."""
+        total = max((len(judgement.per_image) for judgement in self._validated.values()), default=0)
+        judgement = self._validated.get(schedule)
+        return judgement is not None and judgement.failure is None and len(judgement.per_image) == total
 
     def _keep(self, judgement: Judgement) -> None:
         self.journal.append(judgement.to_dict())
@@ -309,7 +319,7 @@ class Study:
             ]
             self._timed.append((entry["timed"], points))
         elif "budget" in entry:
-            self._budget = float(entry["budget"])
+            self._budget = Budget(float(entry["budget"]), entry.get("finalists"))
         elif "validated_stock" in entry:
             self._validated_stock = point_from_dict("stock", entry["validated_stock"], self._rungs, Pruning())
         elif "validated" in entry:

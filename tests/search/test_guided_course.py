@@ -1,5 +1,6 @@
 """A guided search from its start to a validated front, and a plan, on a tiny pipeline."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -120,6 +121,40 @@ def test_rivals_are_timed_again_beside_the_front(searched, tmp_path, monkeypatch
     assert again.conditions["search"]["rounds"] == 1
     for point in (*again.points, *again.references.values()):
         assert point.latency_ms == 2 * point.metrics["measured_ms"]
+
+
+def test_a_rival_that_was_given_up_is_never_on_the_front(searched, tmp_path, monkeypatch):
+    """Timed again it may seem faster than the point that it lost to."""
+    pipe, folder, front, _ = searched
+    shutil.copytree(folder, tmp_path / "run")
+    journal = tmp_path / "run" / "journal.jsonl"
+    lines = journal.read_text().replace(f'"{HOW["predicted"]}"', f'"{HOW["table"]}"').splitlines()
+    rival = next(reference for name, reference in front.references.items() if name.startswith("rule: "))
+    for number, line in enumerate(lines):
+        entry = json.loads(line)
+        judged = entry.get("validated", {}).get("judged", {})
+        if judged.get("depths") == list(rival.schedule.depths) and judged["orders"] == list(rival.schedule.orders):
+            entry["validated"] |= {"per_image": entry["validated"]["per_image"][:1], "images": 1}
+            lines[number] = json.dumps(entry)
+    journal.write_text("\n".join(lines) + "\n")
+    original = study.retime
+
+    def favoured(evaluator, points, rounds, **options):
+        stock, timed = original(evaluator, points, rounds, **options)
+        return stock, [replace(p, latency_ms=1e-3) if p.schedule == rival.schedule else p for p in timed]
+
+    monkeypatch.setattr("dato.search.study.retime", favoured)
+    again = search_depth(pipe, MANY, out=tmp_path / "run", **FAST | {"rounds": 1})
+    assert rival.schedule in {reference.schedule for reference in again.references.values()}
+    assert rival.schedule not in {point.schedule for point in again.points}
+
+
+@pytest.mark.thorough
+def test_prompts_are_drawn_as_many_as_the_options_say(make_pipe, tmp_path):
+    front = search_depth(make_pipe(seed=2), MANY, images=2, out=tmp_path, **FAST)
+    conditions = front.conditions
+    assert len(conditions["prompts"]) == len(conditions["validation_prompts"]) == 2
+    assert {*conditions["prompts"], *conditions["validation_prompts"]} <= set(MANY)
 
 
 def test_too_few_prompts_and_wrong_ends_are_refused(make_pipe):

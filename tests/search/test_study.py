@@ -304,3 +304,58 @@ def test_a_race_is_rarely_wrong(seed, spread):
         given_up = expected_if_beaten([30 - d for d in true[:2]], rival)
         wrong += given_up is not None and sum(true) <= 0
     assert wrong <= 20  # of equals, at most about one in twenty
+
+
+class ToyValidation(ToyJudges):
+    """Validates as it judges."""
+
+    def ask(self, function, *arguments, **options):
+        return self.stock
+
+    def each(self, function, tasks):
+        for _, schedule, rivals in tasks:
+            (judgement,) = self.judge([schedule], rivals)
+            yield None, judgement
+
+
+def test_a_validation_that_is_resumed_has_the_same_rivals(tmp_path):
+    finalists = [Schedule.uniform(13, interval, 0) for interval in (7, 13)]
+    others = [Schedule.uniform(13, interval, 1) for interval in (2, 3, 4)]
+
+    def validated():
+        judges = ToyValidation()
+        study = begun(tmp_path, judges)
+        list(study.validate(finalists))
+        found = [judgement.point.quality for judgement in study.validate(others, race=True)]
+        assert all(map(study.is_validated, [*finalists, *others]))
+        study.close()
+        return found, judges
+
+    whole, judges = validated()
+    rivals = judges.rivals[others[0]]
+    assert len(rivals) == 2 and all(judges.rivals[schedule] == rivals for schedule in others)
+    journal = tmp_path / "journal.jsonl"
+    kept = journal.read_text().splitlines(keepends=True)[:-2]  # the first of the others is known, and is no rival
+    journal.write_text("".join(kept))
+    again, judges = validated()
+    assert again == whole and judges.asked == others[1:]
+    assert all(judges.rivals[schedule] == rivals for schedule in others[1:])
+
+
+def test_what_was_given_up_is_not_validated(tmp_path):
+    judges = ToyValidation()
+    study = begun(tmp_path, judges)
+    half, whole, broken = Schedule.uniform(13, 2, 0), Schedule.uniform(13, 4, 0), Schedule.uniform(13, 5, 0)
+    assert broken.depths.count(12) == 3
+    original = judges.judge
+
+    def given_up(schedules, rivals=()):
+        for judgement in original(schedules, rivals):
+            short = judgement.schedule == half
+            yield replace(judgement, per_image=judgement.per_image[:2], images=2) if short else judgement
+
+    judges.judge = given_up
+    assert not study.is_validated(whole)
+    list(study.validate([whole, half, broken]))
+    assert [study.is_validated(schedule) for schedule in (whole, half, broken)] == [True, False, False]
+    study.close()

@@ -189,3 +189,48 @@ def test_a_generation_goes_on_where_it_was_after_another_one():
     assert all(map(torch.equal, alone, begun + rest)) and all(map(torch.equal, alone, other))
     pruner.detach()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in unet.modules())
+
+
+def test_a_transformer_and_a_block_may_be_called_with_keywords():
+    """As other programs call them."""
+    unet, (x, text) = tiny_unet(), unet_inputs()
+    transformer = unet.down_blocks[0].attentions[0]
+    block, grids = transformer.transformer_blocks[0], []
+    pruner = TokenPruner(unet, Pruning(score="IV", shared=False))
+    pruner.listener = lambda factor, number, grid, selection: grids.append((grid, selection.kept.shape[1]))
+    pruner.attach()
+    pruner.begin(device())
+    pruner.prepare(0.5, x, 900.0)
+    image = torch.randn(2, transformer.in_channels, 16, 16, device=device())
+    with torch.no_grad():
+        (expected,) = transformer(image, text, return_dict=False)
+        (found,) = transformer(hidden_states=image, encoder_hidden_states=text, return_dict=False)
+        tokens = torch.randn(2, 256, block.attn1.to_q.in_features, device=device())
+        of_block = block(tokens, None, text)
+        assert torch.equal(block(hidden_states=tokens, encoder_hidden_states=text), of_block)
+    assert torch.equal(found, expected) and grids == [((16, 16), 128)] * 4
+
+
+@pytest.mark.parametrize("reduction", ["prune", "merge"])
+def test_a_copied_choice_is_not_written_over(reduction):
+    """A compiled call may overwrite the memory that it returned before."""
+    unet, (x, text) = tiny_unet(), unet_inputs()
+    for every in (1, 2):
+        pruner = TokenPruner(unet, Pruning(score="IV", choose_every=every, reduction=reduction))
+        pruner.attach()
+        pruner.begin(device())
+        pruner.prepare(0.5, x, 900.0)
+        run(unet, x, text, (900,))
+        before = dict(pruner._selections)
+        pruner.copy_state()
+        after = dict(pruner._selections)
+        pruner.detach()
+        if every == 1:  # the next call chooses anew
+            assert before and not after
+            continue
+        assert after.keys() == before.keys()
+        for factor, selection in after.items():
+            assert selection.merge == before[factor].merge == (reduction == "merge")
+            for name in ("base", "pruned", "kept", "source"):
+                old, new = getattr(before[factor], name), getattr(selection, name)
+                assert torch.equal(old, new) and old.data_ptr() != new.data_ptr()
