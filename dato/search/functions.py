@@ -53,9 +53,9 @@ def search_depth(
 
     Args:
         pipe: A pipeline with a `UNet2DConditionModel`, on its device.
-        prompts: Prompts like those of your users. The guided presets (fast, thorough) need at least 4. They draw, by the
-            seed, `images` prompts to judge candidates by, and `validation` others to validate the front by. The other
-            presets use all prompts.
+        prompts: Prompts like those of your users. The guided presets (fast, thorough) need at least 4. They draw
+            `images` prompts to judge candidates by, and `validation` others to validate the front by. The seed fixes
+            which. The other presets use all prompts.
         out: The run's folder: pareto.json, journal.jsonl, stock's images and samples. If it holds the journal of the
             same search, that is resumed. None: a temporary folder, and nothing is kept.
         progress: How to show progress: True for a bar, an object of a subclass of `dato.search.SearchProgress`, or None
