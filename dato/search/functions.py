@@ -90,6 +90,10 @@ def search_joint(
 ) -> Front:
     """Search depths and prune ratios together: for each UNet call how deep to run and which share of tokens to prune.
 
+    Token pruning differs from the papers' here, except with the preset paper. What a pruned token gets is its own past
+    (`recover_from="past"`), similarities are local, and the blocks of a call share a choice. This is faster, and nearer
+    to stock. Each layer that prunes keeps its last two outputs in memory. `dato.Pruning` has the numbers.
+
     The papers search depths first, then ratios on top of them (`search_depth`, `search_ratio`).
 
     Args:
@@ -121,6 +125,10 @@ def search_ratio(
     **options: Any,
 ) -> Front:
     """Search prune ratios on top of a front of cache-depth schedules: for each call the share of tokens to leave out.
+
+    Token pruning differs from the papers' here, except with the preset paper. What a pruned token gets is its own past
+    (`recover_from="past"`), similarities are local, and the blocks of a call share a choice. This is faster, and nearer
+    to stock. Each layer that prunes keeps its last two outputs in memory. `dato.Pruning` has the numbers.
 
     Steps, guidance and size are those of the front. The pipeline is used as it is: see `search_depth`.
 
