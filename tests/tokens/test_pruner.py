@@ -1,10 +1,13 @@
 """The pruner in a UNet: what it draws and remembers for a call, which layers it shortens, and where."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tiny_unet, unet_inputs
 from devices import device
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import dato
 from dato import Pruning, Schedule
@@ -234,3 +237,43 @@ def test_a_copied_choice_is_not_written_over(reduction):
             for name in ("base", "pruned", "kept", "source"):
                 old, new = getattr(before[factor], name), getattr(selection, name)
                 assert torch.equal(old, new) and old.data_ptr() != new.data_ptr()
+
+
+@pytest.mark.parametrize("fake", [False, True])
+def test_latents_without_values_are_not_compared(fake):
+    """As where FLOPs are counted on the meta device, and where a call is traced."""
+    pruner, x = TokenPruner(tiny_unet(), Pruning(score="IV")), unet_inputs(batch=2)[0]
+    with FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext():
+        sample = torch.empty(x.shape) if fake else x.to("meta")
+        assert sample.is_meta != fake
+        assert pruner._parts_of(sample) == 1
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_tokens_are_chosen_at_every_nth_call_that_prunes_as_many(every):
+    unet, (x, text) = tiny_unet(), unet_inputs()
+    pruner, chosen = TokenPruner(unet, Pruning(score="IV", choose_every=every)), []
+    pruner.listener = lambda *choice: chosen.append(choice)
+    pruner.attach()
+    pruner.begin(device())
+
+    def choices(ratio):
+        chosen.clear()
+        pruner.prepare(ratio, x, 900.0)
+        run(unet, x, text, (900,))
+        return len(chosen)
+
+    assert [choices(0.5) for _ in range(7)] == [int(call % every == 0) for call in range(7)]
+    assert [choices(ratio) for ratio in (0.25, 0.5, 0.0, 0.5)] == [1, 1, 0, int(every == 1)]
+
+
+def test_the_sign_of_the_difference_is_drawn_in_every_call():
+    pruner, x = TokenPruner(tiny_unet(), Pruning(score="dato")), unet_inputs()[0]
+    pruner.begin(device())
+    for _ in range(2):
+        pruner.observe(torch.randn_like(x))
+    signs = []
+    for _ in range(32):
+        pruner.prepare(0.5, x, 900.0)
+        signs.append(pruner._sign.item())
+    assert set(signs) == {-1.0, 1.0} and 6 <= signs.count(1.0) <= 26
