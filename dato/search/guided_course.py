@@ -16,7 +16,6 @@ from functools import cached_property
 from dato.errors import DatoError
 from dato.evaluation.evaluator import Evaluator
 from dato.evaluation.rules import rule_name, rules
-from dato.evaluation.validation import RACE
 from dato.front import Front
 from dato.point import Point, competing, without_equals
 from dato.prediction.latency_table import LatencyTable, is_stock
@@ -33,8 +32,9 @@ PLANS = 14  # schedules by the planner that the evolution begins from
 SPEEDUPS_TO_AN_OCTAVE = 1  # for which the rule's own schedule (`dato.rule`) is validated
 FURTHER_RULES = 4  # that are validated, those that are predicted to come closest to the finalists, or to beat them
 SEEDS_TO_AN_OCTAVE = 12  # rules that the evolution begins from
-THINKING = 0.1  # share of the time that predictions take
-RULES_SHARE = 0.5  # of a rule's images that are generated before it is given up, on average
+THINKING = 0.12  # share of the time that predictions take
+# Of images that are generated before a rival is given up, on average: the share of a rule's, and how many of a reference.
+RULES_SHARE, REFERENCE_IMAGES = 0.75, 3
 
 
 class GuidedCourse(Course):
@@ -121,9 +121,8 @@ class GuidedCourse(Course):
         references = sum(table.predict(s) for s in self._references()) / stock_ms
         rules_cost = sum(table.predict(s) for s in self._rules_for_speedups) / stock_ms
         rules_cost += FURTHER_RULES / math.sqrt(math.prod(preset.speedups))
-        # References are mostly given up after a few images, and half of the rules are not.
         images, timed = len(recipe.validation), preset.rounds * preset.batch_size
-        others = images * (1 + rules_cost * RULES_SHARE) + references * RACE + timed * (1 + rules_cost + references)
+        others = images * (1 + rules_cost * RULES_SHARE) + references * REFERENCE_IMAGES + timed * (1 + rules_cost + references)
         left = (preset.minutes * 60 - START - seconds) / (stock_ms / 1000) * (1 - THINKING)
         budget, too_much = divided(left - others, wanted, prompts=len(recipe.prompts), images=images + timed)
         if too_much:

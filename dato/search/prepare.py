@@ -107,8 +107,10 @@ class PreparedSearch:
 
     @property
     def _how_timed(self) -> str:
+        if self.timing == "measured" and self.recipe.validation:
+            return "validated again" if self.preset.rounds else "validated"
         if self.timing == "measured":
-            return "validated" if self.recipe.validation else "measured"
+            return "measured"
         return "table" if self.preset.rounds else "predicted"
 
     def _of_validation(self) -> dict[str, Any]:
