@@ -18,7 +18,8 @@ HOW = {
     "front, references and stock then timed in turn",
     "validated": "end to end per image, median over the validation batches, scaled by a short stock generation before "
     "each schedule",
-    "validated again": "end to end per image, over the validation batches; front, references and stock then timed in turn",
+    "validated again": "end to end per image, median over the validation batches; front, references and stock then "
+    "timed in turn",
     "table": "end to end per image, predicted by latency_table; front, references and stock then timed in turn",
     "predicted": "end to end per image, predicted by latency_table",
 }

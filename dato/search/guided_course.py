@@ -33,7 +33,7 @@ SPEEDUPS_TO_AN_OCTAVE = 1  # for which the rule's own schedule (`dato.rule`) is 
 FURTHER_RULES = 4  # that are validated, those that are predicted to come closest to the finalists, or to beat them
 SEEDS_TO_AN_OCTAVE = 12  # rules that the evolution begins from
 THINKING = 0.12  # share of the time that predictions take
-# Of images that are generated before a rival is given up, on average: the share of a rule's, and how many of a reference.
+# What is generated on average before a rival is given up: this share of a rule's images, so many of a reference's.
 RULES_SHARE, REFERENCE_IMAGES = 0.75, 3
 
 
@@ -122,7 +122,8 @@ class GuidedCourse(Course):
         rules_cost = sum(table.predict(s) for s in self._rules_for_speedups) / stock_ms
         rules_cost += FURTHER_RULES / math.sqrt(math.prod(preset.speedups))
         images, timed = len(recipe.validation), preset.rounds * preset.batch_size
-        others = images * (1 + rules_cost * RULES_SHARE) + references * REFERENCE_IMAGES + timed * (1 + rules_cost + references)
+        others = images * (1 + rules_cost * RULES_SHARE) + references * REFERENCE_IMAGES
+        others += timed * (1 + rules_cost + references)
         left = (preset.minutes * 60 - START - seconds) / (stock_ms / 1000) * (1 - THINKING)
         budget, too_much = divided(left - others, wanted, prompts=len(recipe.prompts), images=images + timed)
         if too_much:
