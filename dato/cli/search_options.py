@@ -133,9 +133,10 @@ def command_of(
         own = {field.name: values[field.name] for field in fields(where)}
         body(_parsed(options, values), where(**own), _remembered(ctx.params))
 
-    own = opt.parameters_of(options, _SHOWN)
-    others = [one for one in _command_parameters(where) if one.name not in {parameter.name for parameter in own}]
-    parameters = [_context(), *_in_order(own, others)]
+    of_search = opt.parameters_of(options, _SHOWN)
+    known = {parameter.name for parameter in of_search}
+    others = [parameter for parameter in _command_parameters(where) if parameter.name not in known]
+    parameters = [_context(), *_in_order(of_search, others)]
     command.__name__ = command.__qualname__ = name
     command.__doc__ = body.__doc__
     command.__signature__ = inspect.Signature(parameters)

@@ -19,7 +19,7 @@ from dato.errors import DatoError
 from dato.evaluation import baselines
 from dato.evaluation.pool import InProcess, Recipe
 from dato.evaluation.racing import expected_if_beaten, rival_for, rivals_of
-from dato.evaluation.rules import rules, whole_calls
+from dato.evaluation.rules import whole_calls
 from dato.experiments.compared_searches import PLANNED, SEARCHES, WIDE
 from dato.experiments.progress import Progress, counting, silent
 from dato.generation.sampling import Sampling
@@ -32,7 +32,7 @@ from dato.search.guided_course import PLANS, SEEDS_TO_AN_OCTAVE
 from dato.search.hypervolume import Scale, by_evaluation
 from dato.search.nsga2 import search
 from dato.search.presets import DEPTH_PRESETS
-from dato.search.rule_choice import best_of_each
+from dato.search.rule_choice import best_of_each, rules_of
 from dato.search.run_folder import Folder
 from dato.search.spaces import DepthSpace
 from dato.search.study import Study
@@ -275,7 +275,7 @@ def _guided(seed: int, candidates: int, account: Account, space: DepthSpace, adv
     speedups = evenly(preset.speedups, candidates)[:-1]
     trials = Trials(preset.speedups, stock_ms, lambda point: images * point.latency_ms / stock_ms, images)
     adviser = Advice(advice.models, advice.table)
-    every = rules(space.calls, space.rungs, space.depths[:-1], space.orders, space.forecast)
+    every = rules_of(space)
     octaves = per_octave(preset.speedups, SEEDS_TO_AN_OCTAVE)
     seeds = best_of_each(every, adviser.guess_all(every), stock_ms, octaves)
     evolution = Evolution(space, adviser, trials, [*seeds, *adviser.plans(space, PLANS)])

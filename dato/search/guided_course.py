@@ -15,7 +15,7 @@ from functools import cached_property
 
 from dato.errors import DatoError
 from dato.evaluation.evaluator import Evaluator
-from dato.evaluation.rules import rule_name, rules
+from dato.evaluation.rules import rule_name
 from dato.front import Front
 from dato.point import Point, competing, without_equals
 from dato.prediction.latency_table import LatencyTable, is_stock
@@ -24,7 +24,7 @@ from dato.search.adviser import Advice
 from dato.search.budget import Budget, divided
 from dato.search.course import Course
 from dato.search.guided import Evolution, Trials, evenly, guided_search, per_octave
-from dato.search.rule_choice import best_of_each, closest_rivals
+from dato.search.rule_choice import best_of_each, closest_rivals, rules_of
 from dato.unet.speedup_rule import rule
 
 START = 28.0  # seconds that a search takes before this course begins and after it ends: loading, the page
@@ -91,9 +91,7 @@ class GuidedCourse(Course):
 
     @cached_property
     def _rules(self) -> list[Schedule]:
-        space = self.problem.space
-        every = rules(space.calls, space.rungs, space.depths[:-1], space.orders, space.forecast)
-        return [schedule for schedule in every if not is_stock(schedule)]
+        return [schedule for schedule in rules_of(self.problem.space) if not is_stock(schedule)]
 
     def _seeds(self, advice: Advice) -> list[Schedule]:
         """Return the rules of best predicted quality before any trial, for every speed-up."""

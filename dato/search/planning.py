@@ -12,7 +12,6 @@ from dato.emoji_sd import EMBEDDED
 from dato.errors import DatoError
 from dato.evaluation.evaluator import Evaluator
 from dato.evaluation.pool import facts_of
-from dato.evaluation.rules import rules
 from dato.front import Front
 from dato.generation.guidance import guidance_of_width
 from dato.generation.sampling import Sampling
@@ -26,6 +25,7 @@ from dato.search.adviser import Advice
 from dato.search.candidate_timing import HOW
 from dato.search.prepare import sampling_conditions
 from dato.search.presets import FAST
+from dato.search.rule_choice import rules_of
 from dato.search.spaces import DepthSpace
 from dato.search.subject import as_it_was, subject_of
 from dato.utils.hardware import versions
@@ -126,8 +126,7 @@ def choose(space: DepthSpace, model: Sensitivity, table: LatencyTable, speedup: 
         DatoError: if no schedule is so fast.
     """
     advice = Advice([model], table)
-    every = rules(space.calls, space.rungs, space.depths[:-1], space.orders, space.forecast)
-    candidates = list(dict.fromkeys([*advice.plans(space, PLANS), *every]))
+    candidates = list(dict.fromkeys([*advice.plans(space, PLANS), *rules_of(space)]))
     quality, latency = advice.guess_all(candidates)
     stock_ms = table.predict(Schedule.full(space.calls[-1], rungs=space.rungs))
     allowed = [i for i, ms in enumerate(latency) if stock_ms / ms >= speedup and not is_stock(candidates[i])]

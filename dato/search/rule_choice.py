@@ -8,9 +8,16 @@ from itertools import pairwise
 
 import numpy as np
 
+from dato.evaluation.rules import rules
 from dato.schedule import Schedule
+from dato.search.spaces import DepthSpace
 
 APART = 0.01  # latencies closer than this share count as equal
+
+
+def rules_of(space: DepthSpace) -> list[Schedule]:
+    """Return every rule whose length, depth, order and forecast are of a space."""
+    return rules(space.calls, space.rungs, space.depths[:-1], space.orders, space.forecast)
 
 
 def best_of_each(
