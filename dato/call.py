@@ -112,6 +112,34 @@ def describe_calls(
     return tuple(calls)
 
 
+def forecasts_made(depths: Sequence[int], orders: Sequence[int], rungs: int, forecast: str) -> list[tuple[int, str]]:
+    """Return what `Call.order` and `Call.forecast` are for each call, if timesteps are different, and fall.
+
+    A search predicts tens of thousands of latencies from these, and describing all of a call takes far longer.
+
+    Args:
+        depths: One for each call, as in `Schedule`.
+        orders: One for each call, as in `Schedule`.
+        rungs: The depth of the whole call.
+        forecast: The schedule's rule.
+    """
+    found = dict.fromkeys(set(depths) - {rungs}, 0)  # depth -> how often what it reads was computed: by deeper calls
+    made = []
+    for depth, order in zip(depths, orders, strict=True):
+        made.append((0, POLYNOMIAL.name) if depth == rungs else _made(forecast, order, depth == 0, found[depth]))
+        for other in found:
+            if other < depth:
+                found[other] += 1
+    return made
+
+
+@lru_cache(maxsize=4096)
+def _made(forecast: str, order: int, of_prediction: bool, found: int) -> tuple[int, str]:
+    """Return order and rule of the forecast of a call that finds `found` values."""
+    rule, values = rule_at(forecast, order, of_prediction=of_prediction)
+    return rule.made(min(values, found))
+
+
 def _values_to_keep(
     reads: Sequence[int | None],
     computes: Sequence[range],

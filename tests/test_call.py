@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dato import DatoError, Schedule
-from dato.call import LAST, place_read, places_computed
+from dato.call import LAST, forecasts_made, place_read, places_computed
 from dato.forecast_rule import FORECASTS, RULES
 from dato.unet.cache import Cache
 from dato.unet.ladder import Ladder
@@ -27,6 +27,14 @@ def runs(draw):
     orders = draw(st.lists(st.integers(0, 2), min_size=n, max_size=n))
     schedule = Schedule(depths, orders=orders, rungs=RUNGS, forecast=draw(st.sampled_from(FORECASTS)))
     return schedule, draw(st.sampled_from([times, None]))
+
+
+@settings(deadline=None)
+@given(runs())
+def test_what_forecasts_are_made_is_found_without_describing_calls(run):
+    schedule = run[0].canonical()
+    made = forecasts_made(schedule.depths, schedule.orders, schedule.rungs, schedule.forecast)
+    assert made == [(call.order, call.forecast) for call in schedule.calls()]
 
 
 def values_read(forecast: str, depth: int, order: int) -> int:

@@ -173,7 +173,7 @@ def _parts(images: int, number: int, straying: Sequence[Schedule]) -> Iterator[t
 def _recorded(pipe: DiffusionPipeline, batch: list[str], sampling: Sampling) -> Recording:
     """Generate a batch, and return what `_watched` has seen of it."""
     with _watched(pipe.unet, len(batch), sampling.guidance_scale) as recording:
-        generate(pipe, batch, sampling)
+        generate(pipe, batch, sampling, decode=False)
     return recording
 
 

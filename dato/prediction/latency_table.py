@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from dato.call import forecasts_made
 from dato.errors import DatoError
 from dato.forecast_rule import POLYNOMIAL
 from dato.pruning import Pruning
@@ -41,15 +42,15 @@ class CallKind(NamedTuple):
 
 def call_kinds(schedule: Schedule) -> tuple[CallKind, ...]:
     """Return the kind of each call of a schedule."""
+    schedule = schedule.canonical()
     pruned, rule = any(schedule.ratios), schedule.rule
+    made = forecasts_made(schedule.depths, schedule.orders, schedule.rungs, schedule.forecast)
     kinds = []
-    for call in schedule.calls():
-        ratio = call.ratio if pruned and call.depth else None
-        if rule.caches_last_feature and call.depth == 0:
+    for depth, ratio, (order, forecast) in zip(schedule.depths, schedule.ratios, made, strict=True):
+        if rule.caches_last_feature and depth == 0:
             # The UNet's head runs at every such call, even if the feature is reused as it is.
-            kinds.append(CallKind(0, ratio, 1, rule.name))
-        else:
-            kinds.append(CallKind(call.depth, ratio, call.order, call.forecast))
+            order, forecast = 1, rule.name
+        kinds.append(CallKind(depth, ratio if pruned and depth else None, order, forecast))
     return tuple(kinds)
 
 
