@@ -4,7 +4,7 @@ from dato.prediction.latency_table import LatencyTable, call_kinds
 from dato.pruning import Pruning
 
 
-def measured(pipe, prompts, sampling, schedules, progress=None, rounds=3):
+def measured(pipe, prompts, sampling, schedules, progress=None, rounds=3, compiled=None):
     """Stand in for `measure_table`."""
     kinds = {kind: 1.0 + kind.depth for schedule in schedules for kind in call_kinds(schedule)}
     pruning = next((schedule.pruning for schedule in schedules if any(schedule.ratios)), Pruning())

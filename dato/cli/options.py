@@ -222,6 +222,7 @@ def parameters_of(options: type, shown: Mapping[str, str] | None = None) -> list
         default = (shown or {}).get(field.name, about["shown"])
         repeated = is_mapping(hints[field.name])
         option = typer.Option(
+            *([flags[field.name]] if hints[field.name] is bool else []),  # without a --no- flag
             help=with_flags(about["help"], flags) + (" May be repeated." if repeated else ""),
             min=about["least"],
             show_default=True if default is None else with_flags(default, flags),
@@ -238,7 +239,7 @@ def parameters_of(options: type, shown: Mapping[str, str] | None = None) -> list
 def _typed(hint: Any) -> Any:
     """Return the type of what the user types: lists and places are text, settings several texts."""
     kinds = set(typing.get_args(hint)) or {hint}
-    if kinds <= {int, float, str, type(None)}:
+    if kinds <= {bool, int, float, str, type(None)}:
         return hint
     return list[str] | None if is_mapping(hint) else str | None
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from dato.errors import DatoError
 from dato.evaluation.flaws import OUT_OF_MEMORY, check_stock, flaw
 from dato.evaluation.judgement import Judgement, failed
-from dato.evaluation.methods import Method, as_method, stock_method
+from dato.evaluation.methods import STOCK, Method, as_method, schedule_method
 from dato.evaluation.racing import Rival, expected_if_beaten, rival_for
 from dato.evaluation.safety_checker import without_safety_checker
 from dato.evaluation.sample_pictures import sample_of
@@ -26,6 +26,7 @@ from dato.metrics.base import MeanOverImages, Metric
 from dato.point import Point
 from dato.samplers import num_calls, sampler_name
 from dato.schedule import Schedule
+from dato.unet.compiled import CompiledCalls
 from dato.unet.ladder import Ladder
 from dato.unet.patch import remove_patch
 from dato.utils.memory import survive_out_of_memory
@@ -55,6 +56,8 @@ class Evaluator:
         interleave: Whether a short stock generation before each candidate measures the machine's present speed.
             Measured times are then scaled to the speed that the machine had when stock was measured. So all candidates
             are treated alike if a GPU slows down.
+        compiled: Compiled calls of the pipeline's UNet to run schedules with, stock too; None: eager ones. A generation
+            in which a call was compiled is repeated, because its time is no measure. Methods are run as they are.
 
     The metrics of a point hold `measured_ms`, `table_ms` if there is a prediction, and with `interleave` `probe_ms`,
     the time of the short generation.
@@ -82,16 +85,17 @@ class Evaluator:
         race: int | None = None,
         interleave: bool = False,
         doubling: bool = False,
+        compiled: CompiledCalls | None = None,
     ) -> None:
         self.pipe, self.prompts, self.sampling, self.metrics = remove_patch(pipe), list(prompts), sampling, metrics
-        self.latency, self.interleave, self.doubling = latency, interleave, doubling
+        self.latency, self.interleave, self.doubling, self.compiled = latency, interleave, doubling, compiled
         self.validation: Evaluator | None = None
         # A race takes a metric that judges each image by itself.
         self._race = race if race and isinstance(metrics[0], MeanOverImages) else None
         self.rungs = len(Ladder(pipe.unet))
         self.steps_of = {num_calls(pipe, count): count for count in (*steps, sampling.steps)}
         self.calls = num_calls(pipe, sampling.steps)
-        self.stock_method = stock_method(Schedule.full(self.calls, rungs=self.rungs))
+        self.stock_method = self._stock_of(sampling.steps)
         self.judged: dict[tuple[str, Schedule], Point] = {}
         self.images = 0
         self._stock: Stock | None = None
@@ -100,8 +104,8 @@ class Evaluator:
     @property
     def race(self) -> int | None:
         """After how many images a candidate may be given up; None: never."""
-        # The time of an image depends on how many are generated together.
-        batch = self.sampling.batch_size if self.latency is None else 1
+        # The time of an image depends on how many are generated together. Another size would be compiled, too.
+        batch = self.sampling.batch_size if self.latency is None or self.compiled is not None else 1
         return None if self._race is None else -(-self._race // batch) * batch
 
     @property
@@ -136,7 +140,7 @@ class Evaluator:
 
     def __call__(self, method: Schedule | Method) -> Point:
         """Return the point of a method. It is judged if it was not judged before."""
-        method = as_method(method)
+        method = as_method(method, self.compiled)
         if method.identity not in self.judged:
             self.judged[method.identity] = self.judge(method).point
         return self.judged[method.identity]
@@ -151,7 +155,7 @@ class Evaluator:
             rivals: Points of the front, if candidates race. A candidate is given up if it is slower than a rival and
                 its first images are surely worse. It gets no further images, and its quality is the expected one.
         """
-        method = as_method(method)
+        method = as_method(method, self.compiled)
         stock, images = self.stock, self.images
         with survive_out_of_memory(self.pipe.unet.device):
             return self._judge(method, stock, rivals)
@@ -220,14 +224,13 @@ class Evaluator:
         Raises:
             DatoError: if generations of this evaluator have another number of calls.
         """
-        method = as_method(method)
+        method = as_method(method, self.compiled)
         calls = len(method.schedule)
         if calls not in self.steps_of:
             lengths = ", ".join(map(str, sorted(self.steps_of)))
             raise DatoError(f"a schedule of {calls} calls cannot be judged here; generations have {lengths}")
         sampling = replace(sampling, steps=self.steps_of[calls])
-        with method.apply(self.pipe), without_safety_checker(self.pipe):
-            return generate(self.pipe, prompts, sampling, decode)
+        return self._generate(method, prompts, sampling, decode)
 
     def run(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Return `function(self, *arguments, **options)`, with the pipeline's safety checker off meanwhile."""
@@ -240,10 +243,23 @@ class Evaluator:
             self._generate_stock(2)
             self._warm = True
 
+    def _stock_of(self, steps: int) -> Method:
+        """Return stock in this number of steps."""
+        whole = Schedule.full(num_calls(self.pipe, steps), rungs=self.rungs)
+        return schedule_method(whole, STOCK, compiled=self.compiled)
+
     def _generate_stock(self, steps: int) -> Generated:
-        """Generate the first batch with the unchanged pipeline in this number of steps."""
-        with without_safety_checker(self.pipe):
-            return generate(self.pipe, self.prompts[: self.sampling.batch_size], replace(self.sampling, steps=steps))
+        """Generate the first batch with stock in this number of steps."""
+        sampling = replace(self.sampling, steps=steps)
+        return self._generate(self._stock_of(steps), self.prompts[: sampling.batch_size], sampling)
+
+    def _generate(self, method: Method, prompts: Sequence[str], sampling: Sampling, decode: bool = True) -> Generated:
+        before = None if self.compiled is None else self.compiled.count
+        with method.apply(self.pipe), without_safety_checker(self.pipe):
+            generated = generate(self.pipe, prompts, sampling, decode)
+            if before is not None and self.compiled.count > before:
+                generated = generate(self.pipe, prompts, sampling, decode)
+        return generated
 
     def _probe(self) -> float | None:
         """Return milliseconds per image of a short stock generation; None if measured times are not scaled."""

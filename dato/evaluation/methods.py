@@ -58,9 +58,9 @@ class Method:
         return "" if self.version is None else f"{self.name} {self.version}", self.schedule
 
 
-def as_method(method: Schedule | Method) -> Method:
-    """Return a schedule as a method of ours, and a method as it is."""
-    return schedule_method(method) if isinstance(method, Schedule) else method
+def as_method(method: Schedule | Method, compiled: CompiledCalls | None = None) -> Method:
+    """Return a schedule as a method of ours, run with `compiled` calls or eager ones, and a method as it is."""
+    return schedule_method(method, compiled=compiled) if isinstance(method, Schedule) else method
 
 
 def schedule_method(

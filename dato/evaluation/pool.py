@@ -27,6 +27,7 @@ from dato.prediction.latency_table import LatencyTable
 from dato.samplers import SAMPLERS, num_calls, sampler_name
 from dato.schedule import Schedule
 from dato.tokens.places import downsamplings
+from dato.unet.compiled import CompiledCalls
 from dato.utils.hardware import hardware
 from dato.utils.memory import weights_bytes
 
@@ -52,6 +53,7 @@ class Recipe:
         config: As in `load_pipeline`.
         variant: As in `load_pipeline`.
         validation: Prompts of the finalists' validation, which no candidate is judged by before.
+        compile: Whether the UNet's calls are compiled.
         instead: What an error adds if the objective cannot be loaded: how to do without it. Empty: nothing.
 
     Raises:
@@ -72,6 +74,7 @@ class Recipe:
     config: str | None = None
     variant: str | None = None
     validation: tuple[str, ...] = ()
+    compile: bool = False
     instead: str = ""
 
     def __post_init__(self) -> None:
@@ -96,6 +99,7 @@ class Recipe:
             steps=self.steps,
             race=self.race,
             interleave=self.interleave,
+            compiled=CompiledCalls(pipe.unet) if self.compile else None,
         )
         if self.validation:
             evaluator.validation = validation_evaluator(evaluator, self.validation)

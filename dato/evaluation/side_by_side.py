@@ -35,7 +35,7 @@ def retime(
         Stock's point and the points of the methods, with the new times and speed-ups.
     """
     evaluator.warm_up()
-    methods = [evaluator.stock_method, *map(as_method, points)]
+    methods = [evaluator.stock_method, *(as_method(method, evaluator.compiled) for method in points)]
     generations: list[list[Generated]] = [[] for _ in methods]
     for _ in range(rounds):
         for method, results in zip(methods, generations, strict=True):

@@ -32,6 +32,7 @@ def validation_evaluator(evaluator: Evaluator, prompts: Sequence[str]) -> Evalua
         race=RACE,
         interleave=True,
         doubling=True,
+        compiled=evaluator.compiled,
     )
 
 

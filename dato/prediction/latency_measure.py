@@ -26,6 +26,7 @@ from dato.prediction.latency_table import CallKind, LatencyTable, call_kinds
 from dato.pruning import Pruning
 from dato.samplers import lengths
 from dato.schedule import Schedule
+from dato.unet.compiled import CompiledCalls
 from dato.unet.ladder import Ladder
 from dato.unet.patch import patched, remove_patch
 from dato.utils.timing import forward_times
@@ -44,6 +45,7 @@ def measure_table(
     rounds: int = 3,
     seed: int = 0,
     progress: Callable[[float, int], None] = lambda done, total: None,
+    compiled: CompiledCalls | None = None,
 ) -> LatencyTable:
     """Measure the time of each kind of call that these schedules consist of.
 
@@ -57,6 +59,7 @@ def measure_table(
         rounds: How often each probe runs, with another order of calls each time. One short probe before them warms up.
         seed: Fixes the order of calls.
         progress: Is called after each generation with the numbers of rounds that are done and that there are.
+        compiled: Compiled calls to run the probes with, and stock; None: eager ones.
 
     Raises:
         DatoError: if the settings of pruning differ, or a schedule does not fit the UNet.
@@ -74,9 +77,11 @@ def measure_table(
     for round_ in range(rounds + 1):
         drawn = probes(kinds, rungs, pruning, max(steps_of), rng, repeats if round_ else 1)
         rng.shuffle(drawn)
-        turns = [turn for probe in drawn[: None if round_ else 1] for turn in (None, probe)]  # None: stock
+        # Warming up takes one probe, or all if each has calls that are compiled first.
+        drawn = drawn[: None if round_ or compiled is not None else 1]
+        turns = [turn for probe in drawn for turn in (None, probe)]  # None: stock
         for number, probe in enumerate(turns):
-            generation = _timed(pipe, batch, sampling, steps_of, probe)
+            generation = _timed(pipe, batch, sampling, steps_of, probe, compiled)
             progress(round_ + (number + 1) / len(turns), rounds + 1)
             if round_:  # the first round warms up
                 generations.append(generation)
@@ -116,12 +121,15 @@ def _timed(
     sampling: Sampling,
     steps_of: Mapping[int, int],
     probe: Schedule | None,
+    compiled: CompiledCalls | None,
 ) -> _Generation:
     """Run and time a probe, or stock, in a number of calls that the sampler makes (`steps_of`: calls -> steps)."""
     wanted = SHORT if probe is None else len(probe)
     calls = next((n for n in steps_of if n >= wanted), max(steps_of))
     probe = None if probe is None else _padded(probe, calls)
-    with nullcontext() if probe is None else patched(pipe, probe), forward_times(pipe.unet) as watch:
+    schedule = Schedule.full(calls, rungs=len(Ladder(pipe.unet))) if probe is None and compiled is not None else probe
+    running = nullcontext() if schedule is None else patched(pipe, schedule, compile=compiled or False)
+    with running, forward_times(pipe.unet) as watch:
         result = generate(pipe, batch, replace(sampling, steps=steps_of[calls]))
         times = [ms / len(batch) for ms in watch.read()]
     return _Generation([None] * calls if probe is None else call_kinds(probe), times, result.latency_ms[0])

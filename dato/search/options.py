@@ -217,6 +217,11 @@ class JudgingOptions(SearchOptions):
         least=0,
         shown="the preset's",
     )
+    compile: bool = option(
+        False,
+        "Compile the UNet's calls with torch.compile, stock's too. Each kind of call is compiled once, which takes "
+        "minutes; after that candidates cost less.",
+    )
     race: int | None = option(
         None,
         "Number of images after which a surely dominated candidate is given up; 0: never.",

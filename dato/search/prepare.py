@@ -98,6 +98,7 @@ class PreparedSearch:
             **sampling_conditions(facts, sampling, recipe.prompts),
             **self._of_validation(),
             "batch_size": sampling.batch_size,
+            **({"compiled": True} if recipe.compile else {}),
             "safety_checker": False,
             "quality": recipe.metrics[0],
             **({"clip": None, "statistics": None} | dict(self.metric_files)),
@@ -258,6 +259,7 @@ def _prepared(
         timing == "measured",
         subject.config,
         subject.variant,
+        compile=options.compile,
         instead=f"{by_preset}`quality` {' or '.join(free)} needs no file",
     )
     return PreparedSearch(kind, options, preset, recipe, problem, timing, files)

@@ -344,7 +344,8 @@ class Study:
 
 def _measure_table(evaluator: Evaluator, schedules: Sequence[Schedule], **progress: Any) -> LatencyTable:
     options = {"rounds": 1} if evaluator.sampling.batch_size > 2 else {}  # a large batch has less noise
-    return measure_table(evaluator.pipe, evaluator.prompts, evaluator.sampling, schedules, **options, **progress)
+    options |= {"compiled": evaluator.compiled, **progress}
+    return measure_table(evaluator.pipe, evaluator.prompts, evaluator.sampling, schedules, **options)
 
 
 def _measure_sensitivity(

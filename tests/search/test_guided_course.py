@@ -5,7 +5,8 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from conftest import PROMPTS
+import torch
+from conftest import PROMPTS, draw
 from even_table import measured
 from which_tests import thorough
 
@@ -17,6 +18,7 @@ from dato.prediction.latency_table import LatencyTable
 from dato.search import plan, search_depth, study
 from dato.search.candidate_timing import HOW
 from dato.search.journal import read_entries
+from dato.unet.compiled import CompiledCalls
 
 MANY = [*PROMPTS, "cat face", "green apple", "tulip on a black background"]
 FAST = {"steps": [6], "validation": 2, "minutes": 0.1, "latency": "table", "batch_size": 1, "guidance_scale": 1}
@@ -147,6 +149,28 @@ def test_a_rival_that_was_given_up_is_never_on_the_front(searched, tmp_path, mon
     again = search_depth(pipe, MANY, out=tmp_path / "run", **FAST | {"rounds": 1})
     assert rival.schedule in {reference.schedule for reference in again.references.values()}
     assert rival.schedule not in {point.schedule for point in again.points}
+
+
+@pytest.mark.thorough
+def test_a_search_with_compiled_calls(make_pipe, tmp_path, monkeypatch):
+    kept = []
+
+    def eager_backend(unet):
+        kept.append(CompiledCalls(unet, backend="eager"))
+        return kept[-1]
+
+    monkeypatch.setattr("dato.evaluation.pool.CompiledCalls", eager_backend)
+    pipe, torn = make_pipe(seed=2), tmp_path / "run"
+    stock = draw(pipe)
+    options = FAST | {"compile": True, "minutes": 0.1}
+    front = search_depth(pipe, MANY, out=torn, **options)
+    assert front.conditions["compiled"] is True and len(kept) == 1
+    (whole, *others) = kept[0]._compiled
+    assert whole[0] == 12 and all(key[4] == whole[4] for key in others)  # all generations are of one size
+    assert torch.equal(draw(pipe), stock)
+    assert search_depth(pipe, MANY, out=torn, **options).points == front.points
+    with pytest.raises(DatoError, match="compiled: True there, none here"):
+        search_depth(pipe, MANY, out=torn, **FAST)
 
 
 @pytest.mark.thorough
