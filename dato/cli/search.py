@@ -58,7 +58,7 @@ def _search_ratio(options: RatioSearch, where: RatioCommandOptions, remembered: 
     front = load_front(source)
     conditions = front.conditions
     bases = ratio_bases(options, front, source)
-    preset = ratio_preset(options, bases, conditions, where.images)
+    preset = ratio_preset(options, bases, conditions)
     model, loading, _ = opt.model_of(where.model, where.config, where.variant, conditions)
     prompts = _prompts_of(conditions, where.prompts, model, preset.images)
     device = opt.device_of(where.device, elsewhere=where.ray_address is not None)
@@ -85,12 +85,12 @@ def _search_calls(
 
     if where.model != EMBEDDED and where.prompts is None:
         raise DatoError(f"give --prompts FILE for {where.model}: the prompts that are built in are {EMBEDDED}'s")
-    preset = options.settings(where.images)
+    preset = options.settings()
     as_preset = where.model == EMBEDDED or preset.for_all_models
     if options.guidance_scale is None and not as_preset:
         preset = replace(preset, guidance_scale=guidance_of(where.model))
     available = read_prompts(where.prompts)
-    asked = where.images is not None or getattr(options, "validation", None) is not None
+    asked = options.images is not None or getattr(options, "validation", None) is not None
     different = set(available) if preset.validation else available
     if (asked or not preset.validation) and preset.images + preset.validation > len(different):
         by = f" and {preset.validation} to validate by" if preset.validation else ""

@@ -23,7 +23,7 @@ S = TypeVar("S", bound=SearchOptions)
 # These do not change what is searched, so a journal does not store them.
 _PASSING = ("out", "resume", "workers", "ray_address", "quiet", "as_json")
 # In a command's help these come before the options of the search.
-_FIRST = ("depths", "model", "config", "variant", "prompts", "prompts_order", "images")
+_FIRST = ("depths", "model", "config", "variant", "prompts", "prompts_order")
 # Defaults that commands have and functions do not.
 _SHOWN = {"scheduler": "the model's own; on emoji-sd dpm++2m; with --preset paper plms"}
 # What searches of earlier versions did, where their journals do not say it.
@@ -50,11 +50,6 @@ def take_up(ctx: typer.Context, folder: Path | None) -> Path | None:
     return folder
 
 
-Images = Annotated[
-    int | None, typer.Option(min=1, help="Images (prompts) for each candidate.", show_default="the preset's")
-]
-
-
 @dataclass(frozen=True, kw_only=True)
 class CommandOptions:
     """Where and how a search's command runs."""
@@ -66,7 +61,6 @@ class CommandOptions:
         Path | None,
         typer.Option(help="Text file, one prompt a line.", show_default="the embedded model's search split"),
     ] = None
-    images: Images = None
     prompts_order: Annotated[
         str,
         typer.Option(help="drawn: prompts are drawn from all by the seed; given: the first ones, as they stand."),

@@ -1,9 +1,9 @@
 """Calibrate: predict the quality of schedules from the errors that an error model predicts.
 
-The fit is a ridge regression of quality on the logarithms of predicted errors, in decibels. It is fitted to schedules
-that a search has judged. So it corrects what the error model neglects: large errors are not linear, and a metric
-depends more on some errors than on others. What the regression leaves is averaged over the judged schedules whose
-predicted errors are alike, and added.
+The fit is a ridge regression of quality on the logarithms of predicted errors, in decibels, and on the number of
+whole calls. It is fitted to schedules that a search has judged. So it corrects what the error model neglects: large
+errors are not linear, and a metric depends more on some errors than on others. What the regression leaves is averaged
+over the judged schedules whose predicted errors are alike, and added.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Calibration:
         return z @ self._slopes + self._mean + near @ self._left / (near.sum(axis=1) + 1)
 
     def features(self, schedules: Sequence[Schedule]) -> np.ndarray:
-        """Return (B, F) the predicted errors of each schedule in decibels, higher is better; NaN if not covered."""
+        """Return (B, F) what is known of each schedule, in decibels, higher is better; NaN if not covered."""
         rows: list[np.ndarray | None] = [None] * len(schedules)
         for calls, features_of in self._features.items():
             chosen = [row for row, schedule in enumerate(schedules) if len(schedule) == calls]
@@ -114,7 +114,8 @@ def _features_of(model: Sensitivity) -> Features:
     def features(schedules: Sequence[Schedule]) -> np.ndarray:
         predicted = simulation(schedules)
         known, reactions = (to_decibels(errors).mean(axis=1) for errors in (predicted.errors, predicted.reactions))
-        return np.stack([predicted.decibels, known, reactions], axis=1)
+        whole = [schedule.depths.count(schedule.rungs) for schedule in schedules]
+        return np.stack([predicted.decibels, known, reactions, 20 * np.log10(whole)], axis=1)
 
     return features
 

@@ -7,6 +7,10 @@ A simulation runs the sampler on deviations from stock, all in projections. The 
 - of every other call: the same weighted sum as in its forecast, of its sources' deviations and of their measured errors
   E (`dato.prediction.error_model`).
 
+The *first gap* is what lies before the second whole call. All its calls reuse one value, while the composition of the
+image is decided. Its effect is larger than the simulation says, so what it does by itself counts once more and more
+(`FIRST_GAP`).
+
 A part of each reaction is unknown. It counts as an error of its own, in a random direction, which later calls carry
 on as they carry on the known part. `Sensitivity.error` neglects reactions and adds a doubt of all forecasts instead,
 which adds up call by call, as the beam search needs.
@@ -19,7 +23,7 @@ and more of them. Below it is from -0.5 to 0.9, for 5 to 9 schedules each that d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -30,6 +34,7 @@ from dato.forecast_rule import RULES
 from dato.prediction.error_model import Sensitivity
 from dato.schedule import Schedule
 
+FIRST_GAP = 2.0  # how often the error by the first gap alone is added
 SLOTS = 3  # past values of a place that a forecast can read
 _FLOOR = 1e-10  # smaller mean square errors count as this one
 
@@ -41,15 +46,17 @@ class Predicted:
     Attributes:
         errors: (B, N) the errors as far as they are known.
         reactions: (B, N) what the unknown parts of the network's reactions add.
+        first_gaps: (B, N) both, by the first gap alone: all calls after it are whole.
     """
 
     errors: np.ndarray
     reactions: np.ndarray
+    first_gaps: np.ndarray
 
     @property
     def decibels(self) -> np.ndarray:
         """(B,) the predicted quality: the mean over images of -10 lg of the error, higher is better."""
-        return to_decibels(self.errors + self.reactions).mean(axis=1)
+        return to_decibels(self.errors + self.reactions + FIRST_GAP * self.first_gaps).mean(axis=1)
 
 
 def to_decibels(errors: np.ndarray) -> np.ndarray:
@@ -72,6 +79,7 @@ class Simulation:
         self._times = np.array(model.times)
         self._since = last_turns(model.times)
         self._offset = np.broadcast_to(np.asarray(model.offset, dtype=np.float32), model.predictions.shape[1])
+        self._first_gaps: dict[Schedule, np.ndarray] = {}
         self._basis = _basis([model.predictions, *model.partial.values(), *model.pruned.values(), self._offset])
 
     @cached_property
@@ -94,6 +102,20 @@ class Simulation:
         schedules = [schedule.for_rungs(self.model.rungs) for schedule in schedules]
         for schedule in schedules:
             self._check(schedule)
+        alone = [_first_gap_of(schedule) for schedule in schedules]
+        unknown = [gap for gap in dict.fromkeys(alone) if gap not in self._first_gaps]
+        if unknown:
+            by_gap = np.add(*self._simulated(unknown, 0 * self._offset))
+            self._first_gaps |= zip(unknown, by_gap, strict=True)
+        return Predicted(*self._simulated(schedules, self._offset), np.array([self._first_gaps[gap] for gap in alone]))
+
+    def _simulated(self, schedules: Sequence[Schedule], offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (B, N) the known errors, and what the unknown parts of the reactions add.
+
+        Args:
+            schedules: B schedules.
+            offset: As `Sensitivity.offset`.
+        """
         state = _State(schedules, len(self.model), len(self._basis), self.model.images)
         for call in range(1, len(self.model)):
             self._react(state, call)
@@ -103,8 +125,8 @@ class Simulation:
             self._prune(state, schedules, call)
             state.remember(call, self._times)
         known, by_reactions = state.parts(state.summed(self._latents[-1]))
-        errors = self._norms(known + self._basis @ self._offset) ** 2
-        return Predicted(errors, state.unknown(by_reactions))
+        errors = self._norms(known + self._basis @ offset) ** 2
+        return errors, state.unknown(by_reactions)
 
     def _check(self, schedule: Schedule) -> None:
         self.model.check(schedule)
@@ -205,6 +227,17 @@ class _State:
             sources[pushed, 1:] = sources[pushed, :-1]
             self.filled[depth][pushed] = np.minimum(self.filled[depth][pushed] + 1, SLOTS)
             sources[rows, 0] = call
+
+
+def _first_gap_of(schedule: Schedule) -> Schedule:
+    """Return the schedule with whole calls after its first gap."""
+    calls, rungs = len(schedule), schedule.rungs
+    end = next((call for call in range(1, calls) if schedule.depths[call] == rungs), calls)
+    depths = schedule.depths[:end] + (rungs,) * (calls - end)
+    # Calls of depth 0 find one value, whatever their order, unless a partial call has computed another one.
+    orders = schedule.orders if any(0 < depth < rungs for depth in depths) else 0
+    ratios = schedule.ratios[:end] + (0.0,) * (calls - end)
+    return replace(schedule, depths=depths, ratios=ratios, orders=orders).canonical()
 
 
 def _basis(vectors: Sequence[np.ndarray]) -> np.ndarray:

@@ -98,7 +98,7 @@ def search_joint(
 
     Args:
         pipe: See `search_depth`, also for the next four.
-        prompts: One image each.
+        prompts: One image each. With `images`, as many of them are drawn.
         out: The run's folder.
         progress: How to show progress.
         pipe_kwargs: Further arguments of every call of the pipeline.
@@ -135,7 +135,8 @@ def search_ratio(
     Args:
         pipe: The pipeline, with the sampler that the front was searched with.
         front: The front, or what `dato.load_front` takes.
-        prompts: One image each; None: the front's own, as many as the preset has.
+        prompts: One image each. With `images`, as many of them are drawn. None: the front's own, as many as the
+            preset has.
         out: The run's folder; see `search_depth`.
         progress: How to show progress; see `search_depth`.
         pipe_kwargs: Further arguments of every call of the pipeline; see `search_depth`.
@@ -152,10 +153,12 @@ def search_ratio(
     loaded = front if isinstance(front, Front) else load_front(front)
     conditions = loaded.conditions
     bases = ratio_bases(chosen, loaded, source)
-    preset = ratio_preset(chosen, bases, conditions, None if prompts is None else len(prompts))
+    preset = ratio_preset(chosen, bases, conditions)
     if prompts is None:
         prompts = conditions.get("prompts", [])[: preset.images]
-        preset = replace(preset, images=len(prompts))
+    elif chosen.images is not None:
+        prompts, _ = split_prompts(_checked(prompts), chosen.images, 0, seed=chosen.seed)
+    preset = replace(preset, images=len(prompts))
     _check_sampler(pipe, conditions)
     subject = subject_of(pipe, None, pipe_kwargs)
     prepared = prepare_ratios(chosen, subject, preset, _checked(prompts), bases, conditions)
@@ -174,7 +177,7 @@ def _search_calls(
     scheduler = options.scheduler or (preset.scheduler if preset.for_all_models else None)
     subject = subject_of(pipe, scheduler, pipe_kwargs)
     prompts, validation = _checked(prompts), []
-    if preset.validation or getattr(options, "images", None) is not None:
+    if preset.validation or options.images is not None:
         prompts, validation = split_prompts(prompts, preset.images, preset.validation, seed=options.seed)
     preset = replace(preset, images=len(prompts), validation=len(validation))
     if options.guidance_scale is None and subject.model != EMBEDDED and not preset.for_all_models:

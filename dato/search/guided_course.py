@@ -32,9 +32,9 @@ PLANS = 14  # schedules by the planner that the evolution begins from
 SPEEDUPS_TO_AN_OCTAVE = 1  # for which the rule's own schedule (`dato.rule`) is validated
 FURTHER_RULES = 4  # that are validated, those that are predicted to come closest to the finalists, or to beat them
 SEEDS_TO_AN_OCTAVE = 12  # rules that the evolution begins from
-THINKING = 0.12  # share of the time that predictions take
+THINKING = 0.08  # share of the time that predictions take
 # What is generated on average before a rival is given up: this share of a rule's images, so many of a reference's.
-RULES_SHARE, REFERENCE_IMAGES = 0.75, 3
+RULES_SHARE, REFERENCE_IMAGES = 0.7, 2.5
 
 
 class GuidedCourse(Course):

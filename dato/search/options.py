@@ -198,6 +198,7 @@ class JudgingOptions(SearchOptions):
         "Constraint: the objective must be at least this (a distance, as frechet: at most).",
         shown="none; with `preset` paper and its metric 0",
     )
+    images: int | None = option(None, "Images (prompts) for each candidate.", least=1, shown="the preset's")
     batch_size: int | None = option(
         None,
         "Images per generation; latency is per image.",
@@ -246,7 +247,7 @@ class JudgingOptions(SearchOptions):
         """Return the preset with the values of these fields that the options give."""
         if self.quality not in (None, preset.quality):
             preset = dataclasses.replace(preset, min_quality=None)  # the preset's is one of its own metric
-        always = "quality", "min_quality", "pop_size", "generations", "race", "rounds"
+        always = "quality", "min_quality", "images", "pop_size", "generations", "race", "rounds"
         changes |= {name: getattr(self, name) for name in (*always, *names)}
         return dataclasses.replace(preset, **{key: value for key, value in changes.items() if value is not None})
 
@@ -284,9 +285,6 @@ class GuidedOptions(SearchOptions):
     speedups: Sequence[float] | None = option(
         None, "Lowest and highest speed-up to search; fast and thorough only.", shown="2,16"
     )
-    images: int | None = option(
-        None, "Images (prompts) for each candidate.", least=1, shown="the preset's; fast 6, thorough 24"
-    )
     validation: int | None = option(
         None,
         "Prompts by which the front is validated in the end. No candidate is judged by them before.",
@@ -313,25 +311,25 @@ class GuidedOptions(SearchOptions):
 class DepthSearch(GuidedOptions, MetricOptions, JudgingOptions, CallOptions):
     """Options of a search of cache depths."""
 
-    def settings(self, images: int | None = None) -> Preset:
-        """Return the preset as the options change it; `images` prompts are judged by, None: as the options say."""
-        preset, images = DEPTH_PRESETS[self.preset], images or self.images
+    def settings(self) -> Preset:
+        """Return the preset as the options change it."""
+        preset = DEPTH_PRESETS[self.preset]
         numbers = {name: _ascending(getattr(self, name)) for name in ("steps", "orders")}
         if self.reference_steps and preset.minutes is not None and len(preset.steps) == 1:
             numbers["steps"] = numbers["steps"] or (self.reference_steps,)
         changed = "depths", "forecast", "guidance_scale", "minutes", "speedups", "validation"
-        return self._changed(preset, *changed, images=images, **numbers)
+        return self._changed(preset, *changed, **numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
 class JointSearch(MetricOptions, JudgingOptions, PruningOptions, CallOptions):
     """Options of a search of cache depths and prune ratios together."""
 
-    def settings(self, images: int | None = None) -> Preset:
+    def settings(self) -> Preset:
         """Return the preset of depths with the ratios of that of ratios, as the options change it."""
         numbers = {name: _ascending(getattr(self, name)) for name in ("steps", "orders")}
         preset = dataclasses.replace(DEPTH_PRESETS[self.preset], ratios=RATIO_PRESETS[self.preset].ratios)
-        return self._changed(preset, "depths", "ratios", "forecast", "guidance_scale", images=images, **numbers)
+        return self._changed(preset, "depths", "ratios", "forecast", "guidance_scale", **numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,9 +341,9 @@ class RatioSearch(MetricOptions, JudgingOptions, PruningOptions, FrontOptions):
     )
     batch_size: int | None = option(None, "Images per generation.", least=1, shown="the front's")
 
-    def settings(self, images: int | None = None) -> Preset:
-        """Return the preset as the options change it; `images` prompts are judged by, None: the preset's number."""
-        return self._changed(RATIO_PRESETS[self.preset], "ratios", images=images)
+    def settings(self) -> Preset:
+        """Return the preset as the options change it."""
+        return self._changed(RATIO_PRESETS[self.preset], "ratios")
 
 
 AnySearch = DepthSearch | JointSearch | RatioSearch

@@ -179,9 +179,9 @@ def ratio_bases(options: RatioSearch, front: Front, source: str) -> Bases:
     return Bases(points, front.rungs, reference, source, options.pick)
 
 
-def ratio_preset(options: RatioSearch, bases: Bases, conditions: Mapping[str, Any], images: int | None) -> Preset:
+def ratio_preset(options: RatioSearch, bases: Bases, conditions: Mapping[str, Any]) -> Preset:
     """Return the settings of a search of ratios, with the front's steps and guidance."""
-    preset = options.settings(images)
+    preset = options.settings()
     return replace(
         preset,
         steps=tuple(sorted({bases.steps(point) for point in bases.points})),

@@ -61,7 +61,7 @@ class Preset:
     minutes: float | None = None
     speedups: tuple[float, float] = (2.0, 16.0)
     validation: int = 0
-    finalists: int = 14
+    finalists: int = 12
     model_images: int = 1
     order_by_call: bool = False
     rounds: int = 2
@@ -77,7 +77,7 @@ FAST = Preset(
     scheduler="dpm++2m",
     guidance_scale=3.0,
     images=6,
-    race=None,
+    race=2,
     pop_size=100,
     generations=1,
     crossover=None,

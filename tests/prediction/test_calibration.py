@@ -1,5 +1,7 @@
 """From predicted errors to judged quality."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from error_models import random_model
@@ -36,6 +38,19 @@ def test_with_few_judged_it_ranks_by_the_error(model):
     calibration = Calibration([model], [(s, 1.0) for s in some])
     assert not calibration.fitted and calibration.deviation is None
     assert sorted(some, key=calibration) == sorted(some, key=model.error, reverse=True)
+
+
+def test_the_number_of_whole_calls_is_learnt(model):
+    latents = np.tril(np.random.default_rng(2).normal(size=(CALLS + 1, CALLS)), -1)
+    model = replace(model, latents=latents, reactions=np.tile([0.5, 0.5, 0.5, 0.1], (CALLS, 1)))
+
+    def judge(schedule):
+        return 20 + 30 * np.log10(schedule.depths.count(3))
+
+    some = schedules(60)
+    calibration = Calibration([model], [(s, judge(s)) for s in some[:40]])
+    wrong = [calibration(s) - judge(s) for s in some[40:]]
+    assert np.std(wrong) < 0.3 * np.std([judge(s) for s in some[40:]])
 
 
 def test_what_no_model_knows_is_left_out(model):

@@ -168,8 +168,9 @@ def test_ratios_on_top_of_a_front_in_memory_or_on_disk(mine, tmp_path):
     assert front.conditions["search"]["kind"] == "ratio" and front.conditions["search"]["ratios"] == [0, 0.5]
     assert front.conditions["prompts"] == PROMPTS[:2] and front.conditions["guidance_scale"] == 7.5
     assert {r for p in front.points for r in p.schedule.ratios} <= {0, 0.5}
-    again = search_ratio(mine, tmp_path / "depth", PROMPTS[:1], out=tmp_path / "ratio", **few)
-    assert again.conditions["search"]["depths"] == str(tmp_path / "depth") and len(again.conditions["prompts"]) == 1
+    again = search_ratio(mine, tmp_path / "depth", PROMPTS, images=1, out=tmp_path / "ratio", **few)
+    assert again.conditions["search"]["depths"] == str(tmp_path / "depth")
+    assert len(again.conditions["prompts"]) == 1 and set(again.conditions["prompts"]) <= set(PROMPTS)
     assert len(read_entries(tmp_path / "ratio" / "journal.jsonl")[0]) > 4
     dato.set_scheduler(mine, "ddim")
     with pytest.raises(DatoError, match=r"`front` was searched with the sampler EulerDiscreteScheduler, .* has ddim"):
@@ -177,8 +178,10 @@ def test_ratios_on_top_of_a_front_in_memory_or_on_disk(mine, tmp_path):
 
 
 def test_depths_and_ratios_together(mine):
-    front = search_joint(mine, PROMPTS[:1], depths=[0, 1], ratios=[0.5], orders=[0], **FEW | {"latency": "measured"})
+    options = {"images": 1, "depths": [0, 1], "ratios": [0.5], "orders": [0], **FEW, "latency": "measured"}
+    front = search_joint(mine, PROMPTS, **options)
     search = front.conditions["search"]
+    assert len(front.conditions["prompts"]) == 1
     assert search["kind"] == "joint" and search["ratios"] == [0, 0.5] and search["depths"] == [0, 1, 12]
 
 
