@@ -107,6 +107,7 @@ def _conditions(conditions: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("variant", conditions.get("variant")),
         ("hardware", conditions.get("hardware")),
         ("dtype", conditions.get("dtype")),
+        ("calls", "compiled, stock's too" if conditions.get("compiled") else None),
         ("size", None if None in (width, height) else f"{width} x {height}"),
         ("steps of stock", conditions.get("steps")),
         ("guidance scale", conditions.get("guidance_scale")),
@@ -127,6 +128,7 @@ def _use(front: Mapping[str, Any], knee: int, name: str) -> str:
         arguments.append(f'**{{"num_inference_steps": {conditions["steps"]}}} | point.kwargs')
     else:
         arguments.append(f"num_inference_steps={conditions['steps']}")
+    compile_too = ", compile=True" if conditions.get("compiled") else ""
     sampler = _sampler(points[knee], conditions)
     set_sampler = f'dato.set_scheduler(pipe, "{sampler}")\n' if sampler in SAMPLERS else ""
     return f"""## Use
@@ -136,7 +138,7 @@ def _use(front: Mapping[str, Any], knee: int, name: str) -> str:
 import dato
 
 point = dato.load_front({json.dumps(name)}).knee()  # or .pick(speedup=...), .pick(quality=...)
-{set_sampler}dato.apply_patch(pipe, point)
+{set_sampler}dato.apply_patch(pipe, point{compile_too})
 image = pipe({", ".join(arguments)}).images[0]
 ```
 """

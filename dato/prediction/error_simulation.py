@@ -7,9 +7,8 @@ A simulation runs the sampler on deviations from stock, all in projections. The 
 - of every other call: the same weighted sum as in its forecast, of its sources' deviations and of their measured errors
   E (`dato.prediction.error_model`).
 
-The *first gap* is what lies before the second whole call. All its calls reuse one value, while the composition of the
-image is decided. Its effect is larger than the simulation says, so what it does by itself counts once more and more
-(`FIRST_GAP`).
+Errors before the second and the third whole call do more than this says. The composition of the image is decided then,
+and forecasts have one or two values. So what these errors do by themselves counts again in part (`EARLY`).
 
 A part of each reaction is unknown. It counts as an error of its own, in a random direction, which later calls carry
 on as they carry on the known part. `Sensitivity.error` neglects reactions and adds a doubt of all forecasts instead,
@@ -34,8 +33,12 @@ from dato.forecast_rule import RULES
 from dato.prediction.error_model import Sensitivity
 from dato.schedule import Schedule
 
-FIRST_GAP = 2.0  # how often the error by the first gap alone is added
+# How often the errors before the second and before the third whole call count again. Measured: docs/search.md, "What
+# simulations are worth".
+EARLY = (0.5, 0.3)
+REMEMBERED = 20_000  # schedules whose early errors are kept
 SLOTS = 3  # past values of a place that a forecast can read
+Beginning = tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]  # depths, orders and ratios of the first calls
 _FLOOR = 1e-10  # smaller mean square errors count as this one
 
 
@@ -46,17 +49,17 @@ class Predicted:
     Attributes:
         errors: (B, N) the errors as far as they are known.
         reactions: (B, N) what the unknown parts of the network's reactions add.
-        first_gaps: (B, N) both, by the first gap alone: all calls after it are whole.
+        early: (B, N) both again, for errors before the second and the third whole call alone, weighted by `EARLY`.
     """
 
     errors: np.ndarray
     reactions: np.ndarray
-    first_gaps: np.ndarray
+    early: np.ndarray
 
     @property
     def decibels(self) -> np.ndarray:
         """(B,) the predicted quality: the mean over images of -10 lg of the error, higher is better."""
-        return to_decibels(self.errors + self.reactions + FIRST_GAP * self.first_gaps).mean(axis=1)
+        return to_decibels(self.errors + self.reactions + self.early).mean(axis=1)
 
 
 def to_decibels(errors: np.ndarray) -> np.ndarray:
@@ -79,7 +82,7 @@ class Simulation:
         self._times = np.array(model.times)
         self._since = last_turns(model.times)
         self._offset = np.broadcast_to(np.asarray(model.offset, dtype=np.float32), model.predictions.shape[1])
-        self._first_gaps: dict[Schedule, np.ndarray] = {}
+        self._alone: dict[Beginning, np.ndarray] = {}  # what early errors do alone
         self._basis = _basis([model.predictions, *model.partial.values(), *model.pruned.values(), self._offset])
 
     @cached_property
@@ -102,12 +105,22 @@ class Simulation:
         schedules = [schedule.for_rungs(self.model.rungs) for schedule in schedules]
         for schedule in schedules:
             self._check(schedule)
-        alone = [_first_gap_of(schedule) for schedule in schedules]
-        unknown = [gap for gap in dict.fromkeys(alone) if gap not in self._first_gaps]
-        if unknown:
-            by_gap = np.add(*self._simulated(unknown, 0 * self._offset))
-            self._first_gaps |= zip(unknown, by_gap, strict=True)
-        return Predicted(*self._simulated(schedules, self._offset), np.array([self._first_gaps[gap] for gap in alone]))
+        return Predicted(*self._simulated(schedules, self._offset), self._early(schedules))
+
+    def _early(self, schedules: Sequence[Schedule]) -> np.ndarray:
+        """Return `Predicted.early`."""
+        if len(self._alone) > REMEMBERED:
+            self._alone.clear()
+        total = 0.0
+        for whole, weight in enumerate(EARLY, start=1):
+            begun = [_beginning(schedule, whole) for schedule in schedules]
+            unknown = {key: s for key, s in zip(begun, schedules, strict=True) if key not in self._alone}
+            if unknown:
+                alone = [_begun_so(key, schedule) for key, schedule in unknown.items()]
+                errors = np.add(*self._simulated(alone, 0 * self._offset))
+                self._alone |= zip(unknown, errors, strict=True)
+            total = total + weight * np.array([self._alone[key] for key in begun])
+        return total
 
     def _simulated(self, schedules: Sequence[Schedule], offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (B, N) the known errors, and what the unknown parts of the reactions add.
@@ -229,15 +242,26 @@ class _State:
             sources[rows, 0] = call
 
 
-def _first_gap_of(schedule: Schedule) -> Schedule:
-    """Return the schedule with whole calls after its first gap."""
-    calls, rungs = len(schedule), schedule.rungs
-    end = next((call for call in range(1, calls) if schedule.depths[call] == rungs), calls)
-    depths = schedule.depths[:end] + (rungs,) * (calls - end)
-    # Calls of depth 0 find one value, whatever their order, unless a partial call has computed another one.
-    orders = schedule.orders if any(0 < depth < rungs for depth in depths) else 0
-    ratios = schedule.ratios[:end] + (0.0,) * (calls - end)
-    return replace(schedule, depths=depths, ratios=ratios, orders=orders).canonical()
+def _beginning(schedule: Schedule, whole: int) -> Beginning:
+    """Return depths, orders and ratios up to the first `whole` whole calls and the gap after them.
+
+    Calls that find one value have order 0 here, so that fewer beginnings differ.
+    """
+    places = [call for call, depth in enumerate(schedule.depths) if depth == schedule.rungs]
+    first, end = ((*places, len(schedule))[min(n, len(places))] for n in (1, whole))
+    depths, orders = schedule.depths[:end], schedule.orders[:end]
+    if not any(depths[1:first]):
+        orders = (0,) * first + orders[first:]
+    return depths, orders, schedule.ratios[:end]
+
+
+def _begun_so(beginning: Beginning, schedule: Schedule) -> Schedule:
+    """Return a schedule that begins so, and whose later calls are whole. Else it is like another one."""
+    left = len(schedule) - len(beginning[0])
+    depths, orders, ratios = (
+        part + (rest,) * left for part, rest in zip(beginning, (schedule.rungs, 0, 0.0), strict=True)
+    )
+    return replace(schedule, depths=depths, orders=orders, ratios=ratios)
 
 
 def _basis(vectors: Sequence[np.ndarray]) -> np.ndarray:

@@ -28,7 +28,8 @@ from dato.schedule import Schedule
 from dato.search.hypervolume import Scale, by_evaluation
 from dato.search.run_folder import Run
 
-JUDGING = ("quality", "clip", "statistics", "latency", "hardware", "seeds", "prompts_sha256")  # of the conditions
+# Of the conditions.
+JUDGING = ("quality", "clip", "statistics", "latency", "compiled", "hardware", "seeds", "prompts_sha256")
 
 
 def page_data(runs: Sequence[Run]) -> dict[str, Any]:

@@ -47,17 +47,17 @@ def use_of_point(run: Run, number: int) -> dict[str, str | None]:
     source = f"dato.load_front({_quoted(run.strategy)})"
     choice = ", ".join(f"{name}={value:.12g}" for name, value in pick.items())
     if pick and point.steps is None and point.scheduler is None:
-        patch = [f"dato.apply_patch(pipe, {_quoted(run.strategy)}, {choice})"]
+        patch = [f"dato.apply_patch(pipe, {_quoted(run.strategy)}, {choice}{_compile(run)})"]
     else:
         lookup = f"pick({choice})" if pick else f"points[{number}]"
-        patch = [f"point = {source}.{lookup}", "dato.apply_patch(pipe, point)"]
+        patch = [f"point = {source}.{lookup}", f"dato.apply_patch(pipe, point{_compile(run)})"]
     return {"shell": _shell(run, pick), "python": _python(run, point, patch)}
 
 
 def use_of_reference(run: Run, name: str) -> dict[str, str | None]:
     """Return the commands for a reference, by its name, as `use_of_point` does. It has no shell command."""
     source = f"dato.load_front({_quoted(run.strategy)}).references[{_quoted(name)}]"
-    patch = [f"point = {source}", "dato.apply_patch(pipe, point)"]
+    patch = [f"point = {source}", f"dato.apply_patch(pipe, point{_compile(run)})"]
     return {"shell": None, "python": _python(run, run.front.references[name], patch)}
 
 
@@ -86,6 +86,11 @@ def _python(run: Run, point: Point, patch: list[str]) -> str:
     elif "steps" in conditions:
         arguments.append(f"num_inference_steps={conditions['steps']!r}")
     return "\n".join([*lines, *patch, f"image = pipe({', '.join(arguments)}).images[0]"])
+
+
+def _compile(run: Run) -> str:
+    """Return the argument of `apply_patch` that makes the front's times come true: they may be of compiled calls."""
+    return ", compile=True" if run.front.conditions.get("compiled") else ""
 
 
 def _prompt(run: Run) -> str:

@@ -41,7 +41,9 @@ def divided(available: float, wanted: float, *, prompts: int, images: int) -> tu
         >>> divided(30.0, 3.0, prompts=6, images=12)
         (Budget(candidates=6.0, finalists=2.0), 0.0)
     """
-    least = prompts / 2
-    finalists = min(wanted, max(FEWEST * wanted, available / (images + least)))
-    candidates = max(least * finalists, available - images * finalists)
-    return Budget(candidates, finalists), max(0.0, images * finalists + candidates - available)
+    least, fewest = prompts / 2, FEWEST * wanted
+    affordable = available / (images + least)
+    if affordable < fewest:
+        return Budget(least * fewest, fewest), (images + least) * (fewest - affordable)
+    finalists = min(wanted, affordable)
+    return Budget(max(least * finalists, available - images * finalists), finalists), 0.0

@@ -28,7 +28,7 @@ from dato.search.spaces import DepthSpace
 
 CLASSES = 5  # classes of speed-up to an octave
 POPULATION = 100
-FIRST_GENERATIONS, GENERATIONS = 250, 20  # of the first round and of each later one
+FIRST_GENERATIONS, GENERATIONS = 200, 20  # of the first round and of each later one
 FINENESS = 0.01  # latencies closer than this share count as equal, so that quality decides
 CROSSOVER = 0.3  # probability; most offspring are one parent with small changes
 MARGIN = 6.0  # dB; a seed that is predicted to be worse than its class's best by more is not among the early trials

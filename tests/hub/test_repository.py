@@ -223,6 +223,11 @@ def test_a_folder_patches(front, tmp_path):
 # The card
 
 
+def test_the_card_of_compiled_calls_says_so(front):
+    text = card_of(replace(front, conditions={**front.conditions, "compiled": True}), "user/name")
+    assert "dato.apply_patch(pipe, point, compile=True)" in text and "- calls: compiled, stock's too\n" in text
+
+
 def test_the_card_says_what_the_front_holds(front, tmp_path):
     front.save_pretrained(tmp_path, repo_id="user/name")
     text = (tmp_path / "README.md").read_text()

@@ -101,6 +101,14 @@ def test_a_point_without_steps_of_its_own_is_patched_by_path():
     assert "num_inference_steps=20" in shown["python"]
 
 
+def test_points_that_were_timed_with_compiled_calls_are_patched_so(run):
+    front = replace(run.front, conditions={**run.front.conditions, "compiled": True})
+    (shown,) = page_data([replace(run, front=front)])["runs"]
+    for point in (*shown["points"], *shown["references"]):
+        assert "dato.apply_patch(pipe, point, compile=True)" in point["python"]
+    assert ("compiled", "True") in dict(shown["settings"])["Judging"]
+
+
 def test_points_that_only_a_quality_or_nothing_picks():
     front = make_run().front
     one, two = front.points[10], replace(front.points[11], speedup=front.points[10].speedup)

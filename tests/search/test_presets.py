@@ -39,11 +39,11 @@ FAST = [
     Told("order_by_call", True, "each call has its own order"),
     Told("forecast", "polynomial", "by polynomials"),
     Told("images", 6, "6 images for candidates"),
-    Told("race", None, "6 images for candidates"),  # all of them get all
+    Told("race", 2, "6 images for candidates, of which losers get 2"),
     Told("model_images", 4, "4 of them for the sensitivity model"),
     Told("advised", True, "for the sensitivity model"),
     Told("validation", 12, "12 for validation"),
-    Told("finalists", 14, "of about 14 points"),
+    Told("finalists", 12, "of about 12 points"),
     Told("rounds", 0, "The front is not timed again"),
     Told("scheduler", "dpm++2m", "For the embedded model the sampler is DPM++ 2M"),
     Told("guidance_scale", 3.0, "with guidance 3"),
