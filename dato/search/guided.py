@@ -10,6 +10,7 @@ Source: Jin, "Surrogate-assisted evolutionary computation: recent advances and f
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from dato.schedule import Schedule
 from dato.search.operators import LocalMoves, SpliceCrossover
 from dato.search.spaces import DepthSpace
 
-CLASSES = 5  # classes of speed-up to an octave
+CLASSES = 6  # classes of speed-up to an octave
 POPULATION = 100
 FIRST_GENERATIONS, GENERATIONS = 200, 20  # of the first round and of each later one
 FINENESS = 0.01  # latencies closer than this share count as equal, so that quality decides
@@ -170,13 +171,13 @@ def guided_search(
         evolution: The population to begin from, without trials yet.
         ask: Returns the points of schedules in their order (as `dato.search.study.Study` does).
         seed: Fixes everything random in the search. The same seed and the same judgements give the same points.
-        budget: What all trials may cost, in images of stock. The last round may exceed it by a part of its cost.
+        budget: What all trials may cost, in images of stock. The last trial may exceed it by a part of its cost.
         together: The number of schedules that are judged in one round at most.
     """
     trials, generations, number = evolution.trials, FIRST_GENERATIONS, 0
     while trials.spent < budget:
         evolution.run(generations, seed + number)
-        chosen = evolution.promising(together)
+        chosen = evolution.promising(together, budget - trials.spent)
         if not chosen:
             if generations == FIRST_GENERATIONS and number:
                 return
@@ -264,8 +265,10 @@ class Evolution:
     def _number(self, latency: float) -> int:
         return self.trials.classes.index(self.trials.class_of(latency))
 
-    def promising(self, count: int) -> list[Schedule]:
+    def promising(self, count: int, budget: float = math.inf) -> list[Schedule]:
         """Return at most `count` schedules to judge, at most one of each class of speed-up.
+
+        If they would cost more than `budget` images of stock, the last ones are left out, but never the first.
 
         The first one of a class is the one of best predicted quality. Then come the best seeds of each order: they are
         regular, and show where predictions are too good for what is irregular. Later it is the one that is predicted
@@ -295,7 +298,10 @@ class Evolution:
                 chosen[number] = left[0]
         turns = [number for number in chosen if self.trials.classes[number].in_vain < PATIENCE]
         turns.sort(key=lambda number: (self.trials.classes[number].turn, -number))
-        return [chosen[number] for number in turns[:count]]
+        costs = itertools.accumulate(self.trials.classes[number].price for number in turns[:count])
+        return [
+            chosen[n] for place, (n, cost) in enumerate(zip(turns, costs, strict=False)) if cost <= budget or not place
+        ]
 
     def untried(self) -> list[tuple[float, Schedule]]:
         """Return the schedule of best predicted quality in each class without trials, with its latency."""

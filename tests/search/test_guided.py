@@ -101,7 +101,7 @@ def test_a_front_that_a_rule_beats_is_noticed():
 def test_the_budget_is_kept(budget):
     tried, points = searched(Toy(), budget)
     assert tried.spent == pytest.approx(sum(point.latency_ms for point in points) / STOCK_MS)
-    assert tried.spent < budget + 4 * 0.5  # the last round was begun within the budget
+    assert tried.spent < budget + 0.5  # the last trial was begun within the budget
 
 
 def test_the_same_seed_and_judgements_give_the_same_points():
@@ -111,7 +111,7 @@ def test_the_same_seed_and_judgements_give_the_same_points():
 def test_every_octave_gets_its_share():
     tried, _ = searched(Toy(1.0), 8.0)
     spent = [one.spent for one in tried.classes]
-    assert len(spent) == 10 and min(spent) > 0 and max(spent) < 0.5 * sum(spent)
+    assert len(spent) == 12 and min(spent) > 0 and max(spent) < 0.5 * sum(spent)
     assert tried.classes[-1].trials > tried.classes[0].trials  # fast ones cost little
 
 
