@@ -7,8 +7,8 @@ A simulation runs the sampler on deviations from stock, all in projections. The 
 - of every other call: the same weighted sum as in its forecast, of its sources' deviations and of their measured errors
   E (`dato.prediction.error_model`).
 
-Errors before the second and the third whole call do more than this says. The composition of the image is decided then,
-and forecasts have one or two values. So what these errors do by themselves counts again in part (`EARLY`).
+Early errors do more than this says: the composition of the image is decided then, and before the second whole call all
+calls reuse one value. So what they do by themselves counts again (`FIRST_GAP`, `FIRST_HALF`).
 
 A part of each reaction is unknown. It counts as an error of its own, in a random direction, which later calls carry
 on as they carry on the known part. `Sensitivity.error` neglects reactions and adds a doubt of all forecasts instead,
@@ -33,9 +33,9 @@ from dato.forecast_rule import RULES
 from dato.prediction.error_model import Sensitivity
 from dato.schedule import Schedule
 
-# How often the errors before the second and before the third whole call count again. Measured: docs/search.md, "What
-# simulations are worth".
-EARLY = (0.5, 0.3)
+# How often the errors before the second whole call, and those of the first half of all calls, count again. Measured:
+# docs/search.md, "What simulations are worth".
+FIRST_GAP, FIRST_HALF = 0.5, 1.0
 REMEMBERED = 20_000  # schedules whose early errors are kept
 SLOTS = 3  # past values of a place that a forecast can read
 Beginning = tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]  # depths, orders and ratios of the first calls
@@ -49,7 +49,7 @@ class Predicted:
     Attributes:
         errors: (B, N) the errors as far as they are known.
         reactions: (B, N) what the unknown parts of the network's reactions add.
-        early: (B, N) both again, for errors before the second and the third whole call alone, weighted by `EARLY`.
+        early: (B, N) both again, by early errors alone, weighted by `FIRST_GAP` and `FIRST_HALF`.
     """
 
     errors: np.ndarray
@@ -112,8 +112,8 @@ class Simulation:
         if len(self._alone) > REMEMBERED:
             self._alone.clear()
         total = 0.0
-        for whole, weight in enumerate(EARLY, start=1):
-            begun = [_beginning(schedule, whole) for schedule in schedules]
+        for end_of, weight in ((_second_whole_call, FIRST_GAP), (_middle, FIRST_HALF)):
+            begun = [_beginning(schedule, end_of(schedule)) for schedule in schedules]
             unknown = {key: s for key, s in zip(begun, schedules, strict=True) if key not in self._alone}
             if unknown:
                 alone = [_begun_so(key, schedule) for key, schedule in unknown.items()]
@@ -242,13 +242,22 @@ class _State:
             sources[rows, 0] = call
 
 
-def _beginning(schedule: Schedule, whole: int) -> Beginning:
-    """Return depths, orders and ratios up to the first `whole` whole calls and the gap after them.
+def _second_whole_call(schedule: Schedule) -> int:
+    """Return the second whole call, or the number of calls if there is none."""
+    calls = len(schedule)
+    return next((call for call in range(1, calls) if schedule.depths[call] == schedule.rungs), calls)
+
+
+def _middle(schedule: Schedule) -> int:
+    return len(schedule) // 2
+
+
+def _beginning(schedule: Schedule, end: int) -> Beginning:
+    """Return depths, orders and ratios of the calls before `end`.
 
     Calls that find one value have order 0 here, so that fewer beginnings differ.
     """
-    places = [call for call, depth in enumerate(schedule.depths) if depth == schedule.rungs]
-    first, end = ((*places, len(schedule))[min(n, len(places))] for n in (1, whole))
+    first = min(end, _second_whole_call(schedule))
     depths, orders = schedule.depths[:end], schedule.orders[:end]
     if not any(depths[1:first]):
         orders = (0,) * first + orders[first:]

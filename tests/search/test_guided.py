@@ -148,9 +148,20 @@ def test_a_trial_that_failed_is_no_gain():
 
 def test_classes_of_speed_up():
     tried = trials(2, 4)
-    assert [round(one.slowest, 2) for one in tried.classes] == [2, 2.3, 2.64, 3.03, 3.48]
-    assert tried.class_of(STOCK_MS / 3.2) is tried.classes[3]
+    assert [round(one.slowest, 2) for one in tried.classes] == [2, 2.24, 2.52, 2.83, 3.17, 3.56]
+    assert tried.class_of(STOCK_MS / 3.2) is tried.classes[4]
     assert tried.class_of(STOCK_MS) is tried.classes[0] and tried.class_of(STOCK_MS / 100) is tried.classes[-1]
+
+
+def test_a_round_costs_no_more_than_what_is_left():
+    toy, tried = Toy(), trials()
+    evolution = Evolution(SPACE, toy, tried, rules([20], 12))
+    evolution.run(5, 0)
+    every = evolution.promising(4)
+    prices = [tried.class_of(latency(schedule)).price for schedule in every]
+    assert len(every) == 4 and evolution.promising(4, sum(prices)) == every
+    assert evolution.promising(4, sum(prices[:2])) == every[:2]
+    assert evolution.promising(4, 0.0) == every[:1]
 
 
 def test_after_its_first_trial_a_class_tries_the_best_seed_of_each_order():
