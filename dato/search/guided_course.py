@@ -27,7 +27,7 @@ from dato.search.guided import Evolution, Trials, evenly, guided_search, per_oct
 from dato.search.rule_choice import best_of_each, closest_rivals, rules_of
 from dato.unet.speedup_rule import rule
 
-START = 28.0  # seconds that a search takes before this course begins and after it ends: loading, the page
+START = 25.0  # seconds that a search takes before this course begins and after it ends: loading, the page
 PLANS = 14  # schedules by the planner that the evolution begins from
 SPEEDUPS_TO_AN_OCTAVE = 1  # for which the rule's own schedule (`dato.rule`) is validated
 FURTHER_RULES = 4  # that are validated, those that are predicted to come closest to the finalists, or to beat them
