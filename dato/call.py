@@ -126,7 +126,8 @@ def forecasts_made(depths: Sequence[int], orders: Sequence[int], rungs: int, for
     found = dict.fromkeys(set(depths) - {rungs}, 0)  # depth -> how often what it reads was computed: by deeper calls
     made = []
     for depth, order in zip(depths, orders, strict=True):
-        made.append((0, POLYNOMIAL.name) if depth == rungs else _made(forecast, order, depth == 0, found[depth]))
+        whole = depth == rungs
+        made.append((0, POLYNOMIAL.name) if whole else forecast_made(forecast, order, depth, found[depth]))
         for other in found:
             if other < depth:
                 found[other] += 1
@@ -134,9 +135,9 @@ def forecasts_made(depths: Sequence[int], orders: Sequence[int], rungs: int, for
 
 
 @lru_cache(maxsize=4096)
-def _made(forecast: str, order: int, of_prediction: bool, found: int) -> tuple[int, str]:
-    """Return order and rule of the forecast of a call that finds `found` values."""
-    rule, values = rule_at(forecast, order, of_prediction=of_prediction)
+def forecast_made(forecast: str, order: int, depth: int, found: int) -> tuple[int, str]:
+    """Return order and rule of the forecast of a partial call that finds `found` values."""
+    rule, values = rule_at(forecast, order, of_prediction=depth == 0)
     return rule.made(min(values, found))
 
 

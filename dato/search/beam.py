@@ -14,8 +14,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from dato.call import last_turns, places_computed
-from dato.forecast_rule import rule_at
+from dato.call import forecast_made, last_turns, places_computed
 from dato.prediction.error_model import DOUBT, Sensitivity
 from dato.prediction.latency_table import CallKind
 from dato.schedule import Schedule
@@ -225,8 +224,7 @@ def _kind(depth: int, found: int, order: int, forecast: str, rungs: int) -> Call
     """Return the kind of a call that finds `found` values, as `dato.prediction.latency_table.call_kinds` does."""
     if depth == rungs:
         return CallKind(depth)
-    rule, _ = rule_at(forecast, order, of_prediction=depth == 0)
-    return CallKind(depth, None, *rule.made(found))
+    return CallKind(depth, None, *forecast_made(forecast, order, depth, found))
 
 
 def _shortened(vectors: np.ndarray | float) -> np.ndarray:
