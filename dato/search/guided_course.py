@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 
 from dato.errors import DatoError
 from dato.evaluation.evaluator import Evaluator
@@ -84,8 +85,9 @@ class GuidedCourse(Course):
 
     @cached_property
     def _rules_for_speedups(self) -> list[Schedule]:
-        """The rule's schedules (`dato.rule`) for speed-ups spread over the range."""
-        speedups = per_octave(self.prepared.preset.speedups, SPEEDUPS_TO_AN_OCTAVE)[:-1]
+        """The rule's schedules (`dato.rule`) for speed-ups in the middle of each octave of the range."""
+        ends = per_octave(self.prepared.preset.speedups, SPEEDUPS_TO_AN_OCTAVE)
+        speedups = [math.sqrt(low * high) for low, high in pairwise(ends)]
         chosen = self.study.pool.ask(rules_for, self.study.pool.facts.calls, [s for s in speedups if s > 1])
         return [schedule for schedule in dict.fromkeys(chosen) if not is_stock(schedule)]
 

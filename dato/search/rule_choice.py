@@ -48,8 +48,9 @@ def closest_rivals(
 ) -> list[Schedule]:
     """Return the schedules that are predicted to beat a front by most, or to fall short of it by least.
 
-    Predictions are compared with predictions, because their errors are common to most schedules. No two schedules that
-    are returned have latencies within 1% of each other.
+    Each one that is chosen joins the front before the next one is chosen. So a gap of the front gets one schedule, and
+    a second one only if it is better than the first. Predictions are compared with predictions, because their errors
+    are common to most schedules. No two schedules that are returned have latencies within 1% of each other.
 
     Args:
         schedules: B schedules to choose from.
@@ -58,15 +59,19 @@ def closest_rivals(
         count: How many are returned at most.
     """
     quality, latency = guesses
+    quality = quality.copy()
+    chosen: list[int] = []
+    while len(chosen) < count and np.isfinite(quality).any():
+        i = int(np.argmax(quality - _quality_at(latency, front)))
+        chosen.append(i)
+        front = np.append(front[0], quality[i]), np.append(front[1], latency[i])
+        quality[np.abs(np.log(latency / latency[i])) <= APART] = -math.inf
+    return [schedules[i] for i in chosen]
+
+
+def _quality_at(latency: np.ndarray, front: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Return the front's best quality at each latency or less; at lower ones, that of its fastest point."""
     fastest_first = np.argsort(front[1], kind="stable")
     best = np.maximum.accumulate(front[0][fastest_first])
-    # What the front has at each latency or less; a faster schedule is compared with the front's fastest.
     place = np.searchsorted(front[1][fastest_first], latency * (1 + APART), side="right") - 1
-    gains = quality - best[np.maximum(place, 0)]
-    chosen: list[int] = []
-    for i in np.argsort(-gains, kind="stable"):
-        if len(chosen) == count or not np.isfinite(gains[i]):
-            break
-        if all(abs(math.log(latency[i] / latency[j])) > APART for j in chosen):
-            chosen.append(int(i))
-    return [schedules[i] for i in chosen]
+    return best[np.maximum(place, 0)]

@@ -45,3 +45,10 @@ def test_one_that_is_faster_than_the_front_is_compared_with_its_fastest_point():
 def test_equal_latencies_give_one_rival_and_minus_infinity_none():
     assert rivals([29.0, 28, 27], [12.0, 12.1, 12.2], 3) == ["a", "c"]
     assert rivals([-math.inf, 28, -math.inf], [12.0, 13, 14], 3) == ["b"]
+
+
+def test_a_gap_of_the_front_gets_one_rival_unless_a_second_one_is_better():
+    # a and b are far better than 30 dB (10 ms). After a, b is 1 worse than a, and c is 0.5 worse than the front.
+    assert rivals([40.0, 39, 29.5], [14.0, 16, 12], 2) == ["a", "c"]
+    # The slower one of the two is better than the faster one by 4.
+    assert rivals([40.0, 44, 29.5], [14.0, 16, 12], 3) == ["b", "a", "c"]
