@@ -28,14 +28,14 @@ from dato.search.guided import Evolution, Trials, evenly, guided_search, per_oct
 from dato.search.rule_choice import best_of_each, closest_rivals, rules_of
 from dato.unet.speedup_rule import rule
 
-START = 25.0  # seconds that a search takes before this course begins and after it ends: loading, the page
+START = 30.0  # seconds that a search takes before this course begins and after it ends: loading, the page
 PLANS = 14  # schedules by the planner that the evolution begins from
 SPEEDUPS_TO_AN_OCTAVE = 1  # for which the rule's own schedule (`dato.rule`) is validated
 FURTHER_RULES = 4  # that are validated, those that are predicted to come closest to the finalists, or to beat them
 SEEDS_TO_AN_OCTAVE = 12  # rules that the evolution begins from
-THINKING = 0.08  # share of the time that predictions take
+THINKING = 0.1  # share of the time that predictions take
 # What is generated on average before a rival is given up: this share of a rule's images, so many of a reference's.
-RULES_SHARE, REFERENCE_IMAGES = 0.7, 2.5
+RULES_SHARE, REFERENCE_IMAGES = 0.7, 3.0
 
 
 class GuidedCourse(Course):
