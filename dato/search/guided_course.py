@@ -31,7 +31,7 @@ from dato.unet.speedup_rule import rule
 START = 30.0  # seconds that a search takes before this course begins and after it ends: loading, the page
 PLANS = 14  # schedules by the planner that the evolution begins from
 SPEEDUPS_TO_AN_OCTAVE = 1  # for which the rule's own schedule (`dato.rule`) is validated
-FURTHER_RULES = 4  # that are validated, those that are predicted to come closest to the finalists, or to beat them
+FURTHER_RULES = 4  # that are validated, those that are predicted to beat a finalist, or to come closest to it
 SEEDS_TO_AN_OCTAVE = 12  # rules that the evolution begins from
 THINKING = 0.1  # share of the time that predictions take
 # What is generated on average before a rival is given up: this share of a rule's images, so many of a reference's.

@@ -46,11 +46,11 @@ def closest_rivals(
     front: tuple[np.ndarray, np.ndarray],
     count: int,
 ) -> list[Schedule]:
-    """Return the schedules that are predicted to beat a front by most, or to fall short of it by least.
+    """Return the schedules that are predicted to beat a point of a front by most, or to fall short of it by least.
 
-    Each one that is chosen joins the front before the next one is chosen. So a gap of the front gets one schedule, and
-    a second one only if it is better than the first. Predictions are compared with predictions, because their errors
-    are common to most schedules. No two schedules that are returned have latencies within 1% of each other.
+    A schedule is compared with the points that are as slow or slower: it beats a point if it is better and no slower.
+    Predictions are compared with predictions, because their errors are common to most schedules. No two schedules that
+    are returned have latencies within 1% of each other.
 
     Args:
         schedules: B schedules to choose from.
@@ -59,19 +59,14 @@ def closest_rivals(
         count: How many are returned at most.
     """
     quality, latency = guesses
-    quality = quality.copy()
-    chosen: list[int] = []
-    while len(chosen) < count and np.isfinite(quality).any():
-        i = int(np.argmax(quality - _quality_at(latency, front)))
-        chosen.append(i)
-        front = np.append(front[0], quality[i]), np.append(front[1], latency[i])
-        quality[np.abs(np.log(latency / latency[i])) <= APART] = -math.inf
-    return [schedules[i] for i in chosen]
-
-
-def _quality_at(latency: np.ndarray, front: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Return the front's best quality at each latency or less; at lower ones, that of its fastest point."""
     fastest_first = np.argsort(front[1], kind="stable")
-    best = np.maximum.accumulate(front[0][fastest_first])
-    place = np.searchsorted(front[1][fastest_first], latency * (1 + APART), side="right") - 1
-    return best[np.maximum(place, 0)]
+    # The least quality that the front has at each latency or more. A slower schedule cannot beat a point.
+    least = np.append(np.minimum.accumulate(front[0][fastest_first][::-1])[::-1], math.inf)
+    gains = quality - least[np.searchsorted(front[1][fastest_first], latency / (1 + APART))]
+    chosen: list[int] = []
+    for i in np.argsort(-gains, kind="stable"):
+        if len(chosen) == count or not np.isfinite(gains[i]):
+            break
+        if all(abs(math.log(latency[i] / latency[j])) > APART for j in chosen):
+            chosen.append(int(i))
+    return [schedules[i] for i in chosen]
