@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import statistics
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from diffusers import DiffusionPipeline
+from scipy.stats import ttest_ind
 
 from dato.errors import DatoError
 from dato.forecast_rule import POLYNOMIAL
@@ -33,6 +35,7 @@ from dato.utils.timing import forward_times
 
 CALLS = 56  # of a probe, at most
 BEGIN = 4  # whole calls at the start: three values to forecast from, also with PLMS, which computes one of them twice
+SURELY = 0.05  # probability of so great a difference by chance, below which stock's and patched whole calls differ
 SHORT = 5  # calls of a stock generation; their number has to differ from the probes'
 
 
@@ -85,7 +88,7 @@ def measure_table(
             progress(round_ + (number + 1) / len(turns), rounds + 1)
             if round_:  # the first round warms up
                 generations.append(generation)
-    calls, outside = _summed_up(generations)
+    calls, outside = _summed_up(rungs, generations)
     stock = calls.pop(None)
     ordered = {kind: calls[kind] for kind in sorted(calls, key=_in_order)}
     return LatencyTable(rungs, ordered, stock, *fixed_parts(outside), pruning)
@@ -135,16 +138,44 @@ def _timed(
     return _Generation([None] * calls if probe is None else call_kinds(probe), times, result.latency_ms[0])
 
 
-def _summed_up(generations: Sequence[_Generation]) -> tuple[dict[CallKind | None, float], list[tuple[int, float]]]:
+def _summed_up(
+    rungs: int, generations: Sequence[_Generation]
+) -> tuple[dict[CallKind | None, float], list[tuple[int, float]]]:
     """Return the time of each kind of call, and (calls, time outside the UNet) of each generation."""
     samples: defaultdict[CallKind | None, list[float]] = defaultdict(list)
     for kinds, times, _ in generations:
         for kind, ms in zip(kinds[1:], times[1:], strict=True):
             samples[kind].append(ms)
     calls = {kind: typical(times) for kind, times in samples.items()}
+    calls |= _equal_whole_calls(CallKind(rungs), generations, samples)
     # The first call of a generation takes longer than others of its kind. The difference counts as the image's.
     outside = [(len(kinds), whole - sum(times[1:]) - calls[kinds[0]]) for kinds, times, whole in generations]
     return calls, outside
+
+
+def _equal_whole_calls(
+    whole: CallKind, generations: Sequence[_Generation], samples: Mapping[CallKind | None, Sequence[float]]
+) -> dict[CallKind | None, float]:
+    """Return one time for stock's calls and the patched whole calls, unless they surely differ.
+
+    Both compute the same. On a machine that is not equally fast for two generations they differ by chance, and all
+    speed-ups with them. Generations are compared by Welch's test, because calls of one generation are delayed together.
+    """
+    if whole not in samples:
+        return {}
+    means = [
+        [
+            statistics.mean(ms for kind, ms in zip(g.kinds[1:], g.times[1:], strict=True) if kind == wanted)
+            for g in generations
+            if wanted in g.kinds[1:]
+        ]
+        for wanted in (None, whole)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of means that do not vary
+        if min(map(len, means)) > 1 and ttest_ind(*means, equal_var=False).pvalue < SURELY:
+            return {}
+    return dict.fromkeys((None, whole), typical([*samples[None], *samples[whole]]))
 
 
 def typical(times: Sequence[float]) -> float:

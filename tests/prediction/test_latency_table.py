@@ -26,7 +26,15 @@ from dato.generation.prompts import read_prompts
 from dato.generation.sampling import Sampling
 from dato.metrics import Setup, load_metric
 from dato.prediction.latency_check import Pair, TableCheck, check_table, measurer, random_schedules
-from dato.prediction.latency_measure import BEGIN, fixed_parts, measure_table, probes, typical
+from dato.prediction.latency_measure import (
+    BEGIN,
+    _Generation,
+    _summed_up,
+    fixed_parts,
+    measure_table,
+    probes,
+    typical,
+)
 from dato.prediction.latency_table import CallKind, LatencyTable, call_kinds
 from dato.samplers import SAMPLERS, lengths, set_scheduler
 from dato.search.nsga2 import search
@@ -99,6 +107,26 @@ def test_what_is_outside_the_unet_comes_of_two_lengths():
 def test_a_call_that_was_held_up_does_not_count_but_slowness_does():
     assert typical([5.0] * 19 + [500.0]) == 5 and typical([4.0, 6.0]) == 5 and typical([3.0]) == 3
     assert typical([10.0] * 6 + [20.0] * 4) == pytest.approx(13.75)  # the median would say 10
+
+
+WHOLE = CallKind(12)
+
+
+def generation(kind, *times):
+    return _Generation([kind] * len(times), times, sum(times))
+
+
+def test_stock_and_whole_calls_take_the_same_unless_they_surely_differ():
+    noisy = [generation(None, 9, 50, 70), generation(None, 9, 55, 65), generation(WHOLE, 9, 60, 44, 52)]
+    calls, _ = _summed_up(12, [*noisy, generation(WHOLE, 9, 58, 60)])
+    assert calls[None] == calls[WHOLE] == typical([50, 70, 55, 65, 60, 44, 52, 58, 60])
+    steady = [
+        generation(kind, 9, ms + less, ms + 1) for kind, ms in ((None, 50), (WHOLE, 54)) for less in (0, 0.1, 0.2)
+    ]
+    calls, _ = _summed_up(12, steady)
+    assert (calls[None], calls[WHOLE]) == pytest.approx((50.575, 54.575))  # 50.1, 50.2, 51, 51: without the ends
+    calls, _ = _summed_up(12, [generation(None, 9, 50), generation(CallKind(1), 9, 20)])
+    assert calls == {None: 50, CallKind(1): 20}
 
 
 def every_kind():
