@@ -101,6 +101,9 @@ _GROWTH = 1.3  # of `Schedule.spread`
 _SPARSE = 1.9  # calls for each whole one, below which no distances grow
 # From so many whole calls on they do: of samplers of first order, of others, and of others with strong guidance.
 _GROWING_FIRST, _GROWING, _GROWING_STRONG = 10, 12, 20
+# Calls for each whole one, from which on the distances of reused predictions grow, and how many calls come after the
+# last whole one with samplers of first order.
+_APART, _LEFT_AT_THE_END = 3.0, 2
 _MANY = 7  # whole calls, from which on the shorter distances come first
 _SHORT = 2.75  # calls from one whole call to the next, up to which depth 1 is worth its price
 _SHORT_WITH_NOISE = 8.0  # the same for samplers that add noise
@@ -215,10 +218,19 @@ def _schedule(unet: nn.Module, calls: int, speedup: float, run: Run, size: tuple
     else:
         order = int(smooth)
     whole = min(calls, max(2, whole))
+    if not (depth or order or kind.adds_noise or kind.high_order) and calls >= whole * _APART:
+        return _growing_reuse(calls, whole, _LEFT_AT_THE_END if kind.first_order else 0, len(Ladder(unet)))
     gaps = even_parts(calls - 1, whole - 1) if kind.last_is_whole else even_parts(calls, whole)[1:]
     if kind.adds_noise or (smooth and (kind.high_order or (few and not depth))):
         gaps.reverse()  # the longer distances come first
     return _with_whole_calls(calls, accumulate(gaps, initial=0), depth, order, len(Ladder(unet)))
+
+
+def _growing_reuse(calls: int, whole: int, at_the_end: int, rungs: int) -> Schedule:
+    """Return a schedule of order 0 whose distances grow, with `at_the_end` calls after the last whole one."""
+    at_the_end = min(at_the_end, calls - whole)
+    spread = Schedule.spread(calls - at_the_end, whole, 0, 0, growth=_GROWTH, rungs=rungs)
+    return _with_whole_calls(calls, [call for call, depth in enumerate(spread.depths) if depth], 0, 0, rungs)
 
 
 def _whole_and_depth(unet: nn.Module, calls: int, speedup: float, run: Run, size: tuple[int, int]) -> tuple[int, int]:

@@ -86,6 +86,26 @@ def test_many_whole_calls_along_a_line_have_growing_distances(sampler, calls, sp
     assert (schedule == Schedule.spread(calls, len(wholes), cooldown=2, growth=1.3)) == grows
 
 
+@pytest.mark.parametrize(
+    ("sampler", "speedup", "guidance", "whole"),
+    [
+        ("dpm++2m", 3.6, 7.5, [0, 3, 7, 12, 18, 24]),
+        ("euler", 3.6, 7.5, [0, 3, 7, 11, 16, 22]),  # its last calls take small steps
+        ("ddim", 3.6, 9, [0, 3, 7, 11, 16, 22]),
+        ("unipc", 2.9, 7.5, [0, 2, 5, 8, 12, 15, 20, 24]),
+        ("dpm++2m", 2.4, 7.5, [0, 2, 4, 6, 9, 12, 15, 18, 21, 24]),  # less than three calls for each
+        ("dpm++2m", 3.6, 3, [0, 5, 10, 15, 20, 24]),  # along a line
+        ("plms", 3.6, 7.5, [0, 4, 8, 12, 16, 20, 25]),
+        ("euler-a", 12, 7.5, [0, 13]),
+    ],
+)
+def test_few_whole_calls_at_strong_guidance_have_growing_distances(sampler, speedup, guidance, whole):
+    calls = 26 if sampler == "plms" else 25
+    schedule = dato.rule(tiny_unet(), calls, speedup, sampler=sampler, guidance_scale=guidance)
+    assert whole_calls(schedule) == whole
+    assert max(schedule.orders) == (guidance == 3)
+
+
 def test_a_line_is_for_smooth_runs_only():
     unet = tiny_unet()
     for sampler in SAMPLERS:
