@@ -2,8 +2,9 @@
 
 docs/rule.md has the rule as a table, and what was measured to choose it. In short: as many calls are whole as the
 speed-up allows. The other calls are at depth 0 and continue along a line (order 1) where the prediction moves smoothly.
-Where it does not, they are at depth 1 if the distances are short. Many whole calls along a line are dense at the
-beginning, and the last two calls are whole. Other distances are as equal as can be.
+Where it does not, they are at depth 1 if the distances are short. Whole calls are dense at the beginning if many of
+them are joined by lines, and if predictions are reused over long distances. Other distances are as equal as can be.
+The last call is whole, but not if few calls are and the sampler is of first order.
 
 The speed-up is how many times fewer FLOPs (floating-point operations) the UNet takes in a run. Nothing is assumed of
 the time that text encoder, sampler and VAE take.
@@ -38,7 +39,7 @@ class SamplerKind(NamedTuple):
         adds_noise: Whether it adds noise after the first call. Then the prediction does not move along a smooth curve.
         high_order: Whether it extrapolates over several past predictions itself, which amplifies a forecast's error.
         first_order: Whether it uses one prediction for each step. Then a line is good at strong guidance, too.
-        last_is_whole: Whether the last call is whole.
+        last_is_whole: Whether the last call is whole if many calls are.
     """
 
     adds_noise: bool = False
@@ -79,11 +80,16 @@ class Run(NamedTuple):
     sampler: SamplerKind
     guidance_scale: float | None
 
+    @property
+    def strong(self) -> bool:
+        """Whether guidance is known to be strong."""
+        return self.guidance_scale is not None and self.guidance_scale > _STRONG_GUIDANCE
+
     def smooth(self, calls: int, whole: int) -> bool:
         """Whether the prediction moves along a curve that a line can forecast from so many whole calls."""
         if self.guidance_scale is None or self.sampler.adds_noise:
             return False
-        return self.guidance_scale <= _STRONG_GUIDANCE or self.growing(calls, whole)
+        return not self.strong or self.growing(calls, whole)
 
     def growing(self, calls: int, whole: int) -> bool:
         """Whether so many whole calls have growing distances, if the others follow a line."""
@@ -101,9 +107,10 @@ _GROWTH = 1.3  # of `Schedule.spread`
 _SPARSE = 1.9  # calls for each whole one, below which no distances grow
 # From so many whole calls on they do: of samplers of first order, of others, and of others with strong guidance.
 _GROWING_FIRST, _GROWING, _GROWING_STRONG = 10, 12, 20
-# Calls for each whole one, from which on the distances of reused predictions grow, and how many calls come after the
-# last whole one with samplers of first order.
-_APART, _LEFT_AT_THE_END = 3.0, 2
+# Calls for each whole one: from which on the distances of reused predictions grow; from which on a line has one more
+# call after the last whole one, with samplers of first order; above which their distances grow.
+_APART, _SOME, _FAR = 3.0, 2.5, 4.0
+_FEWEST = 4  # whole calls, below which the last call is not one of them if the sampler adds noise
 _MANY = 7  # whole calls, from which on the shorter distances come first
 _SHORT = 2.75  # calls from one whole call to the next, up to which depth 1 is worth its price
 _SHORT_WITH_NOISE = 8.0  # the same for samplers that add noise
@@ -218,19 +225,23 @@ def _schedule(unet: nn.Module, calls: int, speedup: float, run: Run, size: tuple
     else:
         order = int(smooth)
     whole = min(calls, max(2, whole))
+    if kind.first_order and order and not depth and calls >= whole * _SOME:
+        return _ending_early(calls, whole, 1, order=1, growing=calls > whole * _FAR, rungs=len(Ladder(unet)))
     if not (depth or order or kind.adds_noise or kind.high_order) and calls >= whole * _APART:
-        return _growing_reuse(calls, whole, _LEFT_AT_THE_END if kind.first_order else 0, len(Ladder(unet)))
-    gaps = even_parts(calls - 1, whole - 1) if kind.last_is_whole else even_parts(calls, whole)[1:]
+        return _ending_early(calls, whole, 2 * kind.first_order, order=0, growing=True, rungs=len(Ladder(unet)))
+    last_is_whole = kind.last_is_whole and not (kind.adds_noise and (whole < _FEWEST or (few and run.strong)))
+    gaps = even_parts(calls - 1, whole - 1) if last_is_whole else even_parts(calls, whole)[1:]
     if kind.adds_noise or (smooth and (kind.high_order or (few and not depth))):
         gaps.reverse()  # the longer distances come first
     return _with_whole_calls(calls, accumulate(gaps, initial=0), depth, order, len(Ladder(unet)))
 
 
-def _growing_reuse(calls: int, whole: int, at_the_end: int, rungs: int) -> Schedule:
-    """Return a schedule of order 0 whose distances grow, with `at_the_end` calls after the last whole one."""
+def _ending_early(calls: int, whole: int, at_the_end: int, *, order: int, growing: bool, rungs: int) -> Schedule:
+    """Return a schedule of depth 0 with `at_the_end` calls after the last whole one."""
     at_the_end = min(at_the_end, calls - whole)
-    spread = Schedule.spread(calls - at_the_end, whole, 0, 0, growth=_GROWTH, rungs=rungs)
-    return _with_whole_calls(calls, [call for call, depth in enumerate(spread.depths) if depth], 0, 0, rungs)
+    growth = _GROWTH if growing else 1.0
+    spread = Schedule.spread(calls - at_the_end, whole, 0, 0, growth=growth, rungs=rungs)
+    return _with_whole_calls(calls, [call for call, depth in enumerate(spread.depths) if depth], 0, order, rungs)
 
 
 def _whole_and_depth(unet: nn.Module, calls: int, speedup: float, run: Run, size: tuple[int, int]) -> tuple[int, int]:
@@ -238,7 +249,8 @@ def _whole_and_depth(unet: nn.Module, calls: int, speedup: float, run: Run, size
     whole, beside_depth_1 = (_affordable(calls, speedup, share) for share in (0.0, depth_share(unet, 1, size)))
     longest = _SHORT_WITH_NOISE if run.sampler.adds_noise else _SHORT
     short = not run.smooth(calls, whole) and calls <= beside_depth_1 * longest
-    if beside_depth_1 >= 2 and (short or beside_depth_1 == whole):
+    line_is_better = run.sampler.first_order and whole < _MANY and run.smooth(calls, whole)
+    if beside_depth_1 >= 2 and (short or (beside_depth_1 == whole and not line_is_better)):
         return beside_depth_1, 1
     return whole, 0
 
