@@ -213,11 +213,11 @@ class RuleSchedule:
 
 def _schedule(unet: nn.Module, calls: int, speedup: float, run: Run, size: tuple[int, int]) -> Schedule:
     """Return the rule's schedule for a run of `calls` calls."""
-    kind = run.sampler
+    kind, rungs = run.sampler, len(Ladder(unet))
     whole, depth = _whole_and_depth(unet, calls, speedup, run, size)
     few, smooth = whole < _MANY, run.smooth(calls, whole)
     if not depth and run.growing(calls, whole):
-        return Schedule.spread(calls, whole, 0, 1, cooldown=2, growth=_GROWTH, rungs=len(Ladder(unet)))
+        return Schedule.spread(calls, whole, 0, 1, cooldown=2, growth=_GROWTH, rungs=rungs)
     if kind.adds_noise or (few and kind.high_order):
         order = 0
     elif depth:
@@ -226,14 +226,14 @@ def _schedule(unet: nn.Module, calls: int, speedup: float, run: Run, size: tuple
         order = int(smooth)
     whole = min(calls, max(2, whole))
     if kind.first_order and order and not depth and calls >= whole * _SOME:
-        return _ending_early(calls, whole, 1, order=1, growing=calls > whole * _FAR, rungs=len(Ladder(unet)))
+        return _ending_early(calls, whole, 1, order=1, growing=calls > whole * _FAR, rungs=rungs)
     if not (depth or order or kind.adds_noise or kind.high_order) and calls >= whole * _APART:
-        return _ending_early(calls, whole, 2 * kind.first_order, order=0, growing=True, rungs=len(Ladder(unet)))
+        return _ending_early(calls, whole, 2 * kind.first_order, order=0, growing=True, rungs=rungs)
     last_is_whole = kind.last_is_whole and not (kind.adds_noise and (whole < _FEWEST or (few and run.strong)))
     gaps = even_parts(calls - 1, whole - 1) if last_is_whole else even_parts(calls, whole)[1:]
     if kind.adds_noise or (smooth and (kind.high_order or (few and not depth))):
         gaps.reverse()  # the longer distances come first
-    return _with_whole_calls(calls, accumulate(gaps, initial=0), depth, order, len(Ladder(unet)))
+    return _with_whole_calls(calls, accumulate(gaps, initial=0), depth, order, rungs)
 
 
 def _ending_early(calls: int, whole: int, at_the_end: int, *, order: int, growing: bool, rungs: int) -> Schedule:
@@ -248,8 +248,9 @@ def _whole_and_depth(unet: nn.Module, calls: int, speedup: float, run: Run, size
     """Return how many calls may be whole, and the depth of the others: 1 where that is worth its price."""
     whole, beside_depth_1 = (_affordable(calls, speedup, share) for share in (0.0, depth_share(unet, 1, size)))
     longest = _SHORT_WITH_NOISE if run.sampler.adds_noise else _SHORT
-    short = not run.smooth(calls, whole) and calls <= beside_depth_1 * longest
-    line_is_better = run.sampler.first_order and whole < _MANY and run.smooth(calls, whole)
+    smooth = run.smooth(calls, whole)
+    short = not smooth and calls <= beside_depth_1 * longest
+    line_is_better = smooth and run.sampler.first_order and whole < _MANY
     if beside_depth_1 >= 2 and (short or (beside_depth_1 == whole and not line_is_better)):
         return beside_depth_1, 1
     return whole, 0

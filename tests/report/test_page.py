@@ -106,7 +106,7 @@ def test_points_that_were_timed_with_compiled_calls_are_patched_so(run):
     (shown,) = page_data([replace(run, front=front)])["runs"]
     for point in (*shown["points"], *shown["references"]):
         assert "dato.apply_patch(pipe, point, compile=True)" in point["python"]
-    assert "compiled" in dict(dict(shown["settings"])["Judging"])
+    assert ("compiled", "yes") in dict(shown["settings"])["Judging"]
 
 
 def test_points_that_only_a_quality_or_nothing_picks():
