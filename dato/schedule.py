@@ -72,7 +72,7 @@ class Schedule:
     forecast: str = POLYNOMIAL.name
 
     def __post_init__(self) -> None:
-        _check_at_least_one("rungs", self.rungs)
+        _check_at_least(1, rungs=self.rungs)
         depths = tuple(_sequence("depths", self.depths))
         if not depths:
             raise DatoError("schedule: depths is empty; it needs one entry for each UNet call")
@@ -181,8 +181,7 @@ class Schedule:
             >>> Schedule.uniform(7, 3, 1).depths
             (12, 1, 1, 12, 1, 1, 12)
         """
-        _check_at_least_one("calls", calls)
-        _check_at_least_one("interval", interval)
+        _check_at_least(1, calls=calls, interval=interval)
         depths = tuple(rungs if call % interval == 0 else depth for call in range(calls))
         return cls(depths, ratio, order, rungs=rungs, forecast=forecast)  # type: ignore[arg-type]
 
@@ -198,13 +197,14 @@ class Schedule:
         cooldown: int = 1,
         growth: float = 1.0,
         shorter: str | None = None,
+        tail: int = 0,
         rungs: int = SD_RUNGS,
         forecast: str = POLYNOMIAL.name,
     ) -> Schedule:
         """Return a schedule of a given number of whole calls, spread from the first call to the last.
 
-        Call `round((calls - 1) * (i / (whole - 1)) ** growth)` is whole for i = 0 to `whole - 1`, so the first and the
-        last call are. All other calls run at `depth`.
+        Call `round((calls - tail - 1) * (i / (whole - 1)) ** growth)` is whole for i = 0 to `whole - 1`. So the first
+        call is, and the last one is without a tail. All other calls run at `depth`.
 
         Mostly the distances from one whole call to the next cannot all be equal, and some are longer by one call. The
         longer ones are mixed with the others. `shorter` sorts them.
@@ -215,33 +215,35 @@ class Schedule:
             depth: The depth of the other calls.
             order: The order of their forecasts.
             warmup: The first calls that are all whole; the other whole calls are spread over the rest.
-            cooldown: The last calls that are all whole.
+            cooldown: The last calls before the tail that are all whole.
             growth: 1 spreads them evenly. Above 1 they are ever farther apart.
             shorter: "first" or "last": where the shorter distances come. It goes with none of the three above.
+            tail: The calls after the last whole one.
             rungs: As in `Schedule`.
             forecast: As in `Schedule`.
 
         Raises:
-            DatoError: if `whole` is not from 1 to `calls`, `warmup` not from 1 to `whole`, `cooldown` too many beside
-                it, `growth` not above 0, or `shorter` is not valid.
+            DatoError: if `tail` is below 0, `whole` not from 1 to `calls - tail`, `warmup` not from 1 to `whole`,
+                `cooldown` too many beside it, `growth` not above 0, or `shorter` is not valid.
 
         Example:
             >>> Schedule.spread(8, 3).depths
             (12, 0, 0, 0, 12, 0, 0, 12)
             >>> Schedule.spread(8, 3, shorter="first").depths
             (12, 0, 0, 12, 0, 0, 0, 12)
+            >>> Schedule.spread(8, 3, tail=1).depths
+            (12, 0, 0, 12, 0, 0, 12, 0)
         """
-        _check_at_least_one("calls", calls)
-        _check_at_least_one("whole", whole)
-        _check_at_least_one("warmup", warmup)
-        _check_at_least_one("cooldown", cooldown)
-        if not warmup <= whole <= calls or not growth > 0:
-            raise DatoError("schedule: it takes warmup <= whole <= calls, and growth > 0")
+        _check_at_least(1, calls=calls, whole=whole, warmup=warmup, cooldown=cooldown)
+        _check_at_least(0, tail=tail)
+        if not warmup <= whole <= calls - tail or not growth > 0:
+            raise DatoError("schedule: it takes warmup <= whole <= calls - tail, and growth > 0")
         if cooldown > 1 and warmup + cooldown > whole:
             raise DatoError("schedule: it takes warmup + cooldown <= whole")
         if shorter not in (None, "first", "last") or (shorter and (warmup, cooldown, growth) != (1, 1, 1)):
             raise DatoError('schedule: shorter is "first" or "last", without a warm-up, a cool-down and growth')
-        chosen = _by_distance(calls, whole, shorter) if shorter else _spread(calls, whole, warmup, cooldown, growth)
+        last = calls - tail
+        chosen = _by_distance(last, whole, shorter) if shorter else _spread(last, whole, warmup, cooldown, growth)
         depths = tuple(rungs if call in chosen else depth for call in range(calls))
         return cls(depths, None, order, rungs=rungs, forecast=forecast)  # type: ignore[arg-type]
 
@@ -272,7 +274,7 @@ class Schedule:
             >>> Schedule.growing(12, warmup=2, growth=1).depths
             (12, 12, 0, 12, 0, 0, 12, 0, 0, 0, 12, 0)
         """
-        _check_at_least_one("calls", calls)
+        _check_at_least(1, calls=calls)
         if window < 1 or growth < 0 or warmup < 1:
             raise DatoError("schedule: growing windows need warmup >= 1, window >= 1 and growth >= 0")
         depths, waited = [], 0
@@ -323,7 +325,7 @@ class Schedule:
             >>> Schedule.uniform(8, 2, 1).resampled(4).depths
             (12, 1, 12, 1)
         """
-        _check_at_least_one("calls", calls)
+        _check_at_least(1, calls=calls)
         if calls == len(self):
             return self
         schedule = self.canonical()  # so that equal schedules are resampled alike
@@ -440,9 +442,10 @@ def _is_int(value: object) -> bool:
     return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
-def _check_at_least_one(name: str, value: object) -> None:
-    if not _is_int(value) or value < 1:
-        raise DatoError(f"schedule: {name} must be a whole number of at least 1, not {value!r}")
+def _check_at_least(least: int, **numbers: object) -> None:
+    for name, value in numbers.items():
+        if not _is_int(value) or value < least:
+            raise DatoError(f"schedule: {name} must be a whole number of at least {least}, not {value!r}")
 
 
 def _check_depths(depths: tuple[Any, ...], rungs: int) -> None:

@@ -1,12 +1,13 @@
 """Rules: schedules that one line of Python writes, without a search. A search has to beat them all.
 
-There are four kinds, each for every number of calls, depth and order of forecast:
+There are five kinds, each for every number of calls, depth and order of forecast:
 
 - every N-th call whole (`Schedule.uniform`, N from 1, which is stock with fewer steps, to 10);
 - some calls whole, spread evenly from the first to the last (`Schedule.spread`); the longer distances mixed with the
   others, or last, or first;
 - the first few calls whole, the last one or two, the others spread evenly, or ever farther apart (`Schedule.spread`
   with a warm-up, a cool-down, growth, or all of them);
+- whole calls spread in the same ways, but the last one or two calls are not whole (`Schedule.spread` with a tail);
 - windows that grow, after a few whole calls (`Schedule.growing`).
 
 `rules` lists all of them. There are too many to judge, and guessing the error and time of each costs nothing.
@@ -23,6 +24,7 @@ from dato.schedule import Schedule
 INTERVALS = range(1, 11)
 WARMUPS = (1, 2, 3)  # of spread whole calls
 COOLDOWNS = (1, 2)  # of spread whole calls
+TAILS = (1, 2)  # after the last whole call
 GROWTHS = (1.0, 1.25, 1.5)  # of spread whole calls; an even spread grows by 1
 WINDOWS = ((1, 0.5), (1, 1), (2, 0.75), (3, 0.5), (3, 1), (5, 0.75), (5, 3))  # (whole calls first, growth)
 FINENESS = 1.2  # from one number of whole calls to the next; a longer list has more rules that differ little
@@ -38,7 +40,7 @@ def rules(
     """Return every rule once, in its canonical spelling.
 
     Args:
-        lengths: Numbers of UNet calls. For 10, 15, 20, 25 and 50 calls there are about 2,600 rules.
+        lengths: Numbers of UNet calls. For 10, 15, 20, 25 and 50 calls there are about 3,300 rules.
         rungs: Rungs of the UNet.
         depths: Depths of the calls that are not whole. Those that the UNet does not have are left out.
         orders: Orders of their forecasts.
@@ -95,6 +97,9 @@ def _of_calls(calls: int, depth: int, order: int, rungs: int, forecast: str) -> 
             if warmup + cooldown <= whole:
                 ends = {"warmup": warmup, "cooldown": cooldown}
                 yield Schedule.spread(calls, whole, depth, order, **ends, growth=growth, **common)
+        for tail, growth in itertools.product(TAILS, GROWTHS):
+            if whole <= calls - tail:
+                yield Schedule.spread(calls, whole, depth, order, growth=growth, tail=tail, **common)
     for warmup, growth in WINDOWS:
         if warmup < calls:
             yield Schedule.growing(calls, depth, order, warmup=warmup, growth=growth, **common)

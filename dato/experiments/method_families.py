@@ -29,6 +29,7 @@ Families = dict[str, list[Method]]  # title -> methods
 DEFAULT_FAMILIES = ("steps", "deepcache", "sito", "spectrum")  # and tomesd, if it is installed
 RULE_INTERVALS = (2, 3, 5)
 GROWING = 10  # whole calls of rules, from which on growing distances are judged too
+EARLY = 0.4  # of all calls whole, up to which rules are judged too that do not end with a whole call
 FEWEST_WHOLE = 4  # of rules; fewer only if four are more than half of all calls
 SHARES = ((2, 1.0), (3, 1.0), (2, 0.5), (3, 0.5), (2, 0.3), (2, 0.2), (2, 0.16))  # (interval, share of the steps)
 
@@ -93,8 +94,8 @@ def rules(facts: Facts) -> list[Method]:
     """Return schedules that need no search, with forecasts of order 1.
 
     "rule: 10 of 50 whole": so many calls whole, spread evenly, the others at depth 0. "growing": the distances grow,
-    and the last two calls are whole. "rule: every 3rd of 50 whole": the others at depth 1. They are some of
-    `dato.evaluation.rules.rules`.
+    and the last two calls are whole. "ending early": the distances grow, and the last call is not whole. "rule: every
+    3rd of 50 whole": the others at depth 1. They are some of `dato.evaluation.rules.rules`.
     """
     calls, rungs = facts.calls, facts.rungs
     schedules = {
@@ -107,6 +108,13 @@ def rules(facts: Facts) -> list[Method]:
         )
         for whole in whole_calls(calls, fewest=3)
         if whole >= GROWING
+    }
+    schedules |= {
+        f"rule: {whole} of {calls} whole, ending early": Schedule.spread(
+            calls, whole, 0, 1, growth=1.25, tail=1, rungs=rungs
+        )
+        for whole in whole_calls(calls, fewest=3)
+        if whole <= calls * EARLY
     }
     for interval in RULE_INTERVALS:
         if interval < calls and rungs > 1:

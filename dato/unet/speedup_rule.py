@@ -238,10 +238,8 @@ def _schedule(unet: nn.Module, calls: int, speedup: float, run: Run, size: tuple
 
 def _ending_early(calls: int, whole: int, at_the_end: int, *, order: int, growing: bool, rungs: int) -> Schedule:
     """Return a schedule of depth 0 with `at_the_end` calls after the last whole one."""
-    at_the_end = min(at_the_end, calls - whole)
     growth = _GROWTH if growing else 1.0
-    spread = Schedule.spread(calls - at_the_end, whole, 0, 0, growth=growth, rungs=rungs)
-    return _with_whole_calls(calls, [call for call, depth in enumerate(spread.depths) if depth], 0, order, rungs)
+    return Schedule.spread(calls, whole, 0, order, growth=growth, tail=min(at_the_end, calls - whole), rungs=rungs)
 
 
 def _whole_and_depth(unet: nn.Module, calls: int, speedup: float, run: Run, size: tuple[int, int]) -> tuple[int, int]:

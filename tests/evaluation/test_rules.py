@@ -29,12 +29,14 @@ def test_every_kind_is_there(schedules):
                     Schedule.spread(calls, 4, depth, order, warmup=2),
                     Schedule.spread(calls, 4, depth, order, warmup=2, cooldown=2),
                     Schedule.spread(calls, 4, depth, order, growth=1.5),
+                    Schedule.spread(calls, 4, depth, order, growth=1.25, tail=1),
+                    Schedule.spread(calls, 3, depth, order, tail=2),
                 ]
                 assert found.issuperset(expected)
 
 
 def test_each_is_there_once_and_none_too_many(schedules):
-    assert len(set(schedules)) == len(schedules) < 3000
+    assert len(set(schedules)) == len(schedules) < 3500
     assert all(s == s.canonical() and s.to_dict() == s.canonical().to_dict() for s in schedules)
     assert {len(s) for s in schedules} == set(LENGTHS)
     assert rules((50, 50), 12) == rules((50,), 12)

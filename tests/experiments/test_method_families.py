@@ -40,8 +40,11 @@ def test_rules_by_name():
     growing = {name.split()[1]: schedule for name, schedule in schedules.items() if name.endswith("growing")}
     assert list(growing) == ["22", "19", "15", "13", "11"]
     assert growing["11"] == Schedule.spread(50, 11, 0, 1, cooldown=2, growth=1.25)
+    early = {name.split()[1]: schedule for name, schedule in schedules.items() if name.endswith("early")}
+    assert list(early) == ["19", "15", "13", "11", "9", "7", "6", "5", "4", "3"]
+    assert early["5"] == Schedule.spread(50, 5, 0, 1, growth=1.25, tail=1)
     [small] = families_of(["rules"], facts(8, rungs=1)).values()  # no call can run a part of such a UNet
-    assert [method.name for method in small] == ["rule: 4 of 8 whole"]
+    assert [method.name for method in small] == ["rule: 4 of 8 whole", "rule: 3 of 8 whole, ending early"]
 
 
 def test_plain_steps_are_compared_by_the_fronts_objective():
