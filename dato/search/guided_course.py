@@ -117,19 +117,22 @@ class GuidedCourse(Course):
             table: Predicts latencies.
         """
         recipe, preset = self.prepared.recipe, self.prepared.preset
-        stock_ms, wanted = self.study.stock.point.latency_ms, self._cost_of_finalists
+        stock, wanted = self.study.stock.point, self._cost_of_finalists
+        stock_ms = stock.latency_ms
+        # A table of one round may be off by a tenth. What was measured of stock's images is what images will take.
+        seconds_per_image = stock.metrics["measured_ms"] / 1000
         references = sum(table.predict(s) for s in self._references()) / stock_ms
         rules_cost = sum(table.predict(s) for s in self._rules_for_speedups) / stock_ms
         rules_cost += FURTHER_RULES / math.sqrt(math.prod(preset.speedups))
         images, timed = len(recipe.validation), preset.rounds * preset.batch_size
         others = images * (1 + rules_cost * RULES_SHARE) + references * REFERENCE_IMAGES
         others += timed * (1 + rules_cost + references)
-        left = (preset.minutes * 60 - START - seconds) / (stock_ms / 1000) * (1 - THINKING)
+        left = (preset.minutes * 60 - START - seconds) / seconds_per_image * (1 - THINKING)
         budget, too_much = divided(left - others, wanted, prompts=len(recipe.prompts), images=images + timed)
         if too_much:
             self.progress.note(
                 f"warning: {preset.minutes:g} minutes are too few here; the search will take about "
-                f"{preset.minutes + too_much * stock_ms / 60_000:.1f}. Give more `minutes`, or fewer `images` and "
+                f"{preset.minutes + too_much * seconds_per_image / 60:.1f}. Give more `minutes`, or fewer `images` and "
                 "`validation` prompts."
             )
         elif budget.finalists < wanted:

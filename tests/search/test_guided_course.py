@@ -1,8 +1,10 @@
 """A guided search from its start to a validated front, and a plan, on a tiny pipeline."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +13,13 @@ from even_table import measured
 from which_tests import thorough
 
 import dato
-from dato import DatoError, load_front
+from dato import DatoError, Point, Schedule, load_front
 from dato.evaluation.evaluator import Evaluator
 from dato.evaluation.validation import OTHER_NOISE
 from dato.prediction.latency_table import LatencyTable
 from dato.search import plan, search_depth, study
 from dato.search.candidate_timing import HOW
+from dato.search.guided_course import FURTHER_RULES, RULES_SHARE, START, THINKING, GuidedCourse
 from dato.search.journal import read_entries
 from dato.unet.compiled import CompiledCalls
 
@@ -102,6 +105,26 @@ def test_a_search_that_was_cut_off_takes_the_same_decisions(searched, tmp_path, 
     entries = [(entry["depths"], entry["orders"], entry["quality"]) for entry in judged(folder)]
     assert [(entry["depths"], entry["orders"], entry["quality"]) for entry in judged(tmp_path / "run")] == entries
     assert again.conditions["prompts"] == front.conditions["prompts"]
+
+
+@pytest.mark.parametrize("measured_ms", [500.0, 1000.0, 2000.0])
+def test_minutes_are_converted_by_what_stock_took_and_not_by_the_table(measured_ms):
+    """One round of a table may be off, and the budget is for what images will take."""
+    stock = Point(Schedule.full(50), 100.0, 1000.0, 1.0, {"measured_ms": measured_ms})
+    table = SimpleNamespace(predict=lambda schedule: 20.0 * schedule.depths.count(12))
+    preset = SimpleNamespace(minutes=10, speedups=(2.0, 16.0), rounds=0, batch_size=6, finalists=12)
+    course = GuidedCourse(
+        SimpleNamespace(preset=preset, recipe=SimpleNamespace(prompts=PROMPTS * 2, validation=PROMPTS * 4)),
+        SimpleNamespace(references={}),
+        SimpleNamespace(stock=SimpleNamespace(point=stock), table=table),
+        SimpleNamespace(note=pytest.fail),
+        {},
+    )
+    course._rules_for_speedups = [Schedule.spread(50, 10)]
+    budget = course._budget(0.0, table)
+    images = (600 - START) * 1000 / measured_ms * (1 - THINKING)
+    validation = 12 * (1 + RULES_SHARE * (0.2 + FURTHER_RULES / math.sqrt(32)))
+    assert budget.candidates + 12 * budget.finalists == pytest.approx(images - validation)
 
 
 def test_rivals_are_timed_again_beside_the_front(searched, tmp_path, monkeypatch):
