@@ -27,7 +27,7 @@ from dato.schedule import Schedule
 from dato.search.operators import LocalMoves, SpliceCrossover
 from dato.search.spaces import DepthSpace
 
-CLASSES = 8  # classes of speed-up to an octave
+CLASSES = 6  # classes of speed-up to an octave
 POPULATION = 100
 FIRST_GENERATIONS, GENERATIONS = 200, 20  # of the first round and of each later one
 FINENESS = 0.01  # latencies closer than this share count as equal, so that quality decides

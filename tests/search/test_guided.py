@@ -111,7 +111,7 @@ def test_the_same_seed_and_judgements_give_the_same_points():
 def test_every_octave_gets_its_share():
     tried, _ = searched(Toy(1.0), 8.0)
     spent = [one.spent for one in tried.classes]
-    assert len(spent) == 16 and min(spent) > 0 and max(spent) < 0.5 * sum(spent)
+    assert len(spent) == 12 and min(spent) > 0 and max(spent) < 0.5 * sum(spent)
     assert tried.classes[-1].trials > tried.classes[0].trials  # fast ones cost little
 
 
@@ -148,8 +148,8 @@ def test_a_trial_that_failed_is_no_gain():
 
 def test_classes_of_speed_up():
     tried = trials(2, 4)
-    assert [round(one.slowest, 2) for one in tried.classes] == [2, 2.18, 2.38, 2.59, 2.83, 3.08, 3.36, 3.67]
-    assert tried.class_of(STOCK_MS / 3.2) is tried.classes[5]
+    assert [round(one.slowest, 2) for one in tried.classes] == [2, 2.24, 2.52, 2.83, 3.17, 3.56]
+    assert tried.class_of(STOCK_MS / 3.2) is tried.classes[4]
     assert tried.class_of(STOCK_MS) is tried.classes[0] and tried.class_of(STOCK_MS / 100) is tried.classes[-1]
 
 
@@ -168,7 +168,7 @@ def test_after_its_first_trial_a_class_tries_the_best_seed_of_each_order():
     toy, tried = Toy(), trials()
     seeds = [Schedule.spread(20, whole, 0, order) for whole in (3, 4, 5) for order in (0, 1)]
     seeds += [Schedule.spread(20, whole, 0, 1, growth=3) for whole in (3, 4, 5)]  # worse than even ones
-    points = list(guided_search(Evolution(SPACE, toy, tried, seeds), toy.ask, budget=8.0))
+    points = list(guided_search(Evolution(SPACE, toy, tried, seeds), toy.ask, budget=6.0))
     for whole in (3, 4, 5):
         one = tried.class_of(latency(Schedule.spread(20, whole)))
         trials_of_class = [point.schedule for point in points if tried.class_of(point.latency_ms) is one]
