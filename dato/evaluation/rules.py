@@ -98,8 +98,7 @@ def _of_calls(calls: int, depth: int, order: int, rungs: int, forecast: str) -> 
                 ends = {"warmup": warmup, "cooldown": cooldown}
                 yield Schedule.spread(calls, whole, depth, order, **ends, growth=growth, **common)
         for tail, growth in itertools.product(TAILS, GROWTHS):
-            if whole <= calls - tail:
-                yield Schedule.spread(calls, whole, depth, order, growth=growth, tail=tail, **common)
+            yield Schedule.spread(calls, whole, depth, order, growth=growth, tail=tail, **common)
     for warmup, growth in WINDOWS:
         if warmup < calls:
             yield Schedule.growing(calls, depth, order, warmup=warmup, growth=growth, **common)

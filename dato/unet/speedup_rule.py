@@ -226,20 +226,15 @@ def _schedule(unet: nn.Module, calls: int, speedup: float, run: Run, size: tuple
         order = int(smooth)
     whole = min(calls, max(2, whole))
     if kind.first_order and order and not depth and calls >= whole * _SOME:
-        return _ending_early(calls, whole, 1, order=1, growing=calls > whole * _FAR, rungs=rungs)
+        growth = _GROWTH if calls > whole * _FAR else 1.0
+        return Schedule.spread(calls, whole, 0, 1, growth=growth, tail=1, rungs=rungs)
     if not (depth or order or kind.adds_noise or kind.high_order) and calls >= whole * _APART:
-        return _ending_early(calls, whole, 2 * kind.first_order, order=0, growing=True, rungs=rungs)
+        return Schedule.spread(calls, whole, 0, 0, growth=_GROWTH, tail=2 * kind.first_order, rungs=rungs)
     last_is_whole = kind.last_is_whole and not (kind.adds_noise and (whole < _FEWEST or (few and run.strong)))
     gaps = even_parts(calls - 1, whole - 1) if last_is_whole else even_parts(calls, whole)[1:]
     if kind.adds_noise or (smooth and (kind.high_order or (few and not depth))):
         gaps.reverse()  # the longer distances come first
     return _with_whole_calls(calls, accumulate(gaps, initial=0), depth, order, rungs)
-
-
-def _ending_early(calls: int, whole: int, at_the_end: int, *, order: int, growing: bool, rungs: int) -> Schedule:
-    """Return a schedule of depth 0 with `at_the_end` calls after the last whole one."""
-    growth = _GROWTH if growing else 1.0
-    return Schedule.spread(calls, whole, 0, order, growth=growth, tail=min(at_the_end, calls - whole), rungs=rungs)
 
 
 def _whole_and_depth(unet: nn.Module, calls: int, speedup: float, run: Run, size: tuple[int, int]) -> tuple[int, int]:
