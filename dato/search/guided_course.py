@@ -14,6 +14,8 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
+
 from dato.errors import DatoError
 from dato.evaluation.evaluator import Evaluator
 from dato.evaluation.rules import rule_name
@@ -63,8 +65,7 @@ class GuidedCourse(Course):
         with self.progress.running():
             evolution = self._guide(advice, [*seeds, *advice.plans(self.problem.space, PLANS)], budget.candidates)
             finalists = self._finalists(evolution, most)
-            further = self._further_rules(advice, finalists) if self.finished else []
-            points = self._validate(finalists, [*self._rules_for_speedups, *further])
+            points = self._validate(advice, finalists)
             baseline, rounds = self.study.validated_stock(), self.prepared.preset.rounds if self.finished else 0
             if rounds:  # rivals too: if only the front were timed again, its speed-ups would not compare with theirs
                 baseline, points, rounds = self._timed_again(baseline, points)
@@ -100,14 +101,24 @@ class GuidedCourse(Course):
         speedups = per_octave(self.prepared.preset.speedups, SEEDS_TO_AN_OCTAVE)
         return best_of_each(self._rules, advice.guess_all(self._rules), self.study.stock.point.latency_ms, speedups)
 
-    def _further_rules(self, advice: Advice, finalists: Sequence[Schedule]) -> list[Schedule]:
-        """Return the rules to validate for what the trials have taught; see `closest_rivals`."""
-        fastest, slowest = sorted(self.study.stock.point.latency_ms / end for end in self.prepared.preset.speedups)
-        known = {*finalists, *self._rules_for_speedups}
-        every = [schedule for schedule in self._rules if schedule not in known]
+    def _further_rules(self, advice: Advice, points: Mapping[Schedule, Point]) -> list[Schedule]:
+        """Return the rules that are most likely to beat a point that was validated; see `closest_rivals`.
+
+        Their qualities are predicted. What the predictions of `dato.rule`'s schedules were off by is added.
+
+        Args:
+            advice: Predicts them.
+            points: What was validated, with `dato.rule`'s schedules.
+        """
+        known = [schedule for schedule in self._rules_for_speedups if schedule in points]  # others have failed
+        every = [schedule for schedule in self._rules if schedule not in points]
+        if not known or not every:
+            return []
         quality, latency = advice.guess_all(every)
+        quality += np.mean([points[s].quality - q for s, q in zip(known, advice.guess_all(known)[0], strict=True)])
+        fastest, slowest = sorted(self.study.stock.point.latency_ms / end for end in self.prepared.preset.speedups)
         quality[(latency < fastest) | (latency > slowest)] = -math.inf
-        return closest_rivals(every, (quality, latency), advice.guess_all(finalists), FURTHER_RULES)
+        return closest_rivals(every, (quality, latency), points.values(), FURTHER_RULES)
 
     def _budget(self, seconds: float, table: LatencyTable) -> Budget:
         """Return what the search may spend.
@@ -212,26 +223,41 @@ class GuidedCourse(Course):
                 named[name if name not in named else f"{name} ({len(named)})"] = schedule
         return named
 
-    def _validate(self, finalists: Sequence[Schedule], seeds: Sequence[Schedule]) -> dict[Schedule, Point]:
-        """Return the points of finalists, rules and references by the validation prompts."""
-        self._validated_rules = list(seeds) if self.finished else []
-        rivals = list(dict.fromkeys([*self._references(), *seeds])) if self.finished else []
-        self.progress.phase("Validation", 1 + len(finalists) + len(rivals))
+    def _validate(self, advice: Advice, finalists: Sequence[Schedule]) -> dict[Schedule, Point]:
+        """Return the points of finalists, rules and references by the validation prompts.
+
+        The further rules are chosen when the finalists are validated. What was evolved on predictions is predicted too
+        well. So predictions cannot tell which rules are better than it.
+        """
+        own = self._rules_for_speedups
+        rivals = list(dict.fromkeys([*self._references(), *own])) if self.finished else []
+        self.progress.phase("Validation", 1 + len(finalists) + (len(rivals) + FURTHER_RULES) * self.finished)
         self.study.validated_stock()
         self.progress.advance()
-        points: dict[Schedule, Point] = {}
-        for schedules, race in ((finalists, False), (rivals, True)):
-            for judgement in self.study.validate(schedules, race):
-                self.progress.advance()
-                if judgement.failure is None:
-                    point = judgement.point
-                    if point.schedule in self.study.judged:
-                        quality = self.study.judged[point.schedule].point.quality
-                        point = replace(point, metrics={**point.metrics, "search_quality": quality})
-                    points[point.schedule] = point
-                if self.progress.should_stop():
-                    self.finished = False
-                    return points
+        points = self._points(finalists, race=False)
+        if self.finished:
+            self._validated_rules = own
+            points |= self._points(rivals, race=True)
+        if self.finished:
+            further = self._further_rules(advice, points)
+            self._validated_rules = [*own, *further]
+            points |= self._points(further, race=True)
+        return points
+
+    def _points(self, schedules: Sequence[Schedule], race: bool) -> dict[Schedule, Point]:
+        """Return the points of schedules that did not fail, until the search is stopped."""
+        points = {}
+        for judgement in self.study.validate(schedules, race):
+            self.progress.advance()
+            if judgement.failure is None:
+                point = judgement.point
+                if point.schedule in self.study.judged:
+                    quality = self.study.judged[point.schedule].point.quality
+                    point = replace(point, metrics={**point.metrics, "search_quality": quality})
+                points[point.schedule] = point
+            if self.progress.should_stop():
+                self.finished = False
+                break
         return points
 
 

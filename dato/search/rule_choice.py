@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from dato.evaluation.rules import rules
+from dato.point import Point, non_dominated
 from dato.schedule import Schedule
 from dato.search.spaces import DepthSpace
 
@@ -41,28 +42,24 @@ def best_of_each(
 
 
 def closest_rivals(
-    schedules: Sequence[Schedule],
-    guesses: tuple[np.ndarray, np.ndarray],
-    front: tuple[np.ndarray, np.ndarray],
-    count: int,
+    schedules: Sequence[Schedule], guesses: tuple[np.ndarray, np.ndarray], points: Iterable[Point], count: int
 ) -> list[Schedule]:
-    """Return the schedules that are predicted to beat a point of a front by most, or to fall short of it by least.
+    """Return the schedules that are expected to beat a front by most, or to fall short of it by least.
 
     A schedule is compared with the points that are as slow or slower: it beats a point if it is better and no slower.
-    Predictions are compared with predictions, because their errors are common to most schedules. No two schedules that
-    are returned have latencies within 1% of each other.
+    No two schedules that are returned have latencies within 1% of each other.
 
     Args:
         schedules: B schedules to choose from.
         guesses: Their qualities (-inf: never chosen) and latencies (milliseconds per image), (B,) each.
-        front: The predicted qualities and latencies of the front's N points, (N,) each.
+        points: Those that no other dominates are the front.
         count: How many are returned at most.
     """
     quality, latency = guesses
-    fastest_first = np.argsort(front[1], kind="stable")
-    # The least quality that the front has at each latency or more. A slower schedule cannot beat a point.
-    least = np.append(np.minimum.accumulate(front[0][fastest_first][::-1])[::-1], math.inf)
-    gains = quality - least[np.searchsorted(front[1][fastest_first], latency / (1 + APART))]
+    front = sorted(non_dominated(points), key=lambda point: point.latency_ms)
+    # On a front the slower one is the better one. So the fastest of those that a schedule can beat has least quality.
+    least = np.append([point.quality for point in front], math.inf)
+    gains = quality - least[np.searchsorted([point.latency_ms for point in front], latency / (1 + APART))]
     chosen: list[int] = []
     for i in np.argsort(-gains, kind="stable"):
         if len(chosen) == count or not np.isfinite(gains[i]):

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from dato.point import Point
+from dato.schedule import Schedule
 from dato.search.rule_choice import best_of_each, closest_rivals
 
 NAMES = list("abcdef")  # what is chosen may be anything
@@ -21,9 +23,8 @@ def test_of_equal_qualities_the_faster_one():
 
 
 def rivals(quality, latency, count, front=((50.0, 30.0), (20.0, 10.0))):
-    front_quality, front_latency = map(np.array, front)
-    names = NAMES[: len(quality)]
-    return closest_rivals(names, (np.array(quality), np.array(latency)), (front_quality, front_latency), count)
+    points = [Point(Schedule.full(4, rungs=3), q, ms, 100 / ms) for q, ms in zip(*front, strict=True)]
+    return closest_rivals(NAMES[: len(quality)], (np.array(quality), np.array(latency)), points, count)
 
 
 def test_the_closest_to_the_front_come_first():
@@ -36,6 +37,10 @@ def test_a_schedule_is_compared_with_what_is_no_faster():
     assert rivals([31.0, 49], [10.0, 11], 1) == ["a"]  # at 10 ms the front has 30 dB, and at 11 ms nothing but 50 dB
     assert rivals([31.0, 49], [10.09, 11], 1) == ["a"]  # 10.09 ms counts as 10
     assert rivals([31.0, 33], [15.0, 15.5], 1, front=((50.0, 30.0), (20.0, 25.0))) == ["b"]  # against 30 dB
+
+
+def test_a_point_that_is_dominated_is_no_measure():
+    assert rivals([49.0, 35], [12.0, 25], 1, front=((50.0, 30.0, 29.0), (20.0, 10.0, 30.0))) == ["a"]
 
 
 def test_one_that_is_slower_than_the_front_is_no_rival():
