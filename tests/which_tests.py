@@ -21,7 +21,7 @@ LONG = (
     "test_stress.py",
 )
 EVERYDAY_PIPELINE = "SD 1.x"  # every day all of its cells, and of each other pipeline every `EVERYDAY_PART`-th
-EVERYDAY_PART = 48
+EVERYDAY_PART = 96
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -53,9 +53,9 @@ def thorough(*cases: Any) -> list[Any]:
 
 
 def combinations(config: pytest.Config) -> int:
-    """Return how many random runs the stress test makes: 15 every day, 1,000 with --everything."""
+    """Return how many random runs the stress test makes: 8 every day, 1,000 with --everything."""
     asked = config.getoption("--combinations")
-    return asked or (1000 if config.getoption("--everything") else 15)
+    return asked or (1000 if config.getoption("--everything") else 8)
 
 
 def _share(text: str | None) -> tuple[int, int]:

@@ -55,7 +55,7 @@ def call_flops(
     """
     rungs = len(Ladder(unet))
     schedule = Schedule((rungs, depth), (0.0, ratio), rungs=rungs, pruning=pruning or Pruning())
-    return _counter(unet, schedule, sample_shape, text_tokens).count([(depth, float(ratio))])[0]
+    return _count(unet, schedule, [(depth, float(ratio))], sample_shape, text_tokens)[0]
 
 
 def schedule_flops(
@@ -72,7 +72,7 @@ def schedule_flops(
     """
     schedule = schedule.for_rungs(len(Ladder(unet)))
     calls = [(depth, ratio) for depth, ratio, _ in schedule.entries]
-    return sum(_counter(unet, schedule, sample_shape, text_tokens).count(calls))
+    return sum(_count(unet, schedule, calls, sample_shape, text_tokens))
 
 
 def flop_share(
@@ -85,7 +85,7 @@ def flop_share(
 ) -> float:
     """Return `schedule_flops` as a share of stock's FLOPs in `calls` calls; None: as many calls as the schedule has."""
     schedule = schedule.for_rungs(len(Ladder(unet)))
-    stock = _counter(unet, schedule, sample_shape, text_tokens).count([(schedule.rungs, 0.0)])[0]
+    stock = _count(unet, schedule, [(schedule.rungs, 0.0)], sample_shape, text_tokens)[0]
     remain = schedule_flops(unet, schedule, sample_shape=sample_shape, text_tokens=text_tokens)
     return remain / (stock * (len(schedule) if calls is None else calls))
 
@@ -123,9 +123,10 @@ class _Counter:
         calls = list(calls)
         missing = [call for call in dict.fromkeys(calls) if call not in self._counts]
         if missing:
-            # A whole call comes first, to fill the cache.
+            # A whole call comes first. It fills the cache if another one is partial.
             first = (self._rungs, 0.0)
-            run = [first, *(call for call in missing if call != first)]
+            is_partial = any(depth < self._rungs for depth, _ in missing)
+            run = [first, *(call for call in missing if call != first)] if is_partial else missing
             depths, ratios = zip(*run, strict=True)
             order = int(RULES[self._forecast].caches_last_feature)
             schedule = Schedule(depths, ratios, order, self._rungs, self._pruning, self._forecast)
@@ -138,19 +139,34 @@ class _Counter:
         return [self._counts[call] for call in calls]
 
 
-def _counter(unet: UNet2DConditionModel, schedule: Schedule, sample_shape: Iterable[int], tokens: int) -> _Counter:
-    config = {name: value for name, value in unet.config.items() if not name.startswith("_")}
-    shape = tuple(sample_shape)
+def _count(
+    unet: UNet2DConditionModel,
+    schedule: Schedule,
+    calls: Iterable[tuple[int, float]],
+    sample_shape: Iterable[int],
+    text_tokens: int,
+) -> list[int]:
+    """Return the FLOPs of calls of (depth, ratio) as a schedule prunes and forecasts them."""
+    calls, shape = list(calls), tuple(sample_shape)
     if len(shape) != 4 or any(not isinstance(size, int) or size < 1 for size in shape):
         raise DatoError(f"sample_shape must be (B, C, H, W), four whole numbers above 0, not {shape}")
     if shape[1] != unet.config.in_channels:
         raise DatoError(f"sample_shape has {shape[1]} channels, but this UNet takes in {unet.config.in_channels}")
-    pruning = replace(schedule.pruning, choose_every=1)
+    config = {name: value for name, value in unet.config.items() if not name.startswith("_")}
     text = json.dumps(config, sort_keys=True)
-    return _cached_counter(text, shape, tokens, schedule.rungs, pruning, schedule.rule.name)
+    flops: dict[tuple[int, float], int] = {}
+    # Calls that prune nothing are the same with all settings of pruning, so they are counted once for all.
+    for pruning, of_these in (
+        (Pruning(), [call for call in calls if not call[1]]),
+        (replace(schedule.pruning, choose_every=1), [call for call in calls if call[1]]),
+    ):
+        if of_these:
+            counter = _counter(text, shape, text_tokens, schedule.rungs, pruning, schedule.rule.name)
+            flops |= zip(of_these, counter.count(of_these), strict=True)
+    return [flops[call] for call in calls]
 
 
-_cached_counter = lru_cache(maxsize=16)(_Counter)
+_counter = lru_cache(maxsize=16)(_Counter)
 
 
 def example_inputs(unet: UNet2DConditionModel, sample_shape: tuple[int, ...], text_tokens: int = 77) -> dict[str, Any]:

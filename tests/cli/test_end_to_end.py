@@ -105,7 +105,7 @@ def test_3_generate_with_a_found_schedule(run, folder, monkeypatch):
     )
     assert code == 0 and "stock:" in printed and "faster" in printed
     for name in ("red-apple-on-a-blue-background-0.png", "red-apple-on-a-blue-background-0-stock.png"):
-        assert Image.open(Path("images") / name).size == (64, 64)
+        assert Image.open(Path("images") / name).size == (32, 32)
 
 
 def test_3a_images_of_other_prompts_are_not_overwritten(run, folder, tmp_path, monkeypatch):
@@ -153,7 +153,7 @@ def test_5_evaluate_on_held_out_prompts(run, folder, pipe, monkeypatch):
     assert table["rows"]["SiTo-e 70%"]["ratios"] == [0.7] * 6
     assert Image.open("plot.png").size[0] > 800 and Image.open("grid.png").size[0] > 200
     stock = table["rows"]["stock"]
-    assert table["images"] == 2 and stock["metrics"]["psnr"] == 100 and stock["metrics"]["peak_mb"] > 1
+    assert table["images"] == 2 and stock["metrics"]["psnr"] == 100 and stock["metrics"]["peak_mb"] > 0.5
     assert set(table["rows"]["depth-1 0"]["metrics"]) >= {"clip-score", "frechet", "psnr", "ssim"}
     lines = Path("evaluation/table.md").read_text().splitlines()
     assert lines[0].startswith(

@@ -23,8 +23,8 @@ pytestmark = pytest.mark.usefixtures("one_round_of_measuring")
 
 def test_a_distance_is_given_as_the_field_writes_it(run, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    options = ("--steps", 3, "--quality", "frechet", "--min-quality", 1e6, "--out", "runs/frechet")
-    code, printed, errors = run("search/search_depth.py", *SMALL_DEPTHS, *options)
+    options = ("--steps", 3, "--latency", "measured", "--quality", "frechet", "--min-quality", 1e6)
+    code, printed, errors = run("search/search_depth.py", *SMALL_DEPTHS, *options, "--out", "runs/frechet")
     assert code == 0 and "warning" not in errors and "frechet" in printed
     front = load_front("runs/frechet/pareto.json")
     assert all(p.quality < 0 and p.metrics["frechet"] == p.quality for p in front.points)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import PROMPTS, tiny_unet, unet_inputs
 from tiny_pipelines import tiny
+from which_tests import thorough
 
 import dato
 from dato import Pruning, Schedule
@@ -40,7 +41,7 @@ def decibels(a, b):
     return 10 * math.log10(b.double().square().max().item() / max(error, 1e-30))
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("guidance_scale", [3.0, *thorough(1.0)])
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(map(str, settings.values())))
 def test_an_image_is_the_same_alone_and_at_any_place_in_a_batch(settings, guidance_scale):
     pipe, kwargs = tiny("SD 1.x")
