@@ -159,8 +159,8 @@ def unet_inputs(batch: int = 2, size: tuple[int, int] = (16, 16), seed: int = 0)
 
 
 def toy_recipe(steps: int, further: int, batch_size: int, *metrics: str) -> Recipe:
-    """A recipe of the embedded model with two prompts, for generations of `steps` and `further` steps."""
-    sampling = Sampling(steps, 3.0, batch_size=batch_size)
+    """A recipe of the embedded model with two prompts, for small images of `steps` and `further` steps."""
+    sampling = Sampling(steps, 3.0, 32, 32, batch_size=batch_size)
     where = "cpu", "float32", "dpm++2m"
     return Recipe("emoji-sd", *where, (PROMPTS[0], PROMPTS[2]), sampling, (further,), metrics)
 

@@ -32,8 +32,8 @@ from dato.unet.speedup_rule import rule
 
 START = 30.0  # seconds that a search takes before this course begins and after it ends: loading, the page
 PLANS = 14  # schedules by the planner that the evolution begins from
-SPEEDUPS_TO_AN_OCTAVE = 1  # for which the rule's own schedule (`dato.rule`) is validated
-FURTHER_RULES = 4  # that are validated, those that are predicted to beat a finalist, or to come closest to it
+SPEEDUPS_TO_AN_OCTAVE = 2  # for which the rule's own schedule (`dato.rule`) is validated
+FURTHER_RULES = 3  # that are validated, those that are expected to beat a finalist, or to come closest to it
 SEEDS_TO_AN_OCTAVE = 12  # rules that the evolution begins from
 THINKING = 0.1  # share of the time that predictions take
 # What is generated on average before a rival is given up: this share of a rule's images, so many of a reference's.
@@ -86,7 +86,7 @@ class GuidedCourse(Course):
 
     @cached_property
     def _rules_for_speedups(self) -> list[Schedule]:
-        """The rule's schedules (`dato.rule`) for speed-ups in the middle of each octave of the range."""
+        """The rule's schedules (`dato.rule`) for speed-ups in the middle of each half octave of the range."""
         ends = per_octave(self.prepared.preset.speedups, SPEEDUPS_TO_AN_OCTAVE)
         speedups = [math.sqrt(low * high) for low, high in pairwise(ends)]
         chosen = self.study.pool.ask(rules_for, self.study.pool.facts.calls, [s for s in speedups if s > 1])
@@ -104,7 +104,8 @@ class GuidedCourse(Course):
     def _further_rules(self, advice: Advice, points: Mapping[Schedule, Point]) -> list[Schedule]:
         """Return the rules that are most likely to beat a point that was validated; see `closest_rivals`.
 
-        Their qualities are predicted. What the predictions of `dato.rule`'s schedules were off by is added.
+        Their qualities are predicted. What the predictions of `dato.rule`'s schedules were off by is added, interpolated
+        by the logarithm of the latency: predictions are too low for slow schedules when they are too high for fast ones.
 
         Args:
             advice: Predicts them.
@@ -115,7 +116,10 @@ class GuidedCourse(Course):
         if not known or not every:
             return []
         quality, latency = advice.guess_all(every)
-        quality += np.mean([points[s].quality - q for s, q in zip(known, advice.guess_all(known)[0], strict=True)])
+        guessed, milliseconds = advice.guess_all(known)
+        off = np.array([points[schedule].quality for schedule in known]) - guessed
+        fastest_first = np.argsort(milliseconds)
+        quality += np.interp(np.log(latency), np.log(milliseconds[fastest_first]), off[fastest_first])
         fastest, slowest = sorted(self.study.stock.point.latency_ms / end for end in self.prepared.preset.speedups)
         quality[(latency < fastest) | (latency > slowest)] = -math.inf
         return closest_rivals(every, (quality, latency), points.values(), FURTHER_RULES)

@@ -21,7 +21,8 @@ IMAGE_REWARD = Path(__file__).parents[1] / "data" / "image_reward"
 FEATURES = 4
 # A search of seconds. Its times are not looked at, so nothing is timed.
 FEW = ("--pop-size", 3, "--generations", 1, "--rounds", 0, "--latency", "table", "--quiet")
-DEPTH = ("search/search_depth.py", "--preset", "paper", "--steps", 3, "--guidance-scale", 1, *FEW, "--out", "depth")
+SIZE = ("--height", 32, "--width", 32)
+DEPTH = ("search/search_depth.py", "--preset", "paper", "--steps", 3, "--guidance-scale", 1, *SIZE, *FEW, "--out", "depth")
 RATIO = ("search/search_ratio.py", *FEW, "--depths", "depth", "--pick", "knee", "--ratios", "0,0.5", "--out", "ratio")
 
 
@@ -66,7 +67,8 @@ def judged_again(pipe, front, point, metric):
     conditions = front.conditions
     dato.set_scheduler(pipe, point.scheduler or conditions["scheduler_name"])
     dato.apply_patch(pipe, point.schedule)
-    sampling = Sampling(point.steps, conditions["guidance_scale"], batch_size=conditions["batch_size"])
+    height, width = conditions["height"], conditions["width"]
+    sampling = Sampling(point.steps, conditions["guidance_scale"], height, width, batch_size=conditions["batch_size"])
     images = generate(pipe, conditions["prompts"], sampling).images
     dato.remove_patch(pipe)
     return metric(images, conditions["prompts"], images)
