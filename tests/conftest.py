@@ -158,9 +158,9 @@ def unet_inputs(batch: int = 2, size: tuple[int, int] = (16, 16), seed: int = 0)
     return devices.randn(batch, 4, *size, generator=generator), devices.randn(batch, 5, 8, generator=generator)
 
 
-def toy_recipe(steps: int, further: int, batch_size: int, *metrics: str) -> Recipe:
-    """A recipe of the embedded model with two prompts, for small images of `steps` and `further` steps."""
-    sampling = Sampling(steps, 3.0, 32, 32, batch_size=batch_size)
+def toy_recipe(steps: int, further: int, batch_size: int, *metrics: str, size: int = 32) -> Recipe:
+    """A recipe of the embedded model with two prompts, for images of `steps` and `further` steps."""
+    sampling = Sampling(steps, 3.0, size, size, batch_size=batch_size)
     where = "cpu", "float32", "dpm++2m"
     return Recipe("emoji-sd", *where, (PROMPTS[0], PROMPTS[2]), sampling, (further,), metrics)
 

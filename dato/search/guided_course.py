@@ -14,8 +14,6 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 
-import numpy as np
-
 from dato.errors import DatoError
 from dato.evaluation.evaluator import Evaluator
 from dato.evaluation.rules import rule_name
@@ -27,7 +25,7 @@ from dato.search.adviser import Advice
 from dato.search.budget import Budget, divided
 from dato.search.course import Course
 from dato.search.guided import Evolution, Trials, evenly, guided_search, per_octave
-from dato.search.rule_choice import best_of_each, closest_rivals, rules_of
+from dato.search.rule_choice import best_of_each, closest_rivals, corrected, rules_of
 from dato.unet.speedup_rule import rule
 
 START = 30.0  # seconds that a search takes before this course begins and after it ends: loading, the page
@@ -104,22 +102,14 @@ class GuidedCourse(Course):
     def _further_rules(self, advice: Advice, points: Mapping[Schedule, Point]) -> list[Schedule]:
         """Return the rules that are most likely to beat a point that was validated; see `closest_rivals`.
 
-        Their qualities are predicted. What the predictions of `dato.rule`'s schedules were off by is added, interpolated
-        by the logarithm of the latency: predictions are too low for slow schedules when they are too high for fast ones.
-
         Args:
-            advice: Predicts them.
+            advice: Predicts their qualities. They are corrected by those of `dato.rule`'s schedules.
             points: What was validated, with `dato.rule`'s schedules.
         """
         known = [schedule for schedule in self._rules_for_speedups if schedule in points]  # others have failed
         every = [schedule for schedule in self._rules if schedule not in points]
-        if not known or not every:
-            return []
         quality, latency = advice.guess_all(every)
-        guessed, milliseconds = advice.guess_all(known)
-        off = np.array([points[schedule].quality for schedule in known]) - guessed
-        fastest_first = np.argsort(milliseconds)
-        quality += np.interp(np.log(latency), np.log(milliseconds[fastest_first]), off[fastest_first])
+        quality = corrected((quality, latency), advice.guess_all(known), [points[s].quality for s in known])
         fastest, slowest = sorted(self.study.stock.point.latency_ms / end for end in self.prepared.preset.speedups)
         quality[(latency < fastest) | (latency > slowest)] = -math.inf
         return closest_rivals(every, (quality, latency), points.values(), FURTHER_RULES)

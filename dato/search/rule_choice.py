@@ -41,6 +41,27 @@ def best_of_each(
     return best
 
 
+def corrected(
+    guesses: tuple[np.ndarray, np.ndarray], known: tuple[np.ndarray, np.ndarray], qualities: Sequence[float]
+) -> np.ndarray:
+    """Return predicted qualities, corrected by what the predictions of known schedules are off by.
+
+    That depends on the speed-up: predictions may be too low for slow schedules and too high for fast ones. So it is
+    interpolated by the logarithm of the latency.
+
+    Args:
+        guesses: The qualities and latencies of B schedules, (B,) each.
+        known: Those of K schedules whose qualities are known, (K,) each.
+        qualities: The K known qualities.
+    """
+    quality, latency = guesses
+    off = np.asarray(qualities) - known[0]
+    usable = [i for i in np.argsort(known[1]) if np.isfinite(off[i])]  # no model may cover a schedule
+    if not usable:
+        return quality.copy()
+    return quality + np.interp(np.log(latency), np.log(known[1][usable]), off[usable])
+
+
 def closest_rivals(
     schedules: Sequence[Schedule], guesses: tuple[np.ndarray, np.ndarray], points: Iterable[Point], count: int
 ) -> list[Schedule]:

@@ -21,8 +21,8 @@ IMAGE_REWARD = Path(__file__).parents[1] / "data" / "image_reward"
 FEATURES = 4
 # A search of seconds. Its times are not looked at, so nothing is timed.
 FEW = ("--pop-size", 3, "--generations", 1, "--rounds", 0, "--latency", "table", "--quiet")
-SIZE = ("--height", 32, "--width", 32)
-DEPTH = ("search/search_depth.py", "--preset", "paper", "--steps", 3, "--guidance-scale", 1, *SIZE, *FEW, "--out", "depth")
+SMALL = ("--steps", 3, "--guidance-scale", 1, "--height", 32, "--width", 32)
+DEPTH = ("search/search_depth.py", "--preset", "paper", *SMALL, *FEW, "--out", "depth")
 RATIO = ("search/search_ratio.py", *FEW, "--depths", "depth", "--pick", "knee", "--ratios", "0,0.5", "--out", "ratio")
 
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from conftest import toy_recipe
+from even_table import measured
 
 from dato import Point, Pruning, Schedule
 from dato.evaluation.evaluator import Evaluator
@@ -21,7 +22,7 @@ from dato.search.run_folder import Folder
 from dato.search.spaces import DepthSpace
 from dato.search.study import Study
 
-RECIPE = toy_recipe(6, 4, 2, "psnr")
+RECIPE = toy_recipe(6, 4, 2, "psnr", size=64)
 SPACE = DepthSpace([4, 6], 12, [0, 1], (0, 1))
 
 
@@ -30,7 +31,9 @@ def known(tmp_path_factory):
     """(folder, study, advice) after a table and the models were measured."""
     folder = tmp_path_factory.mktemp("advised")
     study = opened(folder)
-    study.use_table(study.measured_table(SPACE.examples()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dato.search.study.measure_table", measured)
+        study.use_table(study.measured_table(SPACE.examples()))
     advice = Advice(study.sensitivity([4, 6], [0, 1]), study.table)
     yield folder, study, advice
     study.close()

@@ -47,6 +47,7 @@ def searched(make_pipe, tmp_path_factory):
         return original(self, method, prompts, sampling, decode)
 
     patch.setattr(Evaluator, "generate", noted)
+    patch.setattr("dato.search.study.measure_table", measured)
     patch.setattr("dato.search.guided.FIRST_GENERATIONS", 30)
     folder, pipe = tmp_path_factory.mktemp("runs") / "whole", make_pipe(seed=2)
     try:

@@ -3,10 +3,11 @@
 import math
 
 import numpy as np
+import pytest
 
 from dato.point import Point
 from dato.schedule import Schedule
-from dato.search.rule_choice import best_of_each, closest_rivals
+from dato.search.rule_choice import best_of_each, closest_rivals, corrected
 
 NAMES = list("abcdef")  # what is chosen may be anything
 
@@ -20,6 +21,20 @@ def test_the_best_between_each_speedup_and_the_next():
 
 def test_of_equal_qualities_the_faster_one():
     assert best_of_each(["slow", "fast"], (np.array([40.0, 40]), np.array([40.0, 30])), 100.0, [2.0, 4.0]) == ["fast"]
+
+
+def test_predictions_are_corrected_by_known_ones_of_about_the_same_latency():
+    guesses = np.array([30.0, 40, 50, -math.inf, 60]), np.array([5.0, 20, 40, 20, 90])
+    # At 10 ms they are 2 too high, and at 40 ms 4 too low; 20 ms is in the middle. The third one has no prediction.
+    known = np.array([52.0, 32, -math.inf]), np.array([40.0, 10, 20])
+    assert corrected(guesses, known, [56.0, 30, 45]).tolist() == pytest.approx([28, 41, 54, -math.inf, 64])
+
+
+@pytest.mark.parametrize("guess", [[], [-math.inf]])
+def test_without_known_ones_predictions_stay(guess):
+    guesses = np.array([30.0, 40]), np.array([5.0, 20])
+    known = np.array(guess), np.array([10.0] * len(guess))
+    assert corrected(guesses, known, [30.0] * len(guess)).tolist() == [30, 40]
 
 
 def rivals(quality, latency, count, front=((50.0, 30.0), (20.0, 10.0))):
