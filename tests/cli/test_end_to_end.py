@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL, SMALL_DEPTHS, call, draw
+from even_table import measured
 from PIL import Image
 
 import dato
@@ -55,6 +56,7 @@ def test_1_search_depths(run, folder, monkeypatch):
 
 
 def test_2_search_ratios_on_top(run, folder, monkeypatch):
+    monkeypatch.setattr("dato.search.study.measure_table", measured)
     monkeypatch.chdir(folder)
     code, _, errors = run("search/search_ratio.py", *SMALL, "--score", "dato", "--out", "runs/ratio-1")
     assert code == 0 and "Building on runs/depth-1/pareto.json" in errors.replace("\n", "")
