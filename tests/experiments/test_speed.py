@@ -115,7 +115,7 @@ def test_the_command_writes_tables_json_and_a_chart(run, tmp_path):
     code, printed, _ = run(
         "scripts/benchmark.py",
         *("--parts", "calls,images", "--depths", "0,1", "--ratios", "0,0.5", "--rounds", 1, "--steps", 2),
-        *("--guidance-scale", 1, "--height", 32, "--width", 32, "--methods", "pruned 50%"),
+        *("--guidance-scale", 1, "--height", 32, "--width", 32, "--methods", "pruned 50%; sd15-uniform-n2-d1"),
         *("--batch-size", "1,2", "--no-memory", "--strategies", "sd15-uniform-n2-d1", "--out", path, "--chart", chart),
     )
     assert code == 0
