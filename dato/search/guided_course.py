@@ -30,8 +30,8 @@ from dato.unet.speedup_rule import rule
 
 START = 30.0  # seconds that a search takes before this course begins and after it ends: loading, the page
 PLANS = 14  # schedules by the planner that the evolution begins from
-SPEEDUPS_TO_AN_OCTAVE = 2  # for which the rule's own schedule (`dato.rule`) is validated
-FURTHER_RULES = 3  # that are validated, those that are expected to beat a finalist, or to come closest to it
+SPEEDUPS_TO_AN_OCTAVE = 1  # for which the rule's own schedule (`dato.rule`) is validated
+FURTHER_RULES = 4  # that are validated, those that are expected to beat a finalist, or to come closest to it
 SEEDS_TO_AN_OCTAVE = 12  # rules that the evolution begins from
 THINKING = 0.1  # share of the time that predictions take
 # What is generated on average before a rival is given up: this share of a rule's images, so many of a reference's.
@@ -84,7 +84,7 @@ class GuidedCourse(Course):
 
     @cached_property
     def _rules_for_speedups(self) -> list[Schedule]:
-        """The rule's schedules (`dato.rule`) for speed-ups in the middle of each half octave of the range."""
+        """The rule's schedules (`dato.rule`) for speed-ups in the middle of each octave of the range."""
         ends = per_octave(self.prepared.preset.speedups, SPEEDUPS_TO_AN_OCTAVE)
         speedups = [math.sqrt(low * high) for low, high in pairwise(ends)]
         chosen = self.study.pool.ask(rules_for, self.study.pool.facts.calls, [s for s in speedups if s > 1])
