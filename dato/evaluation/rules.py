@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from dato.errors import DatoError
 from dato.schedule import Schedule
@@ -105,12 +106,24 @@ def _of_calls(calls: int, depth: int, order: int, rungs: int, forecast: str) -> 
 
 
 def rule_name(schedule: Schedule) -> str:
-    """Return what tables call a rule.
+    """Return what tables call a rule. Rules of other orders, or of somewhat other distances, may have the same name.
+
+    "ending early" says that the last call is not whole, and "growing" that the distances between whole calls grow.
 
     Example:
         >>> rule_name(Schedule.spread(50, 10))
-        'rule: 10 of 50 whole, else d=0'
+        'rule: 10 of 50 whole'
+        >>> rule_name(Schedule.spread(50, 11, 1, growth=1.25))
+        'rule: 11 of 50 whole, else d=1, growing'
+        >>> rule_name(Schedule.spread(50, 7, growth=1.25, tail=1))
+        'rule: 7 of 50 whole, ending early'
     """
-    whole = schedule.depths.count(schedule.rungs)
-    partial = sorted({depth for depth in schedule.depths if depth < schedule.rungs})
-    return f"rule: {whole} of {len(schedule)} whole, else d={','.join(map(str, partial))}"
+    places = [call for call, depth in enumerate(schedule.depths) if depth == schedule.rungs]
+    distances = [after - before for before, after in pairwise(places)]
+    name = f"rule: {len(places)} of {len(schedule)} whole"
+    if partial := sorted({depth for depth in schedule.depths if 0 < depth < schedule.rungs}):
+        name += f", else d={','.join(map(str, partial))}"
+    if places[-1] < len(schedule) - 1:
+        return f"{name}, ending early"
+    # Even distances differ by 1 at most.
+    return f"{name}, growing" if distances and distances[0] + 1 < max(distances) else name

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -210,11 +211,12 @@ class GuidedCourse(Course):
 
     def _named(self) -> Mapping[str, Schedule]:
         """Return the references, and the rules that were validated."""
-        named = {**self.problem.references}
+        named, times = {**self.problem.references}, Counter[str]()
         for schedule in self._validated_rules:
             if schedule not in named.values():
                 name = rule_name(schedule)
-                named[name if name not in named else f"{name} ({len(named)})"] = schedule
+                times[name] += 1
+                named[name if times[name] == 1 else f"{name} ({times[name]})"] = schedule
         return named
 
     def _validate(self, advice: Advice, finalists: Sequence[Schedule]) -> dict[Schedule, Point]:

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from dato import DatoError, Schedule
-from dato.evaluation.rules import rules, whole_calls
+from dato.evaluation.rules import rule_name, rules, whole_calls
 
 LENGTHS = (10, 15, 20, 25, 50)
 
@@ -67,3 +67,18 @@ def test_numbers_of_whole_calls():
         counts = whole_calls(calls)
         assert counts[-1] == 4 and counts[0] <= calls / 2 and counts == sorted(set(counts), reverse=True)
         assert all(a / b <= 1.45 for a, b in pairwise(counts))
+
+
+def test_a_rule_is_named_by_how_its_whole_calls_are_spread():
+    names = {
+        "rule: 10 of 50 whole": [Schedule.spread(50, 10), Schedule.spread(50, 10, 0, 1)],
+        "rule: 11 of 50 whole, growing": [Schedule.spread(50, 11, 0, 1, growth=1.25)],
+        "rule: 7 of 50 whole, ending early": [
+            Schedule.spread(50, 7, tail=1),
+            Schedule.spread(50, 7, growth=1.5, tail=2),
+        ],
+        "rule: 8 of 50 whole, else d=1": [Schedule.spread(50, 8, 1), Schedule.uniform(50, 7, 1)],
+        "rule: 1 of 4 whole, ending early": [Schedule([12, 0, 0, 0], rungs=12)],
+    }
+    for name, schedules in names.items():
+        assert {rule_name(schedule) for schedule in schedules} == {name}
