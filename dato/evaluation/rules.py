@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 from dato.errors import DatoError
 from dato.schedule import Schedule
@@ -119,7 +118,7 @@ def rule_name(schedule: Schedule) -> str:
         'rule: 7 of 50 whole, ending early'
     """
     places = [call for call, depth in enumerate(schedule.depths) if depth == schedule.rungs]
-    distances = [after - before for before, after in pairwise(places)]
+    distances = [after - before for before, after in itertools.pairwise(places)]
     name = f"rule: {len(places)} of {len(schedule)} whole"
     if partial := sorted({depth for depth in schedule.depths if 0 < depth < schedule.rungs}):
         name += f", else d={','.join(map(str, partial))}"

@@ -32,7 +32,7 @@ from dato.unet.speedup_rule import rule
 START = 30.0  # seconds that a search takes before this course begins and after it ends: loading, the page
 PLANS = 14  # schedules by the planner that the evolution begins from
 SPEEDUPS_TO_AN_OCTAVE = 1  # for which the rule's own schedule (`dato.rule`) is validated
-FURTHER_RULES = 4  # that are validated, those that are expected to beat a finalist, or to come closest to it
+FURTHER_RULES = 4  # that are validated, those that are expected to beat a validated point, or to come closest to it
 SEEDS_TO_AN_OCTAVE = 12  # rules that the evolution begins from
 THINKING = 0.1  # share of the time that predictions take
 # What is generated on average before a rival is given up: this share of a rule's images, so many of a reference's.
@@ -222,12 +222,12 @@ class GuidedCourse(Course):
     def _validate(self, advice: Advice, finalists: Sequence[Schedule]) -> dict[Schedule, Point]:
         """Return the points of finalists, rules and references by the validation prompts.
 
-        The further rules are chosen when the finalists are validated. What was evolved on predictions is predicted too
-        well. So predictions cannot tell which rules are better than it.
+        The further rules are chosen when the finalists are validated. Finalists were evolved on predictions, so these
+        are too good. Predictions alone cannot tell which rules are better than them.
         """
         own = self._rules_for_speedups
         rivals = list(dict.fromkeys([*self._references(), *own])) if self.finished else []
-        self.progress.phase("Validation", 1 + len(finalists) + (len(rivals) + FURTHER_RULES) * self.finished)
+        self.progress.phase("Validation", 1 + len(finalists) + len(rivals) + (FURTHER_RULES if self.finished else 0))
         self.study.validated_stock()
         self.progress.advance()
         points = self._points(finalists, race=False)

@@ -77,7 +77,7 @@ def closest_rivals(
         count: How many are returned at most.
     """
     quality, latency = guesses
-    front = sorted(non_dominated(points), key=lambda point: point.latency_ms)
+    front = non_dominated(points)
     # On a front the slower one is the better one. So the fastest of those that a schedule can beat has least quality.
     least = np.append([point.quality for point in front], math.inf)
     gains = quality - least[np.searchsorted([point.latency_ms for point in front], latency / (1 + APART))]

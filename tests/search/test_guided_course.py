@@ -28,12 +28,16 @@ FAST = {"steps": [6], "validation": 2, "minutes": 0.1, "latency": "table", "batc
 FAST |= {"height": 64, "width": 64}
 
 
+def make_even_and_short(patch):
+    """Make the latency table the same in every search, as if a clock ran evenly, and the first evolution short."""
+    patch.setattr("dato.search.study.measure_table", measured)
+    patch.setattr("dato.search.planning.measure_table", measured)
+    patch.setattr("dato.search.guided.FIRST_GENERATIONS", 30)
+
+
 @pytest.fixture(autouse=True)
-def table(monkeypatch):
-    """The latency table is the same in every search, as if a clock ran evenly."""
-    monkeypatch.setattr("dato.search.study.measure_table", measured)
-    monkeypatch.setattr("dato.search.guided.FIRST_GENERATIONS", 30)
-    monkeypatch.setattr("dato.search.planning.measure_table", measured)
+def even_and_short(monkeypatch):
+    make_even_and_short(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +51,7 @@ def searched(make_pipe, tmp_path_factory):
         return original(self, method, prompts, sampling, decode)
 
     patch.setattr(Evaluator, "generate", noted)
-    patch.setattr("dato.search.study.measure_table", measured)
-    patch.setattr("dato.search.guided.FIRST_GENERATIONS", 30)
+    make_even_and_short(patch)
     folder, pipe = tmp_path_factory.mktemp("runs") / "whole", make_pipe(seed=2)
     try:
         front = search_depth(pipe, MANY, out=folder, **FAST)
