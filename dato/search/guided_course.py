@@ -26,13 +26,13 @@ from dato.search.adviser import Advice
 from dato.search.budget import Budget, divided
 from dato.search.course import Course
 from dato.search.guided import Evolution, Trials, evenly, guided_search, per_octave
-from dato.search.rule_choice import best_of_each, closest_rivals, corrected, rules_of
+from dato.search.rule_choice import best_of_each, corrected, rules_of, worth_validating
 from dato.unet.speedup_rule import rule
 
 START = 30.0  # seconds that a search takes before this course begins and after it ends: loading, the page
 PLANS = 14  # schedules by the planner that the evolution begins from
 SPEEDUPS_TO_AN_OCTAVE = 1  # for which the rule's own schedule (`dato.rule`) is validated
-FURTHER_RULES = 4  # that are validated, those that are expected to beat a validated point, or to come closest to it
+FURTHER_RULES = 4  # that are validated at most, those that are expected to add most to the validated points
 SEEDS_TO_AN_OCTAVE = 12  # rules that the evolution begins from
 THINKING = 0.1  # share of the time that predictions take
 # What is generated on average before a rival is given up: this share of a rule's images, so many of a reference's.
@@ -101,7 +101,7 @@ class GuidedCourse(Course):
         return best_of_each(self._rules, advice.guess_all(self._rules), self.study.stock.point.latency_ms, speedups)
 
     def _further_rules(self, advice: Advice, points: Mapping[Schedule, Point]) -> list[Schedule]:
-        """Return the rules that are most likely to beat a point that was validated; see `closest_rivals`.
+        """Return the rules that are expected to add most to what was validated; see `worth_validating`.
 
         Args:
             advice: Predicts their qualities. They are corrected by those of `dato.rule`'s schedules.
@@ -111,9 +111,8 @@ class GuidedCourse(Course):
         every = [schedule for schedule in self._rules if schedule not in points]
         quality, latency = advice.guess_all(every)
         quality = corrected((quality, latency), advice.guess_all(known), [points[s].quality for s in known])
-        fastest, slowest = sorted(self.study.stock.point.latency_ms / end for end in self.prepared.preset.speedups)
-        quality[(latency < fastest) | (latency > slowest)] = -math.inf
-        return closest_rivals(every, (quality, latency), points.values(), FURTHER_RULES)
+        stock_ms, speedups = self.study.stock.point.latency_ms, self.prepared.preset.speedups
+        return worth_validating(every, (quality, latency), points.values(), stock_ms, speedups, FURTHER_RULES)
 
     def _budget(self, seconds: float, table: LatencyTable) -> Budget:
         """Return what the search may spend.

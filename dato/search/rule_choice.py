@@ -11,9 +11,8 @@ import numpy as np
 from dato.evaluation.rules import rules
 from dato.point import Point, non_dominated
 from dato.schedule import Schedule
+from dato.search.guided import hypervolume_gain
 from dato.search.spaces import DepthSpace
-
-APART = 0.01  # latencies closer than this share count as equal
 
 
 def rules_of(space: DepthSpace) -> list[Schedule]:
@@ -62,29 +61,41 @@ def corrected(
     return quality + np.interp(np.log(latency), np.log(known[1][usable]), off[usable])
 
 
-def closest_rivals(
-    schedules: Sequence[Schedule], guesses: tuple[np.ndarray, np.ndarray], points: Iterable[Point], count: int
+def worth_validating(
+    schedules: Sequence[Schedule],
+    guesses: tuple[np.ndarray, np.ndarray],
+    points: Iterable[Point],
+    stock_ms: float,
+    speedups: tuple[float, float],
+    count: int,
 ) -> list[Schedule]:
-    """Return the schedules that are expected to beat a front by most, or to fall short of it by least.
+    """Return the schedules that are expected to raise the hypervolume of a front most, one after the other.
 
-    A schedule is compared with the points that are as slow or slower: it beats a point if it is better and no slower.
-    No two schedules that are returned have latencies within 1% of each other.
+    Each one is chosen as if those before it were points of the expected quality. So what beats a point is chosen, and
+    what fills a gap between two, and no second one that is like the first.
 
     Args:
         schedules: B schedules to choose from.
         guesses: Their qualities (-inf: never chosen) and latencies (milliseconds per image), (B,) each.
         points: Those that no other dominates are the front.
-        count: How many are returned at most.
+        stock_ms: Stock's latency.
+        speedups: Where the front begins and ends. Schedules outside are not chosen.
+        count: How many are returned at most. Those that are not expected to raise the hypervolume are not returned.
     """
-    quality, latency = guesses
     front = non_dominated(points)
-    # On a front the slower one is the better one. So the fastest of those that a schedule can beat has least quality.
-    least = np.append([point.quality for point in front], math.inf)
-    gains = quality - least[np.searchsorted([point.latency_ms for point in front], latency / (1 + APART))]
-    chosen: list[int] = []
-    for i in np.argsort(-gains, kind="stable"):
-        if len(chosen) == count or not np.isfinite(gains[i]):
+    least = min((point.quality for point in front), default=0.0)
+    low, high = speedups
+    offered = [
+        Point(schedule, quality, ms, stock_ms / ms)
+        for schedule, quality, ms in zip(schedules, *(values.tolist() for values in guesses), strict=True)
+        if low <= stock_ms / ms <= high and math.isfinite(quality)
+    ]
+    chosen: list[Schedule] = []
+    while offered and len(chosen) < count:
+        gains = [hypervolume_gain(front, one.quality, one.latency_ms, least, stock_ms / low) for one in offered]
+        best = int(np.argmax(gains))
+        if gains[best] <= 0:
             break
-        if all(abs(math.log(latency[i] / latency[j])) > APART for j in chosen):
-            chosen.append(int(i))
-    return [schedules[i] for i in chosen]
+        chosen.append(offered[best].schedule)
+        front = non_dominated([*front, offered[best]])
+    return chosen
