@@ -32,7 +32,7 @@ from dato.unet.speedup_rule import rule
 START = 30.0  # seconds that a search takes before this course begins and after it ends: loading, the page
 PLANS = 14  # schedules by the planner that the evolution begins from
 SPEEDUPS_TO_AN_OCTAVE = 1  # for which the rule's own schedule (`dato.rule`) is validated
-FURTHER_RULES = 4  # that are validated at most, those that are expected to add most to the validated points
+FINALISTS_TO_A_RULE = 3  # for so many finalists one rule is validated, of those that are expected to add most
 SEEDS_TO_AN_OCTAVE = 12  # rules that the evolution begins from
 THINKING = 0.1  # share of the time that predictions take
 # What is generated on average before a rival is given up: this share of a rule's images, so many of a reference's.
@@ -112,7 +112,12 @@ class GuidedCourse(Course):
         quality, latency = advice.guess_all(every)
         quality = corrected((quality, latency), advice.guess_all(known), [points[s].quality for s in known])
         stock_ms, speedups = self.study.stock.point.latency_ms, self.prepared.preset.speedups
-        return worth_validating(every, (quality, latency), points.values(), stock_ms, speedups, FURTHER_RULES)
+        return worth_validating(every, (quality, latency), points.values(), stock_ms, speedups, self._further)
+
+    @property
+    def _further(self) -> int:
+        """How many rules are validated at most, besides the rule's own schedules."""
+        return self.prepared.preset.finalists // FINALISTS_TO_A_RULE
 
     def _budget(self, seconds: float, table: LatencyTable) -> Budget:
         """Return what the search may spend.
@@ -128,7 +133,7 @@ class GuidedCourse(Course):
         seconds_per_image = stock.metrics["measured_ms"] / 1000
         references = sum(table.predict(s) for s in self._references()) / stock_ms
         rules_cost = sum(table.predict(s) for s in self._rules_for_speedups) / stock_ms
-        rules_cost += FURTHER_RULES / math.sqrt(math.prod(preset.speedups))
+        rules_cost += self._further / math.sqrt(math.prod(preset.speedups))
         images, timed = len(recipe.validation), preset.rounds * preset.batch_size
         others = images * (1 + rules_cost * RULES_SHARE) + references * REFERENCE_IMAGES
         others += timed * (1 + rules_cost + references)
@@ -226,16 +231,16 @@ class GuidedCourse(Course):
         """
         own = self._rules_for_speedups
         rivals = list(dict.fromkeys([*self._references(), *own])) if self.finished else []
-        self.progress.phase("Validation", 1 + len(finalists) + len(rivals) + (FURTHER_RULES if self.finished else 0))
+        self.progress.phase("Validation", 1 + len(finalists) + len(rivals))
         self.study.validated_stock()
         self.progress.advance()
         points = self._points(finalists, race=False)
         if self.finished:
             self._validated_rules = own
             points |= self._points(rivals, race=True)
-        if self.finished:
-            further = self._further_rules(advice, points)
+        if self.finished and (further := self._further_rules(advice, points)):
             self._validated_rules = [*own, *further]
+            self.progress.phase("Validation of rules", len(further))
             points |= self._points(further, race=True)
         return points
 

@@ -77,7 +77,7 @@ def worth_validating(
     Args:
         schedules: B schedules to choose from.
         guesses: Their qualities (-inf: never chosen) and latencies (milliseconds per image), (B,) each.
-        points: Those that no other dominates are the front.
+        points: Those that no other dominates are the front. The hypervolume counts from the lowest quality among them.
         stock_ms: Stock's latency.
         speedups: Where the front begins and ends. Schedules outside are not chosen.
         count: How many are returned at most. Those that are not expected to raise the hypervolume are not returned.

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import PROMPTS, draw
@@ -19,7 +20,7 @@ from dato.evaluation.validation import OTHER_NOISE
 from dato.prediction.latency_table import LatencyTable
 from dato.search import plan, search_depth, study
 from dato.search.candidate_timing import HOW
-from dato.search.guided_course import FURTHER_RULES, RULES_SHARE, START, THINKING, GuidedCourse
+from dato.search.guided_course import FINALISTS_TO_A_RULE, RULES_SHARE, START, THINKING, GuidedCourse
 from dato.search.journal import read_entries
 from dato.unet.compiled import CompiledCalls
 
@@ -127,8 +128,28 @@ def test_minutes_are_converted_by_what_stock_took_and_not_by_the_table(measured_
     course._rules_for_speedups = [Schedule.spread(50, 10)]
     budget = course._budget(0.0, table)
     images = (600 - START) * 1000 / measured_ms * (1 - THINKING)
-    validation = 12 * (1 + RULES_SHARE * (0.2 + FURTHER_RULES / math.sqrt(32)))
+    validation = 12 * (1 + RULES_SHARE * (0.2 + 12 / FINALISTS_TO_A_RULE / math.sqrt(32)))
     assert budget.candidates + 12 * budget.finalists == pytest.approx(images - validation)
+
+
+@pytest.mark.parametrize(("own_quality", "chosen"), [(42.0, True), (40.0, False)])
+def test_further_rules_are_predicted_by_what_those_of_dato_rule_turned_out_to_be(own_quality, chosen):
+    """Both the rule of 10 whole calls and that of 5 are predicted to have 30 dB, and a point of 8 has 41 dB."""
+    stock = Point(Schedule.full(50), 100.0, 1000.0, 1.0)
+    own, point, rival = (Schedule.spread(50, whole) for whole in (10, 8, 5))
+    course = GuidedCourse(
+        SimpleNamespace(preset=SimpleNamespace(finalists=12, speedups=(2.0, 16.0))),
+        SimpleNamespace(),
+        SimpleNamespace(stock=SimpleNamespace(point=stock)),
+        SimpleNamespace(),
+        {},
+    )
+    course._rules_for_speedups, course._rules = [own], [own, rival]
+    ms = {own: 200.0, point: 160.0, rival: 100.0}
+    advice = SimpleNamespace(guess_all=lambda asked: (np.full(len(asked), 30.0), np.array([ms[s] for s in asked])))
+    quality = {own: own_quality, point: 41.0}
+    points = {s: Point(s, quality[s], ms[s], 1000 / ms[s]) for s in quality}
+    assert course._further_rules(advice, points) == [rival] * chosen
 
 
 def test_rivals_are_timed_again_beside_the_front(searched, tmp_path, monkeypatch):

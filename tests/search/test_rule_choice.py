@@ -7,7 +7,7 @@ import pytest
 
 from dato.point import Point
 from dato.schedule import Schedule
-from dato.search.rule_choice import best_of_each, closest_rivals, corrected
+from dato.search.rule_choice import best_of_each, corrected, worth_validating
 
 NAMES = list("abcdef")  # what is chosen may be anything
 
@@ -37,31 +37,37 @@ def test_without_known_ones_predictions_stay(guess):
     assert corrected(guesses, known, [30.0] * len(guess)).tolist() == [30, 40]
 
 
-def rivals(quality, latency, count, front=((50.0, 30.0), (20.0, 10.0))):
+def added(quality, latency, count=4, front=((50.0, 30.0), (20.0, 10.0)), speedups=(2.0, 100.0)):
     points = [Point(Schedule.full(4, rungs=3), q, ms, 100 / ms) for q, ms in zip(*front, strict=True)]
-    return closest_rivals(NAMES[: len(quality)], (np.array(quality), np.array(latency)), points, count)
+    guesses = np.array(quality), np.array(latency)
+    return worth_validating(NAMES[: len(quality)], guesses, points, 100.0, speedups, count)
 
 
-def test_the_closest_to_the_front_come_first():
-    # Against 50 dB (20 ms) a is 21 worse, b 1 worse and c 5 worse; against 30 dB (10 ms) d is 2 worse.
-    assert rivals([29.0, 49, 45, 28], [12.0, 15, 19, 8], 4) == ["b", "d", "c", "a"]
-    assert rivals([29.0, 49, 45, 28], [12.0, 15, 19, 8], 2) == ["b", "d"]
+def test_the_one_that_adds_most_to_the_front_comes_first():
+    # Between 10 and 20 ms the front has 30 dB: b adds 19 dB there. c adds 5 dB above 20 ms, and d is dominated.
+    assert added([31.0, 49, 55, 29], [10.0, 11, 40, 12]) == ["b", "c", "a"]
+    assert added([31.0, 49, 55, 29], [10.0, 11, 40, 12], count=2) == ["b", "c"]
 
 
-def test_a_schedule_is_compared_with_what_is_no_faster():
-    assert rivals([31.0, 49], [10.0, 11], 1) == ["a"]  # at 10 ms the front has 30 dB, and at 11 ms nothing but 50 dB
-    assert rivals([31.0, 49], [10.09, 11], 1) == ["a"]  # 10.09 ms counts as 10
-    assert rivals([31.0, 33], [15.0, 15.5], 1, front=((50.0, 30.0), (20.0, 25.0))) == ["b"]  # against 30 dB
+def test_each_is_chosen_as_if_those_before_it_were_on_the_front():
+    # a and b fill the same gap. With b on the front, a adds 1 dB from 11 to 11.1 ms, so c is worth more.
+    assert added([45.0, 49, 55], [11.0, 11.1, 20]) == ["b", "c", "a"]
+    assert added([49.0, 49], [11.0, 11]) == ["a"]
 
 
-def test_a_point_that_is_dominated_is_no_measure():
-    assert rivals([49.0, 35], [12.0, 25], 1, front=((50.0, 30.0, 29.0), (20.0, 10.0, 30.0))) == ["a"]
+def test_one_that_adds_nothing_is_not_chosen():
+    assert added([29.0, 49.9, 50], [12.0, 21, 20]) == []
+    assert added([29.0], [5.0]) == []  # faster than the front, and worse than all of it
+    assert added([31.0], [5.0]) == ["a"]
 
 
-def test_one_that_is_slower_than_the_front_is_no_rival():
-    assert rivals([70.0, 29], [25.0, 5], 2) == ["b"]
+def test_what_is_dominated_is_no_part_of_the_front():
+    assert added([41.0], [31.0], front=((40.0, 42.0), (30.0, 15.0))) == []
 
 
-def test_equal_latencies_give_one_rival_and_minus_infinity_none():
-    assert rivals([29.0, 28, 27], [12.0, 12.1, 12.2], 3) == ["a", "c"]
-    assert rivals([-math.inf, 28, -math.inf], [12.0, 13, 14], 3) == ["b"]
+def test_none_without_prediction_and_none_outside_the_speedups():
+    assert added([-math.inf, 60, 60, 60], [12.0, 51, 24, 26], speedups=(2.0, 4.0)) == ["d"]
+
+
+def test_a_front_may_be_empty():
+    assert added([30.0, -math.inf], [12.0, 5], front=((), ())) == ["a"]
