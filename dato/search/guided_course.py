@@ -32,7 +32,7 @@ from dato.unet.speedup_rule import rule
 START = 30.0  # seconds that a search takes before this course begins and after it ends: loading, the page
 PLANS = 14  # schedules by the planner that the evolution begins from
 SPEEDUPS_TO_AN_OCTAVE = 1  # for which the rule's own schedule (`dato.rule`) is validated
-FINALISTS_TO_A_RULE = 3  # for so many finalists one rule is validated, of those that are expected to add most
+FURTHER_SHARE = 0.3  # what further rules may cost, as a share of what the finalists may
 SEEDS_TO_AN_OCTAVE = 12  # rules that the evolution begins from
 THINKING = 0.1  # share of the time that predictions take
 # What is generated on average before a rival is given up: this share of a rule's images, so many of a reference's.
@@ -112,12 +112,8 @@ class GuidedCourse(Course):
         quality, latency = advice.guess_all(every)
         quality = corrected((quality, latency), advice.guess_all(known), [points[s].quality for s in known])
         stock_ms, speedups = self.study.stock.point.latency_ms, self.prepared.preset.speedups
-        return worth_validating(every, (quality, latency), points.values(), stock_ms, speedups, self._further)
-
-    @property
-    def _further(self) -> int:
-        """How many rules are validated at most, besides the rule's own schedules."""
-        return self.prepared.preset.finalists // FINALISTS_TO_A_RULE
+        budget = self._cost_of_further_rules
+        return worth_validating(every, (quality, latency), points.values(), stock_ms, speedups, budget)
 
     def _budget(self, seconds: float, table: LatencyTable) -> Budget:
         """Return what the search may spend.
@@ -133,7 +129,7 @@ class GuidedCourse(Course):
         seconds_per_image = stock.metrics["measured_ms"] / 1000
         references = sum(table.predict(s) for s in self._references()) / stock_ms
         rules_cost = sum(table.predict(s) for s in self._rules_for_speedups) / stock_ms
-        rules_cost += self._further / math.sqrt(math.prod(preset.speedups))
+        rules_cost += self._cost_of_further_rules
         images, timed = len(recipe.validation), preset.rounds * preset.batch_size
         others = images * (1 + rules_cost * RULES_SHARE) + references * REFERENCE_IMAGES
         others += timed * (1 + rules_cost + references)
@@ -157,6 +153,11 @@ class GuidedCourse(Course):
         """What one image of each finalist costs, in images of stock, if their speed-ups are spaced evenly."""
         preset = self.prepared.preset
         return sum(1 / speedup for speedup in evenly(preset.speedups, preset.finalists)[:-1])
+
+    @property
+    def _cost_of_further_rules(self) -> float:
+        """What one image of each further rule may cost together, in images of stock."""
+        return self._cost_of_finalists * FURTHER_SHARE
 
     def _references(self) -> list[Schedule]:
         """Return the baselines that are about as fast as the front, and stock with fewer steps if it is slower."""

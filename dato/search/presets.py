@@ -33,8 +33,8 @@ class Preset:
         minutes: What a guided search takes (`dato.search.guided`); None: a search by generations.
         speedups: The lowest and the highest speed-up that a guided search looks at.
         validation: Prompts that finalists are validated by; no candidate is judged by them before.
-        finalists: Points of the front that are validated, if they are spaced evenly; more if most of them are fast. A
-            third as many rules are validated after them.
+        finalists: Points of the front that are validated, if they are spaced evenly; more if most of them are fast.
+            Rules are validated after them, for 0.3 of what they may cost.
         model_images: Images that the sensitivity model is measured with.
         order_by_call: Each call has its own order of forecast; else a schedule has one.
         rounds: How often the front and stock are timed again in the end, in turn.

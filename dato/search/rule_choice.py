@@ -67,12 +67,12 @@ def worth_validating(
     points: Iterable[Point],
     stock_ms: float,
     speedups: tuple[float, float],
-    count: int,
+    budget: float,
 ) -> list[Schedule]:
-    """Return the schedules that are expected to raise the hypervolume of a front most, one after the other.
+    """Return the schedules that are expected to raise the hypervolume of a front most for what they cost.
 
-    Each one is chosen as if those before it were points of the expected quality. So what beats a point is chosen, and
-    what fills a gap between two, and no second one that is like the first.
+    They are chosen one after the other. Each one is chosen as if those before it were points of the expected quality.
+    So what beats a point is chosen, and what fills a gap between two, and no second one that is like the first.
 
     Args:
         schedules: B schedules to choose from.
@@ -80,7 +80,8 @@ def worth_validating(
         points: Those that no other dominates are the front. The hypervolume counts from the lowest quality among them.
         stock_ms: Stock's latency.
         speedups: Where the front begins and ends. Schedules outside are not chosen.
-        count: How many are returned at most. Those that are not expected to raise the hypervolume are not returned.
+        budget: What one image of each may cost together, in images of stock. It may not be used up: schedules that
+            are not expected to raise the hypervolume are not returned.
     """
     front = non_dominated(points)
     least = min((point.quality for point in front), default=0.0)
@@ -90,12 +91,13 @@ def worth_validating(
         for schedule, quality, ms in zip(schedules, *(values.tolist() for values in guesses), strict=True)
         if low <= stock_ms / ms <= high and math.isfinite(quality)
     ]
-    chosen: list[Schedule] = []
-    while offered and len(chosen) < count:
+    left, chosen = budget * stock_ms, []
+    while offered := [one for one in offered if one.latency_ms <= left]:
         gains = [hypervolume_gain(front, one.quality, one.latency_ms, least, stock_ms / low) for one in offered]
-        best = int(np.argmax(gains))
-        if gains[best] <= 0:
+        gain, best = max(zip(gains, offered, strict=True), key=lambda pair: pair[0] / pair[1].latency_ms)
+        if gain <= 0:
             break
-        chosen.append(offered[best].schedule)
-        front = non_dominated([*front, offered[best]])
+        chosen.append(best.schedule)
+        left -= best.latency_ms
+        front = non_dominated([*front, best])
     return chosen

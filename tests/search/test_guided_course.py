@@ -1,7 +1,6 @@
 """A guided search from its start to a validated front, and a plan, on a tiny pipeline."""
 
 import json
-import math
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -20,7 +19,7 @@ from dato.evaluation.validation import OTHER_NOISE
 from dato.prediction.latency_table import LatencyTable
 from dato.search import plan, search_depth, study
 from dato.search.candidate_timing import HOW
-from dato.search.guided_course import FINALISTS_TO_A_RULE, RULES_SHARE, START, THINKING, GuidedCourse
+from dato.search.guided_course import FURTHER_SHARE, RULES_SHARE, START, THINKING, GuidedCourse
 from dato.search.journal import read_entries
 from dato.unet.compiled import CompiledCalls
 
@@ -128,7 +127,7 @@ def test_minutes_are_converted_by_what_stock_took_and_not_by_the_table(measured_
     course._rules_for_speedups = [Schedule.spread(50, 10)]
     budget = course._budget(0.0, table)
     images = (600 - START) * 1000 / measured_ms * (1 - THINKING)
-    validation = 12 * (1 + RULES_SHARE * (0.2 + 12 / FINALISTS_TO_A_RULE / math.sqrt(32)))
+    validation = 12 * (1 + RULES_SHARE * (0.2 + course._cost_of_finalists * FURTHER_SHARE))
     assert budget.candidates + 12 * budget.finalists == pytest.approx(images - validation)
 
 

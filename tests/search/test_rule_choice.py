@@ -37,22 +37,32 @@ def test_without_known_ones_predictions_stay(guess):
     assert corrected(guesses, known, [30.0] * len(guess)).tolist() == [30, 40]
 
 
-def added(quality, latency, count=4, front=((50.0, 30.0), (20.0, 10.0)), speedups=(2.0, 100.0)):
+def added(quality, latency, budget=9.0, front=((50.0, 30.0), (20.0, 10.0)), speedups=(2.0, 100.0)):
     points = [Point(Schedule.full(4, rungs=3), q, ms, 100 / ms) for q, ms in zip(*front, strict=True)]
     guesses = np.array(quality), np.array(latency)
-    return worth_validating(NAMES[: len(quality)], guesses, points, 100.0, speedups, count)
+    return worth_validating(NAMES[: len(quality)], guesses, points, 100.0, speedups, budget)
 
 
-def test_the_one_that_adds_most_to_the_front_comes_first():
-    # Between 10 and 20 ms the front has 30 dB: b adds 19 dB there. c adds 5 dB above 20 ms, and d is dominated.
+def test_the_one_that_adds_most_for_its_cost_comes_first():
+    # Between 10 and 20 ms the front has 30 dB: b adds 19 dB there. c adds 5 dB above 40 ms, and d is dominated.
     assert added([31.0, 49, 55, 29], [10.0, 11, 40, 12]) == ["b", "c", "a"]
-    assert added([31.0, 49, 55, 29], [10.0, 11, 40, 12], count=2) == ["b", "c"]
+    # From 10 to 20 ms, a adds 6 dB. From 20 to 50 ms, b adds 6 dB, which is more. But b takes twice the time.
+    assert added([36.0, 56], [10.0, 20]) == ["a", "b"]
+    assert added([36.0, 63], [10.0, 20]) == ["b", "a"]
 
 
 def test_each_is_chosen_as_if_those_before_it_were_on_the_front():
-    # a and b fill the same gap. With b on the front, a adds 1 dB from 11 to 11.1 ms, so c is worth more.
+    # a and b fill the same gap. With b on the front, a adds 15 dB from 11 to 11.1 ms only, so c is worth more.
     assert added([45.0, 49, 55], [11.0, 11.1, 20]) == ["b", "c", "a"]
     assert added([49.0, 49], [11.0, 11]) == ["a"]
+
+
+def test_they_cost_no_more_than_the_budget():
+    assert added([31.0, 49, 55], [10.0, 11, 40], budget=0.5) == ["b", "a"]  # c would make it 0.61 images of stock
+    assert added([31.0, 49, 55], [10.0, 11, 40], budget=0.52) == [
+        "b",
+        "c",
+    ]
 
 
 def test_one_that_adds_nothing_is_not_chosen():
