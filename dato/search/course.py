@@ -66,7 +66,7 @@ class Course:
             adviser = advice if len(space.ratios) == 1 else None
         with self.progress.running():
             self._judge_references()
-            self._evolve(seeds, adviser)
+            self._evolve([*self.problem.warm_start.schedules, *seeds], adviser)
             best = self._best()
             baseline, timed, rounds = self._time_side_by_side(best)
         self._warn(best, baseline, timed, rounds)

@@ -164,6 +164,7 @@ def guided_search(
     seed: int = 0,
     budget: float = math.inf,
     together: int = 4,
+    first: Sequence[Schedule] = (),
 ) -> Iterator[Point]:
     """Search, and yield each point as soon as it is judged. The non-dominated points are the front.
 
@@ -173,8 +174,19 @@ def guided_search(
         seed: Fixes everything random in the search. The same seed and the same judgements give the same points.
         budget: What all trials may cost, in images of stock. The last trial may exceed it by a part of its cost.
         together: The number of schedules that are judged in one round at most.
+        first: Schedules to judge before all others, as far as the budget goes.
     """
     trials, generations, number = evolution.trials, FIRST_GENERATIONS, 0
+
+    def judge(schedules: Sequence[Schedule]) -> Iterator[Point]:
+        for point in ask(schedules):
+            trials.add(point)
+            yield point
+        evolution.adviser.tell(trials.points)
+
+    for start in range(0, len(first), together):
+        if trials.spent < budget:
+            yield from judge(first[start : start + together])
     while trials.spent < budget:
         evolution.run(generations, seed + number)
         chosen = evolution.promising(together, budget - trials.spent)
@@ -183,10 +195,7 @@ def guided_search(
                 return
             generations, number = FIRST_GENERATIONS, number + 1  # one more chance
             continue
-        for point in ask(chosen):
-            trials.add(point)
-            yield point
-        evolution.adviser.tell(trials.points)
+        yield from judge(chosen)
         generations, number = GENERATIONS, number + 1
 
 

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 
 from dato.errors import DatoError
@@ -181,7 +181,9 @@ class GuidedCourse(Course):
         self.progress.phase("Search", max(1, round(budget / usual)))
         evolution = Evolution(self.problem.space, advice, trials, seeds)
         seed = self.prepared.options.seed
-        for point in guided_search(evolution, lambda asked: self.study(asked, race=True), seed=seed, budget=budget):
+        first = self.problem.warm_start.schedules
+        judge = partial(self.study, race=True)
+        for point in guided_search(evolution, judge, seed=seed, budget=budget, first=first):
             self.searched.append(point.schedule)
             self._show(point)
             if self.progress.should_stop():

@@ -103,9 +103,17 @@ class CallOptions(SearchOptions):
     )
     height: int | None = option(None, "Image height in pixels.", least=16, shown="the model's own")
     width: int | None = option(None, "Image width in pixels.", least=16, shown="the model's own")
+    warm_start: str | Path | None = option(
+        None,
+        "A front to begin from, as of an earlier search or of another model: a JSON file, a run's folder, a shipped "
+        "one's name, or user/name on the Hugging Face hub. Its schedules are judged first.",
+        place=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.warm_start is not None and self.preset == "paper":
+            raise DatoError("`warm_start` does not go with `preset` paper, which begins as DaTo does")
         if self.forecast is not None and self.forecast not in FORECASTS:
             raise DatoError(f"`forecast` {self.forecast!r}: known are {', '.join(FORECASTS)}")
 

@@ -22,6 +22,7 @@ from dato.search.options import AnySearch, DepthSearch, JointSearch, RatioSearch
 from dato.search.presets import RATIO_PRESETS, Preset
 from dato.search.problem import Bases, SearchProblem, call_problem, ratio_problem
 from dato.search.user_choices import floor_of, pick_point
+from dato.search.warm_start import WarmStart
 
 # Settings of the preset that a front's conditions hold outside of its entry on the search.
 _ELSEWHERE = (
@@ -153,6 +154,9 @@ def prepare_calls(
         preset: `options.settings()`, with the guidance scale that is meant.
         prompts: One image each.
         validation: One image each, for the finalists only.
+
+    Raises:
+        DatoError: if an option is not valid, or there is no front to begin from.
     """
     joint = isinstance(options, JointSearch)
     pruning = options.token_pruning(preset.guidance_scale) if joint else None
@@ -165,7 +169,8 @@ def prepare_calls(
         options.batch_size or (preset.batch_size if subject.model == EMBEDDED else Sampling.batch_size),
         subject.pipe_kwargs,
     )
-    problem = partial(call_problem, preset=preset, name=options.preset, pruning=pruning)
+    warm_start = None if options.warm_start is None else WarmStart.load(options.warm_start)
+    problem = partial(call_problem, preset=preset, name=options.preset, pruning=pruning, warm_start=warm_start)
     prepared = _prepared(
         "joint" if joint else "depth", options, subject, preset, prompts, sampling, preset.quality, problem
     )

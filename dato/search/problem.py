@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dato.errors import DatoError
@@ -17,6 +17,7 @@ from dato.schedule import Schedule
 from dato.search.nsga2 import Space
 from dato.search.presets import Preset
 from dato.search.spaces import PAPERS_WHOLE_CALLS, DepthSpace, RatioSpace
+from dato.search.warm_start import WarmStart
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class SearchProblem:
         seeds: Schedules to begin from.
         pruning: The settings of token pruning that belong to the ratios.
         settings: What a front's conditions record of the space.
+        warm_start: The front to begin from. Its schedules are judged first.
     """
 
     space: Space
@@ -36,9 +38,12 @@ class SearchProblem:
     seeds: Sequence[Schedule]
     pruning: Pruning
     settings: Mapping[str, Any]
+    warm_start: WarmStart = field(default_factory=WarmStart)
 
 
-def call_problem(facts: Facts, preset: Preset, name: str, pruning: Pruning | None) -> SearchProblem:
+def call_problem(
+    facts: Facts, preset: Preset, name: str, pruning: Pruning | None, warm_start: WarmStart | None = None
+) -> SearchProblem:
     """Return the problem of a search of depths.
 
     Args:
@@ -46,6 +51,10 @@ def call_problem(facts: Facts, preset: Preset, name: str, pruning: Pruning | Non
         preset: Settings of the search.
         name: The preset's name.
         pruning: Settings of the ratios that are searched together with the depths; None: depths alone are searched.
+        warm_start: A front to begin from.
+
+    Raises:
+        DatoError: if there is nothing to choose, or the space holds no schedule of the front.
     """
     lengths = [facts.calls_of[steps] for steps in preset.steps]
     ratios = [0.0] if pruning is None else preset.ratios
@@ -61,9 +70,11 @@ def call_problem(facts: Facts, preset: Preset, name: str, pruning: Pruning | Non
         "forecast": preset.forecast,
         "steps": list(preset.steps),
         **({} if preset.from_uniform else {"initial_whole_calls": list(PAPERS_WHOLE_CALLS)}),
+        **({} if warm_start is None else warm_start.settings),
     }
+    begin = WarmStart() if warm_start is None else warm_start.inside(space)
     rivals = _with_pruning(all_baselines(facts.steps_of, facts.calls, facts.rungs), meant)
-    return SearchProblem(space, rivals, space.also_pruned(regular), meant, settings)
+    return SearchProblem(space, rivals, space.also_pruned(regular), meant, settings, begin)
 
 
 @dataclass(frozen=True)

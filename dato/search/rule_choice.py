@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,8 @@ from dato.point import Point, non_dominated
 from dato.schedule import Schedule
 from dato.search.guided import hypervolume_gain
 from dato.search.spaces import DepthSpace
+
+ERROR = 1.7  # dB; what predictions are off by, as a root mean square (docs/search.md)
 
 
 def rules_of(space: DepthSpace) -> list[Schedule]:
@@ -72,7 +75,9 @@ def worth_validating(
     """Return the schedules that are expected to raise the hypervolume of a front most for what they cost.
 
     They are chosen one after the other. Each one is chosen as if those before it were points of the expected quality.
-    So what beats a point is chosen, and what fills a gap between two, and no second one that is like the first.
+    So what beats a point is chosen, and what fills a gap between two, and no second one that is like the first. If no
+    further one is expected to add anything, all qualities are taken to be higher by `ERROR`. So what is left of the
+    budget goes to schedules that may add something, because predictions err.
 
     Args:
         schedules: B schedules to choose from.
@@ -81,7 +86,7 @@ def worth_validating(
         stock_ms: Stock's latency.
         speedups: Where the front begins and ends. Schedules outside are not chosen.
         budget: What one image of each may cost together, in images of stock. It may not be used up: schedules that
-            are not expected to raise the hypervolume are not returned.
+            would add nothing even then are not returned.
     """
     front = non_dominated(points)
     least = min((point.quality for point in front), default=0.0)
@@ -91,13 +96,18 @@ def worth_validating(
         for schedule, quality, ms in zip(schedules, *(values.tolist() for values in guesses), strict=True)
         if low <= stock_ms / ms <= high and math.isfinite(quality)
     ]
-    left, chosen = budget * stock_ms, []
-    while offered := [one for one in offered if one.latency_ms <= left]:
-        gains = [hypervolume_gain(front, one.quality, one.latency_ms, least, stock_ms / low) for one in offered]
-        gain, best = max(zip(gains, offered, strict=True), key=lambda pair: pair[0] / pair[1].latency_ms)
-        if gain <= 0:
-            break
-        chosen.append(best.schedule)
-        left -= best.latency_ms
-        front = non_dominated([*front, best])
-    return chosen
+    left, chosen = budget * stock_ms, list[Point]()
+    for error in (0.0, ERROR):
+        front = non_dominated([*front, *(replace(one, quality=one.quality + error) for one in chosen)])
+        while affordable := [one for one in offered if one.latency_ms <= left]:
+            gains = [
+                hypervolume_gain(front, one.quality + error, one.latency_ms, least, stock_ms / low)
+                for one in affordable
+            ]
+            gain, best = max(zip(gains, affordable, strict=True), key=lambda pair: pair[0] / pair[1].latency_ms)
+            if gain <= 0:
+                break
+            chosen.append(best)
+            left -= best.latency_ms
+            front = non_dominated([*front, replace(best, quality=best.quality + error)])
+    return [one.schedule for one in chosen]

@@ -52,6 +52,8 @@ def run(
         machine["device"] = torch.device(prepared.recipe.device).type
         study.begin(prepared.kind, remembered, {**conditions, **machine}, problem.pruning, prepared.floor)
         _tell_what_was_resumed(study, progress)
+        if problem.warm_start.schedules:
+            progress.note(problem.warm_start.told(prepared.recipe.validation))
         course = Course if prepared.preset.minutes is None else GuidedCourse
         front = course(prepared, problem, study, progress, conditions).front()
         front.save(folder.front)

@@ -131,7 +131,7 @@ def test_minutes_are_converted_by_what_stock_took_and_not_by_the_table(measured_
     assert budget.candidates + 12 * budget.finalists == pytest.approx(images - validation)
 
 
-@pytest.mark.parametrize(("own_quality", "chosen"), [(42.0, True), (40.0, False)])
+@pytest.mark.parametrize(("own_quality", "chosen"), [(42.0, True), (39.0, False)])
 def test_further_rules_are_predicted_by_what_those_of_dato_rule_turned_out_to_be(own_quality, chosen):
     """Both the rule of 10 whole calls and that of 5 are predicted to have 30 dB, and a point of 8 has 41 dB."""
     stock = Point(Schedule.full(50), 100.0, 1000.0, 1.0)

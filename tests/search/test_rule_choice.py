@@ -7,7 +7,7 @@ import pytest
 
 from dato.point import Point
 from dato.schedule import Schedule
-from dato.search.rule_choice import best_of_each, corrected, worth_validating
+from dato.search.rule_choice import ERROR, best_of_each, corrected, worth_validating
 
 NAMES = list("abcdef")  # what is chosen may be anything
 
@@ -63,13 +63,24 @@ def test_they_cost_no_more_than_the_budget():
 
 
 def test_one_that_adds_nothing_is_not_chosen():
-    assert added([29.0, 49.9, 50], [12.0, 21, 20]) == []
-    assert added([29.0], [5.0]) == []  # faster than the front, and worse than all of it
+    assert added([28.0, 48.2, 48], [12.0, 21, 20]) == []
+    assert added([28.0], [5.0]) == []  # faster than the front, and worse than all of it
     assert added([31.0], [5.0]) == ["a"]
 
 
+def test_what_is_left_goes_to_those_that_add_something_if_predictions_err():
+    # c adds 5 dB. Then a and b may add something, as predictions err: b would add more, and a nothing with b there.
+    assert added([48.5, 48.9, 55], [21.0, 21, 40]) == ["c", "b"]
+    assert added([48.5, 48.9, 55], [21.0, 21, 40], budget=0.6) == ["c"]  # nothing is left for them
+    assert added([50.0 - ERROR - 0.01], [20.0]) == []
+    assert added([50.0 - ERROR + 0.01], [20.0]) == ["a"]
+    # What was chosen may be better, too: a, 0.1 dB below it at no less time, adds nothing.
+    assert added([54.9, 55], [40.0, 40]) == ["b"]
+
+
 def test_what_is_dominated_is_no_part_of_the_front():
-    assert added([41.0], [31.0], front=((40.0, 42.0), (30.0, 15.0))) == []
+    # The point of 40 dB at 30 ms is dominated by that of 42 dB at 15 ms.
+    assert added([40.2], [31.0], front=((40.0, 42.0), (30.0, 15.0))) == []
 
 
 def test_none_without_prediction_and_none_outside_the_speedups():

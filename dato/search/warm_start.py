@@ -1,0 +1,85 @@
+"""Begin a search from a front that is there already: an earlier run's, or that of another model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dato.errors import DatoError
+from dato.schedule import Schedule
+from dato.search.spaces import DepthSpace
+from dato.strategies import load_front
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """The schedules of a front to begin from; none if there is no such front.
+
+    Attributes:
+        schedules: In the front's order, the fastest first.
+        source: The front's file or name, for messages and conditions.
+        prompts: Those that the front was searched with.
+    """
+
+    schedules: Sequence[Schedule] = ()
+    source: str = ""
+    prompts: frozenset[str] = frozenset()
+
+    @classmethod
+    def load(cls, source: str | Path) -> WarmStart:
+        """Load a front, or raise DatoError; see `dato.load_front`."""
+        front = load_front(source)
+        prompts = frozenset(front.conditions.get("prompts", ()))
+        return cls([point.schedule for point in front.points], str(source), prompts)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a front's conditions record of it."""
+        content = json.dumps([schedule.to_dict() for schedule in self.schedules])
+        return {"warm_start": self.source, "warm_start_sha256": hashlib.sha256(content.encode()).hexdigest()}
+
+    def told(self, validation: Collection[str]) -> str:
+        """Return one line for the user on where a search begins.
+
+        Args:
+            validation: The prompts that the search validates by.
+        """
+        line = f"Beginning with {len(self.schedules)} schedules of {self.source}."
+        if known := self.prompts & set(validation):
+            line += (
+                f" warning: it was searched with {len(known)} of the {len(set(validation))} prompts to validate by, so "
+                "its points may seem too good; a `seed` equal to that search's keeps them apart"
+            )
+        return line
+
+    def inside(self, space: DepthSpace) -> WarmStart:
+        """Return the schedules for a space, without those that it does not hold.
+
+        They are made for a UNet of the space's height. A schedule whose length is not in the space gets the nearest
+        one (see `Schedule.resampled`). Polynomials of a higher degree than the space has become those of its highest.
+
+        Raises:
+            DatoError: if none is left.
+        """
+        found = {}
+        for schedule in self.schedules:
+            calls = min(space.calls, key=lambda n: abs(n - len(schedule)))
+            deepest = max((depth for depth in schedule.depths if depth != schedule.rungs), default=0)
+            if deepest >= space.rungs:
+                continue
+            moved = schedule.for_rungs(space.rungs).resampled(calls)
+            if space.forecast == moved.forecast == "polynomial":
+                moved = moved.with_order_at_most(max(space.orders))
+            genes = space.encode(moved)
+            if genes is not None:
+                found[space.decode(genes)] = None
+        if not found:
+            raise DatoError(
+                f"`warm_start` {self.source}: this search cannot hold any of its schedules; their depths must be among "
+                "`depths`, their orders among `orders`, and their forecast `forecast`"
+            )
+        return replace(self, schedules=list(found))
