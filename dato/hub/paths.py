@@ -11,7 +11,7 @@ from dato.hub.names import cached_repository, is_repository
 from dato.metrics import OPTIONS
 
 # Conditions whose text is a hub id, a name or a path.
-_NAMES = ("model", "depths", *(name for name, option in OPTIONS.items() if option.is_path))
+_NAMES = ("model", "depths", "warm_start", *(name for name, option in OPTIONS.items() if option.is_path))
 _ABSOLUTE = re.compile(r"[\\/]|~\w*[\\/]|\.\.?[\\/]|[A-Za-z]:[\\/]|file:")
 _FOLDERS = re.compile(r"(?<![\w./\\~])(?:file://)?(?:~|\b[A-Za-z]:)?[\\/](?:[^\s\\/'\":,;()]+[\\/])+")
 

@@ -108,7 +108,7 @@ DEPTH_PRESETS = {
         depths=(0, 1, 2, 3),
         minutes=40.0,
         validation=30,
-        finalists=24,
+        finalists=36,
         model_images=8,
         rounds=2,
     ),

@@ -325,6 +325,7 @@ PLACES = [
     ("note", "read (/home/me/x) and file:///home/me/y, ~/a/b", "read (x) and y, b"),
     ("versions", {"torch": "2.9"}, {"torch": "2.9"}),
     ("search", {"depths": "/home/me/runs/depth-1"}, {"depths": "depth-1"}),
+    ("search", {"warm_start": "runs/depth-1/pareto.json"}, {"warm_start": "pareto.json"}),
     ("search", {"depths": [0, 1], "alphabet": (0.5,)}, {"depths": [0, 1], "alphabet": (0.5,)}),
     ("search", {"failures": {"cannot open /home/me/x.bin": 3}}, {"failures": {"cannot open x.bin": 3}}),
     ("other", [{"places": ["/home/me/x", None, True]}], [{"places": ["x", None, True]}]),

@@ -60,7 +60,7 @@ THOROUGH = [
     Told("race", 6, "of which losers get 6"),
     Told("model_images", 8, "and the sensitivity model 8"),
     Told("validation", 30, "and 30 for validation"),
-    Told("finalists", 24, "of about 24 points"),
+    Told("finalists", 36, "of about 36 points"),
     Told("rounds", 2, "The front is timed again twice"),
 ]
 QUICK = [
