@@ -14,6 +14,8 @@ from dato.schedule import Schedule
 from dato.search.spaces import DepthSpace
 from dato.strategies import load_front
 
+LENGTH_TOLERANCE = 0.1  # share of a schedule's length by which the nearest length of a space may differ
+
 
 @dataclass(frozen=True)
 class WarmStart:
@@ -22,11 +24,13 @@ class WarmStart:
     Attributes:
         schedules: In the front's order, the fastest first.
         source: The front's file or name, for messages and conditions.
+        calls: UNet calls of the front's reference.
         prompts: Those that the front was searched with.
     """
 
     schedules: Sequence[Schedule] = ()
     source: str = ""
+    calls: int = 0
     prompts: frozenset[str] = frozenset()
 
     @classmethod
@@ -34,7 +38,7 @@ class WarmStart:
         """Load a front, or raise DatoError; see `dato.load_front`."""
         front = load_front(source)
         prompts = frozenset(front.conditions.get("prompts", ()))
-        return cls([point.schedule for point in front.points], str(source), prompts)
+        return cls([point.schedule for point in front.points], str(source), len(front.baseline.schedule), prompts)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -52,34 +56,38 @@ class WarmStart:
         if known := self.prompts & set(validation):
             line += (
                 f" warning: it was searched with {len(known)} of the {len(set(validation))} prompts to validate by, so "
-                "its points may seem too good; a `seed` equal to that search's keeps them apart"
+                "its points may seem too good; give prompts that it has not seen"
             )
         return line
 
     def inside(self, space: DepthSpace) -> WarmStart:
         """Return the schedules for a space, without those that it does not hold.
 
-        They are made for a UNet of the space's height. A schedule whose length is not in the space gets the nearest
-        one (see `Schedule.resampled`). Polynomials of a higher degree than the space has become those of its highest.
+        They are made for a UNet of the space's height. They are resampled (see `Schedule.resampled`) as the front's
+        reference has to be to become the longest of the space. The space must have about that length, so that the
+        speed-up stays the same. Polynomials of a higher degree than the space has become those of its highest.
 
         Raises:
             DatoError: if none is left.
         """
-        found = {}
-        for schedule in self.schedules:
-            calls = min(space.calls, key=lambda n: abs(n - len(schedule)))
-            deepest = max((depth for depth in schedule.depths if depth != schedule.rungs), default=0)
-            if deepest >= space.rungs:
-                continue
-            moved = schedule.for_rungs(space.rungs).resampled(calls)
-            if space.forecast == moved.forecast == "polynomial":
-                moved = moved.with_order_at_most(max(space.orders))
-            genes = space.encode(moved)
-            if genes is not None:
-                found[space.decode(genes)] = None
+        moved = [self._moved(schedule, space) for schedule in self.schedules]
+        genes = [space.encode(schedule) for schedule in moved if schedule is not None]
+        found = dict.fromkeys(space.decode(x) for x in genes if x is not None)
         if not found:
             raise DatoError(
-                f"`warm_start` {self.source}: this search cannot hold any of its schedules; their depths must be among "
-                "`depths`, their orders among `orders`, and their forecast `forecast`"
+                f"`warm_start` {self.source}: this search cannot hold any of its schedules; their lengths must be "
+                "among `steps`, their depths among `depths`, their orders among `orders`, and their forecast `forecast`"
             )
         return replace(self, schedules=list(found))
+
+    def _moved(self, schedule: Schedule, space: DepthSpace) -> Schedule | None:
+        """Return a schedule for the height and the lengths of a space; None if it does not fit."""
+        wanted = len(schedule) * space.calls[-1] / self.calls
+        calls = min(space.calls, key=lambda count: abs(count - wanted))
+        deepest = max((depth for depth in schedule.depths if depth != schedule.rungs), default=0)
+        if deepest >= space.rungs or abs(calls - wanted) > LENGTH_TOLERANCE * wanted:
+            return None
+        moved = schedule.for_rungs(space.rungs).resampled(calls)
+        if space.forecast == moved.forecast == "polynomial":
+            return moved.with_order_at_most(max(space.orders))
+        return moved

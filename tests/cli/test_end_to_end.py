@@ -290,10 +290,11 @@ BAD = [
     ("search/search_depth.py", ("--steps", "1"), "at least two UNet calls: give more --steps"),
     ("search/search_depth.py", ("--orders", "3"), "--orders: forecasts have order 0, 1 or 2"),
     ("search/search_depth.py", ("--forecast", "hope"), "--forecast 'hope'"),
+    ("search/search_depth.py", ("--forecast", "chebyshev"), "--forecast chebyshev reads all of the past, which fast"),
     ("search/search_depth.py", ("--warm-start", "none.json"), "no file and no shipped strategy 'none.json'"),
     (
         "search/search_depth.py",
-        ("--warm-start", "emoji-sd-depth", "--forecast", "chebyshev"),
+        ("--warm-start", "emoji-sd-depth", "--depths", "7", "--preset", "quick"),
         "--warm-start emoji-sd-depth: this search cannot hold any of its schedules",
     ),
     ("search/search_depth.py", ("--latency", "fast"), "--latency 'fast': known are auto, table, measured"),

@@ -31,20 +31,30 @@ def space(**changes):
     )
 
 
-def inside(*schedules, **changes):
-    return [(s.depths, s.orders[1]) for s in WarmStart(schedules, "mine").inside(space(**changes)).schedules]
+def inside(*schedules, calls=6, **changes):
+    start = WarmStart(schedules, "mine", calls)
+    return [(s.depths, s.orders[1]) for s in start.inside(space(**changes)).schedules]
 
 
 def test_schedules_of_the_space_stay_as_they_are():
     uniform = Schedule.uniform(6, 3, 1, 1)
-    found = WarmStart([LATE, uniform, LATE], "mine").inside(space())
+    found = WarmStart([LATE, uniform, LATE], "mine", 6).inside(space())
     assert found.schedules == [LATE.canonical(), uniform.canonical()]
 
 
 def test_they_are_moved_to_another_height_length_and_order():
     assert inside(LATE, rungs=9) == [((9, 0, 0, 0, 0, 9), 0)]
-    assert inside(Schedule.uniform(12, 3, 1), calls=[4, 6]) == [(Schedule.uniform(12, 3, 1).resampled(6).depths, 0)]
+    long = Schedule.uniform(12, 3, 1)
+    assert inside(long, calls=12) == [(long.resampled(6).depths, 0)]
     assert inside(Schedule.uniform(6, 3, 1, 2)) == [((12, 1, 1, 12, 1, 1), 1)]
+
+
+def test_a_speedup_stays_the_same_at_another_length():
+    """A schedule of half of its reference's calls becomes one of half of the new reference's, if there are such."""
+    half, whole = Schedule.uniform(10, 5, 0), Schedule.uniform(20, 5, 0)
+    start = WarmStart([half, whole], "mine", 20)
+    assert [len(s) for s in start.inside(DepthSpace([6, 12], 12, [0])).schedules] == [6, 12]
+    assert [len(s) for s in start.inside(DepthSpace([9, 21], 12, [0])).schedules] == [21]
 
 
 def test_what_the_space_does_not_hold_is_left_out():
@@ -56,7 +66,7 @@ def test_what_the_space_does_not_hold_is_left_out():
 
 
 def test_prompts_that_were_searched_do_not_validate_without_a_warning():
-    start = WarmStart([LATE], "mine", frozenset({"a cat", "a dog"}))
+    start = WarmStart([LATE], "mine", 6, frozenset({"a cat", "a dog"}))
     assert start.told(["a tree"]) == start.told([]) == "Beginning with 1 schedules of mine."
     assert "warning: it was searched with 1 of the 2 prompts to validate by" in start.told(["a tree", "a cat"])
 
