@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -120,6 +121,10 @@ def evaluate(
     plot: Annotated[
         Path | None, typer.Option(help="Also write a PNG: two of the metrics against the share of stock's time.")
     ] = None,
+    plot_flops: Annotated[
+        bool,
+        typer.Option("--plot-flops", help="--plot has shares of FLOPs, which are exact also where times are noisy."),
+    ] = False,
 ) -> None:
     """Evaluate schedules on held-out prompts, beside stock, stock with fewer steps, DeepCache, SiTo, ToMeSD, Spectrum.
 
@@ -162,7 +167,7 @@ def evaluate(
     )
     result.save()
     _show(result, {name for entry in entries for name in result.families.get(entry.label, ())})
-    for path, draw in ((plot, result.plot), (grid, result.grid)):
+    for path, draw in ((plot, partial(result.plot, flops=plot_flops)), (grid, result.grid)):
         if path is not None:
             draw(path)
             out.print(f"written to {path}", highlight=False)

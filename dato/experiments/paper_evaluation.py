@@ -114,12 +114,12 @@ class Evaluation:
         write_atomic(self.store.folder / "table.md", markdown(self.rows()))
         write_atomic(self.store.folder / "evaluation.json", dumps(data) + "\n")
 
-    def plot(self, path: Path) -> None:
-        """Write a PNG: two of the metrics against the share of stock's time, a line for each family."""
+    def plot(self, path: Path, flops: bool = False) -> None:
+        """Write a PNG: two of the metrics against the share of stock's time or FLOPs, a line for each family."""
         metrics = self.recipe.metrics
         preferred = [name for name in PLOTTED if name in metrics]
         lines = {title: [self.points[name] for name in names] for title, names in self.families.items()}
-        quality_plot(lines, self.stock, (preferred or metrics)[:2], path)
+        quality_plot(lines, self.stock, (preferred or metrics)[:2], path, flops)
 
     def grid(self, path: Path) -> None:
         """Write a PNG: images of the first prompts by stock, and by each family's method nearest to each speed-up."""

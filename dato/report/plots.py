@@ -12,6 +12,7 @@ from dato.errors import DatoError
 from dato.evaluation.baselines import OTHER_FAMILY, STOCK_FAMILY, UNIFORM_FAMILY, family_of
 from dato.metrics import METRICS, label_of, shown
 from dato.point import Point
+from dato.report.columns import FLOPS
 from dato.search.run_folder import Run
 from dato.utils.files import save_figure
 
@@ -110,15 +111,20 @@ def curves_picture(
 
 
 def quality_plot(
-    families: Mapping[str, Sequence[Point]], stock: Point, metrics: Sequence[str], path: str | Path
+    families: Mapping[str, Sequence[Point]],
+    stock: Point,
+    metrics: Sequence[str],
+    path: str | Path,
+    flops: bool = False,
 ) -> None:
-    """Write a PNG: quality against the share of stock's time, one line or cloud for each family of methods.
+    """Write a PNG: quality against the share of stock's time or FLOPs, one line or cloud for each family of methods.
 
     Args:
         families: Name of a family -> points. The last one is drawn on top.
         stock: The reference, at a share of 1.
         metrics: Names of `METRICS`, one panel each.
         path: The file.
+        flops: Take FLOPs (`metrics["flop_share"]`) instead of the time. Points without them are left out.
 
     Raises:
         DatoError: if the file cannot be written.
@@ -128,8 +134,12 @@ def quality_plot(
     markers = "osD^vP*X<>"
     for panel, metric in zip(panels, metrics, strict=True):
         for number, (name, points) in enumerate(families.items()):
-            points = sorted(points, key=lambda p: p.latency_ms)
-            shares = [point.latency_ms / stock.latency_ms for point in points]
+            if flops:
+                points = sorted((p for p in points if FLOPS in p.metrics), key=lambda p: p.metrics[FLOPS])
+                shares = [point.metrics[FLOPS] for point in points]
+            else:
+                points = sorted(points, key=lambda p: p.latency_ms)
+                shares = [point.latency_ms / stock.latency_ms for point in points]
             values = [shown(metric, point.metrics[metric]) for point in points]
             line = "-" if len(points) > 2 else ""
             panel.plot(
@@ -144,7 +154,7 @@ def quality_plot(
         panel.minorticks_off()
         panel.grid(alpha=0.25)
         label = label_of(metric) + (", to stock's image" if against_stock else ", dotted: stock")
-        panel.set(xlabel=f"share of stock's time ({stock.steps} steps)", ylabel=label)
+        panel.set(xlabel=f"share of stock's {'FLOPs' if flops else 'time'} ({stock.steps} steps)", ylabel=label)
     panels[0].legend(fontsize=8)
     save_figure(figure, path)
 

@@ -110,7 +110,6 @@ DEPTH_PRESETS = {
         validation=30,
         finalists=36,
         model_images=8,
-        rounds=2,
     ),
     "quick": Preset(
         steps=(8, 10, 12, 15, 18, 20, 22, 25, 30, 40, 50),

@@ -61,7 +61,6 @@ THOROUGH = [
     Told("model_images", 8, "and the sensitivity model 8"),
     Told("validation", 30, "and 30 for validation"),
     Told("finalists", 36, "of about 36 points"),
-    Told("rounds", 2, "The front is timed again twice"),
 ]
 QUICK = [
     Told("minutes", None, "generations of NSGA-II"),
