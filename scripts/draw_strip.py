@@ -27,7 +27,7 @@ EVALUATION = Path(__file__).parent.parent / "benchmarks" / "emoji-sd-evaluation.
 
 def draw_strip(
     front: Annotated[str, typer.Option(help="The front: a file, a run's folder or a shipped name.")] = "emoji-sd-depth",
-    points: Annotated[str, typer.Option(help="Numbers of the points on the front, the first is 0.")] = "18,9,7",
+    points: Annotated[str, typer.Option(help="Numbers of the points on the front, the first is 0.")] = "21,14,10",
     prompts: Annotated[str, typer.Option(help="Prompts, separated by semicolons.")] = ";".join(PROMPTS),
     seed: Annotated[int, typer.Option(help="Image i starts from the noise of seed + i.")] = 1000,
     evaluation: Annotated[Path, typer.Option(help="evaluation.json, which has measured the points.")] = EVALUATION,
