@@ -129,17 +129,17 @@ def quality_plot(
     Raises:
         DatoError: if the file cannot be written.
     """
+
+    def share_of(point: Point) -> float | None:
+        return point.metrics.get(FLOPS) if flops else point.latency_ms / stock.latency_ms
+
     figure = Figure(figsize=(6.2 * len(metrics), 5), layout="constrained")
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     markers = "osD^vP*X<>"
     for panel, metric in zip(panels, metrics, strict=True):
         for number, (name, points) in enumerate(families.items()):
-            if flops:
-                points = sorted((p for p in points if FLOPS in p.metrics), key=lambda p: p.metrics[FLOPS])
-                shares = [point.metrics[FLOPS] for point in points]
-            else:
-                points = sorted(points, key=lambda p: p.latency_ms)
-                shares = [point.latency_ms / stock.latency_ms for point in points]
+            points = sorted((point for point in points if share_of(point) is not None), key=share_of)
+            shares = [share_of(point) for point in points]
             values = [shown(metric, point.metrics[metric]) for point in points]
             line = "-" if len(points) > 2 else ""
             panel.plot(

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from dato.errors import DatoError
-from dato.forecast_rule import RULES
 from dato.metrics import METRICS, OPTIONS
 from dato.metrics.base import Option
 from dato.pruning import SCORES, Pruning
@@ -327,13 +326,7 @@ class DepthSearch(GuidedOptions, MetricOptions, JudgingOptions, CallOptions):
         if self.reference_steps and preset.minutes is not None and len(preset.steps) == 1:
             numbers["steps"] = numbers["steps"] or (self.reference_steps,)
         changed = "depths", "forecast", "guidance_scale", "minutes", "speedups", "validation"
-        preset = self._changed(preset, *changed, **numbers)
-        if preset.minutes is not None and any(preset.orders) and not RULES[preset.forecast].can_be_planned:
-            raise DatoError(
-                f"`forecast` {preset.forecast} reads all of the past, which {self.preset} cannot predict: give "
-                "`preset` quick, or `orders` 0"
-            )
-        return preset
+        return self._changed(preset, *changed, **numbers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -169,7 +169,7 @@ def prepare_calls(
         options.batch_size or (preset.batch_size if subject.model == EMBEDDED else Sampling.batch_size),
         subject.pipe_kwargs,
     )
-    warm_start = None if options.warm_start is None else WarmStart.load(options.warm_start)
+    warm_start = WarmStart() if options.warm_start is None else WarmStart.load(options.warm_start)
     problem = partial(call_problem, preset=preset, name=options.preset, pruning=pruning, warm_start=warm_start)
     prepared = _prepared(
         "joint" if joint else "depth", options, subject, preset, prompts, sampling, preset.quality, problem

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +15,7 @@ from dato.schedule import Schedule
 from dato.search.nsga2 import Space
 from dato.search.presets import Preset
 from dato.search.spaces import PAPERS_WHOLE_CALLS, DepthSpace, RatioSpace
-from dato.search.warm_start import WarmStart
+from dato.search.warm_start import WarmStart, digest
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class SearchProblem:
 
 
 def call_problem(
-    facts: Facts, preset: Preset, name: str, pruning: Pruning | None, warm_start: WarmStart | None = None
+    facts: Facts, preset: Preset, name: str, pruning: Pruning | None, warm_start: WarmStart
 ) -> SearchProblem:
     """Return the problem of a search of depths.
 
@@ -51,16 +49,22 @@ def call_problem(
         preset: Settings of the search.
         name: The preset's name.
         pruning: Settings of the ratios that are searched together with the depths; None: depths alone are searched.
-        warm_start: A front to begin from.
+        warm_start: A front to begin from, if there is one.
 
     Raises:
-        DatoError: if there is nothing to choose, or the space holds no schedule of the front.
+        DatoError: if there is nothing to choose, the preset cannot predict the forecast, or the space holds no schedule
+            of the front.
     """
     lengths = [facts.calls_of[steps] for steps in preset.steps]
     ratios = [0.0] if pruning is None else preset.ratios
     meant = pruning or Pruning()
     kinds = preset.depths, preset.orders, preset.forecast
     space = DepthSpace(lengths, facts.rungs, *kinds, ratios, meant, preset.order_by_call)
+    if preset.minutes is not None and not space.can_be_planned:
+        raise DatoError(
+            f"`forecast` {preset.forecast} reads all of the past, which {name} cannot predict: give `preset` quick, or "
+            "`orders` 0"
+        )
     regular = seeds(lengths, facts.rungs, preset.orders, preset.forecast, preset.pop_size // len(space.seed_ratios))
     settings = {
         "preset": name,
@@ -70,11 +74,10 @@ def call_problem(
         "forecast": preset.forecast,
         "steps": list(preset.steps),
         **({} if preset.from_uniform else {"initial_whole_calls": list(PAPERS_WHOLE_CALLS)}),
-        **({} if warm_start is None else warm_start.settings),
+        **warm_start.settings,
     }
-    begin = WarmStart() if warm_start is None else warm_start.inside(space)
     rivals = _with_pruning(all_baselines(facts.steps_of, facts.calls, facts.rungs), meant)
-    return SearchProblem(space, rivals, space.also_pruned(regular), meant, settings, begin)
+    return SearchProblem(space, rivals, space.also_pruned(regular), meant, settings, warm_start.inside(space))
 
 
 @dataclass(frozen=True)
@@ -131,12 +134,11 @@ def ratio_problem(facts: Facts, bases: Bases, space: RatioSpace, name: str, prun
     rivals = all_baselines(facts.steps_of, facts.calls, facts.rungs)
     most = space.ratios[-1]
     rivals[f"all whole, ratio {most:g}"] = Schedule.full(facts.calls, rungs=bases.rungs).with_ratios(most)
-    content = json.dumps([point.schedule.to_dict() for point in bases.points])
     settings = {
         "preset": name,
         "ratios": space.ratios,
         "depths": bases.source,
-        "depths_sha256": hashlib.sha256(content.encode()).hexdigest(),
+        "depths_sha256": digest([point.schedule for point in bases.points]),
         "pick": bases.pick,
     }
     return SearchProblem(space, _with_pruning(rivals, pruning), [], pruning, settings)

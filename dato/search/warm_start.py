@@ -17,6 +17,12 @@ from dato.strategies import load_front
 LENGTH_TOLERANCE = 0.1  # share of a schedule's length by which the nearest length of a space may differ
 
 
+def digest(schedules: Sequence[Schedule]) -> str:
+    """Return a SHA-256 by which conditions and journals know the schedules that a search builds on."""
+    content = json.dumps([schedule.to_dict() for schedule in schedules])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class WarmStart:
     """The schedules of a front to begin from; none if there is no such front.
@@ -43,8 +49,7 @@ class WarmStart:
     @property
     def settings(self) -> dict[str, Any]:
         """What a front's conditions record of it."""
-        content = json.dumps([schedule.to_dict() for schedule in self.schedules])
-        return {"warm_start": self.source, "warm_start_sha256": hashlib.sha256(content.encode()).hexdigest()}
+        return {"warm_start": self.source, "warm_start_sha256": digest(self.schedules)} if self.schedules else {}
 
     def told(self, validation: Collection[str]) -> str:
         """Return one line for the user on where a search begins.
@@ -68,12 +73,12 @@ class WarmStart:
         speed-up stays the same. Polynomials of a higher degree than the space has become those of its highest.
 
         Raises:
-            DatoError: if none is left.
+            DatoError: if there are some, and none is left.
         """
         moved = [self._moved(schedule, space) for schedule in self.schedules]
         genes = [space.encode(schedule) for schedule in moved if schedule is not None]
         found = dict.fromkeys(space.decode(x) for x in genes if x is not None)
-        if not found:
+        if self.schedules and not found:
             raise DatoError(
                 f"`warm_start` {self.source}: this search cannot hold any of its schedules; their lengths must be "
                 "among `steps`, their depths among `depths`, their orders among `orders`, and their forecast `forecast`"
@@ -84,10 +89,12 @@ class WarmStart:
         """Return a schedule for the height and the lengths of a space; None if it does not fit."""
         wanted = len(schedule) * space.calls[-1] / self.calls
         calls = min(space.calls, key=lambda count: abs(count - wanted))
-        deepest = max((depth for depth in schedule.depths if depth != schedule.rungs), default=0)
-        if deepest >= space.rungs or abs(calls - wanted) > LENGTH_TOLERANCE * wanted:
+        if abs(calls - wanted) > LENGTH_TOLERANCE * wanted:
             return None
-        moved = schedule.for_rungs(space.rungs).resampled(calls)
+        try:
+            moved = schedule.for_rungs(space.rungs).resampled(calls)
+        except DatoError:  # that UNet does not have a depth of it
+            return None
         if space.forecast == moved.forecast == "polynomial":
             return moved.with_order_at_most(max(space.orders))
         return moved
